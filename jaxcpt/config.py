@@ -1,0 +1,455 @@
+"""The frozen `Experiment` tree: every value of a run, loaded from a plain Python file.
+
+In: a file with `def experiment() -> Experiment`, `--set a.b=v` overrides. Out: a checked tree, and
+the same tree as JSON. It knows neither arrays nor devices: what depends on those is checked where
+it is known. What a user can get wrong anywhere in the package is raised as `Refusal`.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+
+class Refusal(Exception):
+    """An error that the user caused and can mend: shown as one line, exit code 2, no traceback."""
+
+
+Side = Literal["x", "y"]
+
+
+@dataclass(frozen=True)
+class PythonPackages:
+    """(docstring, function) pairs from the standard library and installed packages.
+
+    The split is by module: whole modules are held out until they hold `heldout_functions`, and
+    training pairs that share a docstring or a body with them are dropped.
+    """
+
+    split: Literal["train", "heldout"] = "train"
+    heldout_functions: int = 1000
+    packages: tuple[str, ...] = ()
+    """Import names to mine, such as `json`; empty: the standard library and jaxcpt's own needs."""
+
+
+@dataclass(frozen=True)
+class JsonlPairs:
+    """One JSON object a line, with the two texts under `x` and `y`."""
+
+    path: str
+    x: str = "x"
+    y: str = "y"
+
+
+@dataclass(frozen=True)
+class TfdsPairs:
+    """A tensorflow-datasets directory in ArrayRecord form with the features `x` and `y`."""
+
+    directory: str
+    split: str = "train"
+    prepare: str = ""
+    """The command that makes the directory, shown when it is missing."""
+
+
+Source = PythonPackages | JsonlPairs | TfdsPairs
+
+
+@dataclass(frozen=True)
+class Data:
+    train: tuple[Source, ...]
+    weights: tuple[float, ...] = ()
+    """Share of each source in a batch; empty: in proportion to their sizes."""
+    heldout: Source | None = None
+    """Pairs never trained on: the x of each searches the y of all."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    vocabulary: int
+    kind: Literal["bpe", "unigram"] = "bpe"
+    split_identifiers: bool = False
+    """Lower-case, and cut parseDate and parse_date into words, inside the model's normaliser."""
+    x_tokens: int = 512
+    """Longest x, delimiters included; what is longer is cut and keeps its closing delimiter."""
+    y_tokens: int = 512
+    model_file: str | None = None
+    """A SentencePiece model made earlier; None: train one on the training pairs."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    pairs_per_batch: int
+    """Pairs in the global batch; need not divide anything, the remainder is masked."""
+    chunks: int = 1
+    """Parts encoded one after another. The loss still sees the whole batch (update.py)."""
+    row_tokens: int = 512
+    rows_per_cell: int | None = None
+    """Packed rows of a (data shard, chunk) cell; None: measured on the training pairs."""
+    token_dropout: float = 0.0
+    """Share of inner tokens left out, drawn anew for each text and step."""
+
+
+@dataclass(frozen=True)
+class Model:
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int | None = None
+    """Fewer than `heads` for grouped-query attention; None: as many."""
+    mlp_width: int | None = None
+    """None: four times the width."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    positions: Literal["learnt", "rotary"] = "learnt"
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    qk_norm: bool = False
+    causal: bool = True
+    pooling: Literal["eos", "mean"] = "eos"
+    """eos: hidden state at the closing delimiter (paper, section 2.1); mean: over the text."""
+    token_weights: bool = False
+    """Weigh each token in the mean by exp of a number learnt per vocabulary entry."""
+    residual_start: Literal["gpt", "zero"] = "gpt"
+    """Start of a branch's last matrix: GPT's 0.02 / sqrt(2 layers), or zero."""
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    remat: Literal["nothing", "dots", "everything"] = "everything"
+    """What a layer recomputes in the backward pass: nothing, all but matrix products, all."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    scale_start: float = 1 / 0.07
+    """exp(log_scale) at step 0; CLIP's value."""
+    scale_max: float = 100.0
+    form: Literal["dense", "streaming"] = "dense"
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float
+    embedding_learning_rate: float | None = None
+    """For the token and position tables and token weights; None: `learning_rate`."""
+    warmup_steps: int = 0
+    final_share: float = 0.1
+    """Learning rate at the last step, as a share of its peak."""
+    weight_decay: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; one of them may be -1: whatever the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    every_steps: int = 1000
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Experiment:
+    name: str
+    train_steps: int
+    data: Data
+    tokenizer: Tokenizer
+    batching: Batching
+    model: Model
+    optimizer: Optimizer
+    loss: Loss = field(default_factory=Loss)
+    mesh: Mesh = field(default_factory=Mesh)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    seed: int = 0
+    log_every_steps: int = 10
+    eval_every_steps: int = 1000
+    baseline: "Experiment | None" = None
+    """Trained before this run in its folder, on the same pairs and tokenizer, and shown beside."""
+
+
+def load_experiment(path: str) -> Experiment:
+    """Runs `experiment()` of the Python file at `path`. Raises Refusal with the file and line."""
+    if not Path(path).is_file():
+        raise Refusal(f"{path}: no such experiment file; see experiments/ for the ones there are")
+    spec = importlib.util.spec_from_file_location("jaxcpt_experiment", path)
+    if spec is None or spec.loader is None:
+        raise Refusal(f"{path}: not a Python file; an experiment is a .py file")
+    module = importlib.util.module_from_spec(spec)
+    # Sizes import their sibling: `from cpt_text_s import experiment as small`.
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "experiment"):
+            raise Refusal(f"{path}: defines no function `experiment() -> Experiment`")
+        experiment = module.experiment()
+    except Refusal:
+        raise
+    except SyntaxError as error:
+        raise Refusal(f"{error.filename}:{error.lineno}: not Python: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename) == Path(path)]
+        line = f":{own[-1].lineno}" if own else ""
+        raise Refusal(f"{path}{line}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(experiment, Experiment):
+        raise Refusal(
+            f"{path}: experiment() returned {type(experiment).__name__}; it must return Experiment"
+        )
+    # Through JSON and back, so that a value of a wrong type is found whoever wrote it.
+    return from_json(to_json(experiment), path)
+
+
+def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """Applies `a.b=v` in order. v is a Python literal, or else a string."""
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise Refusal(f"--set {override}: expected dotted.path=value")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        experiment = _override(experiment, path.split("."), value, path)
+    return experiment
+
+
+def _override(node: Any, names: list[str], value: Any, path: str) -> Any:
+    name, *rest = names
+    if node is None:
+        raise Refusal(f"--set {path}: its parent is None, so there is nothing to set below it")
+    if isinstance(node, tuple):
+        if not name.isdigit() or int(name) >= len(node):
+            raise Refusal(f"--set {path}: '{name}' is no index; there are {len(node)} entries")
+        changed = _override(node[int(name)], rest, value, path) if rest else value
+        return (*node[: int(name)], changed, *node[int(name) + 1 :])
+    if not is_dataclass(node):
+        raise Refusal(f"--set {path}: nothing lies below a {type(node).__name__}; drop '.{name}'")
+    hints = typing.get_type_hints(type(node))
+    if name not in hints:
+        near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5) or sorted(hints)
+        raise Refusal(
+            f"--set {path}: {type(node).__name__} has no field '{name}'; nearest: {', '.join(near)}"
+        )
+    current = getattr(node, name)
+    changed = _override(current, rest, value, path) if rest else value
+    return replace(node, **{name: _build(hints[name], _plain(changed), f"--set {path}")})
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses to dicts that name their class, tuples to lists: what JSON can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        entries = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"type": type(value).__name__, **entries}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(hint: Any, value: Any, path: str) -> Any:
+    """The inverse of `_plain` for a value that should have type `hint`; refuses what does not."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        classes = {a.__name__: a for a in arguments if is_dataclass(a)}
+        if isinstance(value, dict) and value.get("type") in classes:
+            return _build(classes[value["type"]], value, path)
+        others = [a for a in arguments if a is not type(None)]
+        if len(others) == 1:
+            return _build(others[0], value, path)
+        raise Refusal(f"{path}: expected one of {', '.join(classes)}, found {value!r}")
+    if origin is Literal:
+        if value in arguments:
+            return value
+        choices = ", ".join(map(str, arguments))
+        raise Refusal(f"{path}: expected one of {choices}, found {value!r}")
+    if origin is tuple:
+        if isinstance(value, list):
+            return tuple(_build(arguments[0], v, f"{path}.{i}") for i, v in enumerate(value))
+        raise Refusal(f"{path}: expected a tuple, found {value!r}")
+    if is_dataclass(hint):
+        if not isinstance(value, dict) or value.get("type", hint.__name__) != hint.__name__:
+            raise Refusal(f"{path}: expected {hint.__name__}, found {value!r}")
+        hints = typing.get_type_hints(hint)
+        given = {name: item for name, item in value.items() if name != "type"}
+        if unknown := sorted(set(given) - set(hints)):
+            raise Refusal(f"{path}: {hint.__name__} has no field '{unknown[0]}'")
+        needed = {f.name for f in fields(hint) if f.default is f.default_factory}  # both MISSING
+        if missing := sorted(needed - set(given)):
+            raise Refusal(f"{path}: {hint.__name__} needs the field '{missing[0]}'")
+        return hint(**{n: _build(hints[n], v, f"{path}.{n}") for n, v in given.items()})
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise Refusal(f"{path}: expected {hint.__name__}, found {value!r} ({type(value).__name__})")
+
+
+def to_json(experiment: Experiment) -> str:
+    return json.dumps(_plain(experiment), indent=2)
+
+
+def from_json(text: str, where: str) -> Experiment:
+    """Raises Refusal naming `where` and the field that does not fit."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Refusal(f"{where}:{error.lineno}: not JSON: {error.msg}") from error
+    return _build(Experiment, value, where)
+
+
+def differences(old: Experiment, new: Experiment) -> list[str]:
+    """One line `path: old -> new` for each leaf that differs."""
+
+    def leaves(value: Any, path: str) -> dict[str, Any]:
+        if isinstance(value, dict):
+            items = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
+        elif isinstance(value, list):
+            items = [(f"{path}.{index}", item) for index, item in enumerate(value)]
+        else:
+            return {path: value}
+        return {k: v for key, item in items for k, v in leaves(item, key).items()}
+
+    before, after = leaves(_plain(old), ""), leaves(_plain(new), "")
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
+
+
+def validate(experiment: Experiment) -> Experiment:
+    """Cross-checks that need no device. Returns the experiment; raises Refusal naming a field."""
+    e, m, b, t = experiment, experiment.model, experiment.batching, experiment.tokenizer
+    kv_heads = m.kv_heads or m.heads
+    head_width = m.width // max(m.heads, 1)
+    longest = max(t.x_tokens, t.y_tokens)
+    positive = {
+        "train_steps": e.train_steps,
+        "log_every_steps": e.log_every_steps,
+        "eval_every_steps": e.eval_every_steps,
+        "checkpoints.every_steps": e.checkpoints.every_steps,
+        "checkpoints.keep": e.checkpoints.keep,
+        "batching.pairs_per_batch": b.pairs_per_batch,
+        "batching.chunks": b.chunks,
+        "model.width": m.width,
+        "model.heads": m.heads,
+        "loss.scale_start": e.loss.scale_start,
+        "optimizer.learning_rate": e.optimizer.learning_rate,
+    }
+    rules: list[tuple[bool, str]] = [
+        (value > 0, f"{name}: must be above 0, found {value}") for name, value in positive.items()
+    ]
+    rules += [
+        (bool(e.data.train), "data.train: no data; name at least one source"),
+        (
+            len(e.data.weights) in (0, len(e.data.train)),
+            f"data.weights: {len(e.data.weights)} weights for {len(e.data.train)} sources",
+        ),
+        (
+            head_width * m.heads == m.width,
+            f"model.heads: {m.heads} heads do not divide the width {m.width}",
+        ),
+        (
+            kv_heads > 0 and m.heads % kv_heads == 0,
+            f"model.kv_heads: {kv_heads} key heads do not divide the {m.heads} heads",
+        ),
+        (
+            m.positions == "learnt" or head_width % 2 == 0,
+            f"model.positions: rotary needs an even head width, found {head_width}",
+        ),
+        (
+            not m.token_weights or m.pooling == "mean",
+            "model.token_weights: only used with model.pooling=mean",
+        ),
+        (
+            b.chunks <= b.pairs_per_batch,
+            f"batching.chunks: {b.chunks} chunks for a batch of {b.pairs_per_batch} pairs",
+        ),
+        (
+            longest <= b.row_tokens,
+            f"batching.row_tokens: rows of {b.row_tokens} tokens cannot hold a text of {longest}",
+        ),
+        (min(t.x_tokens, t.y_tokens) >= 3, "tokenizer.x_tokens, y_tokens: must be at least 3"),
+        (
+            0 <= b.token_dropout < 1,
+            f"batching.token_dropout: must be in [0, 1), found {b.token_dropout}",
+        ),
+        (
+            e.loss.scale_start <= e.loss.scale_max,
+            f"loss.scale_start: {e.loss.scale_start} is above loss.scale_max {e.loss.scale_max}",
+        ),
+        (
+            e.optimizer.warmup_steps < e.train_steps,
+            f"optimizer.warmup_steps: {e.optimizer.warmup_steps} of {e.train_steps} steps",
+        ),
+        (
+            e.baseline is None or e.baseline.baseline is None,
+            "baseline.baseline: a baseline has no baseline of its own",
+        ),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise Refusal(f"{e.name}: {message}")
+    if e.baseline is not None:
+        validate(e.baseline)
+    return e
+
+
+def shrink(experiment: Experiment) -> Experiment:
+    """The same run with tiny sizes and embedded data (`--smoke`): every code path, a minute.
+
+    Each mesh axis in use keeps two devices, so sharding is exercised as the experiment has it.
+    """
+    m, b = experiment.model, experiment.batching
+    grouped = m.kv_heads is not None and m.kv_heads < m.heads
+    packages = ("argparse", "email", "json")
+    return replace(
+        experiment,
+        train_steps=4,
+        data=Data(
+            train=(PythonPackages(heldout_functions=20, packages=packages),),
+            heldout=PythonPackages("heldout", heldout_functions=20, packages=packages),
+        ),
+        tokenizer=replace(
+            experiment.tokenizer, vocabulary=600, x_tokens=16, y_tokens=48, model_file=None
+        ),
+        batching=replace(
+            b, pairs_per_batch=30, chunks=min(b.chunks, 2), row_tokens=64, rows_per_cell=None
+        ),
+        model=replace(
+            m,
+            width=32,
+            layers=min(m.layers, 2),
+            heads=4,
+            kv_heads=2 if grouped else None,
+            mlp_width=64,
+        ),
+        optimizer=replace(experiment.optimizer, warmup_steps=1),
+        mesh=Mesh(*(1 if size == 1 else 2 for size in dataclasses.astuple(experiment.mesh))),
+        checkpoints=Checkpoints(every_steps=2),
+        log_every_steps=1,
+        eval_every_steps=2,
+        baseline=experiment.baseline and shrink(experiment.baseline),
+    )
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's `main`; a Refusal becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except Refusal as refusal:
+        print(f"jaxcpt: {refusal}", file=sys.stderr)
+        sys.exit(2)
