@@ -21,3 +21,19 @@ A cell is what one data shard encodes in one chunk, so a global batch has n x g 
 sides of a pair are x and y, and nothing else is; z is an embedding, `log_scale` the learnt
 temperature.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxcpt.embed import Embedder
+
+__all__ = ["Embedder"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on demand: mining and configuration do without JAX."""
+    if name == "Embedder":
+        from jaxcpt.embed import Embedder
+
+        return Embedder
+    raise AttributeError(f"module 'jaxcpt' has no attribute '{name}'")

@@ -94,6 +94,13 @@ class Batching:
     row_tokens: int = 512
     rows_per_cell: int | None = None
     """Packed rows of a (data shard, chunk) cell; None: measured on the training pairs."""
+    pack: bool = True
+    """Several texts to a row, so that hardly any token is padding; False: one text a row."""
+    negatives: int = 0
+    """Hard negatives taken from each pair; absent ones are masked."""
+    in_memory: bool = True
+    """Tokenise all pairs once at the start, and let each batch take one pair of each stratum of
+    length, so that all batches hold as many tokens. False: read and tokenise batch by batch."""
     token_dropout: float = 0.0
     """Share of inner tokens left out, drawn anew for each text and step."""
 
@@ -111,6 +118,7 @@ class Model:
     positions: Literal["learnt", "rotary"] = "learnt"
     mlp: Literal["gelu", "swiglu"] = "gelu"
     qk_norm: bool = False
+    biases: bool = True
     causal: bool = True
     pooling: Literal["eos", "mean"] = "eos"
     """eos: hidden state at the closing delimiter (paper, section 2.1); mean: over the text."""
@@ -129,6 +137,9 @@ class Loss:
     """exp(log_scale) at step 0; CLIP's value."""
     scale_max: float = 100.0
     form: Literal["dense", "streaming"] = "dense"
+    """dense: each data shard holds its x against all candidates; streaming: a tile of that."""
+    prefixes: tuple[int, ...] = ()
+    """Widths of leading parts of the embedding that get the same loss (Matryoshka, 2205.13147)."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +324,14 @@ def from_json(text: str, where: str) -> Experiment:
     return _build(Experiment, value, where)
 
 
+def read_experiment(run_dir: Path) -> Experiment:
+    """The experiment of a run folder. Raises Refusal where there is none."""
+    path = run_dir / "experiment.json"
+    if not path.is_file():
+        raise Refusal(f"{run_dir}: not a run folder: it has no experiment.json")
+    return from_json(path.read_text(), str(path))
+
+
 def differences(old: Experiment, new: Experiment) -> list[str]:
     """One line `path: old -> new` for each leaf that differs."""
 
@@ -386,6 +405,11 @@ def validate(experiment: Experiment) -> Experiment:
         (
             0 <= b.token_dropout < 1,
             f"batching.token_dropout: must be in [0, 1), found {b.token_dropout}",
+        ),
+        (b.negatives >= 0, f"batching.negatives: must be 0 or more, found {b.negatives}"),
+        (
+            all(0 < prefix < m.width for prefix in e.loss.prefixes),
+            f"loss.prefixes: must lie between 0 and the width {m.width}",
         ),
         (
             e.loss.scale_start <= e.loss.scale_max,

@@ -1,0 +1,273 @@
+"""Pairs in, packed global batches out: a pure function of (seed, step).
+
+There is no iterator state, so a resumed run continues with the very next batch on any number of
+devices and hosts. Each process reads, tokenises and packs only the pairs of its own data shards.
+It does not know the model.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import jax
+import numpy as np
+
+from jaxcpt.config import Batching, Experiment, Refusal
+from jaxcpt.mining import Pair
+from jaxcpt.model import Array, Cells, make_cells
+from jaxcpt.order import make_order, share_out
+from jaxcpt.packing import CellArrays, Packing, pack_pairs
+from jaxcpt.pairs import Pairs
+from jaxcpt.sharding import count_data_shards, named
+from jaxcpt.tokenizer import Tokenizer
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """n chunks of g cells of packed texts. A cell's texts t are its x, its y, its negatives.
+
+    cells         Cells with a leading axis n
+    present_ngt   whether the text is there; a pair that found no place is absent
+    hash_ngt2     64-bit hash of the text, as two uint32
+    """
+
+    cells: Cells
+    present_ngt: Array
+    hash_ngt2: Array
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The static shape of every batch of a run."""
+
+    chunks: int
+    data_shards: int
+    pairs_per_cell: int
+    texts_per_pair: int
+    rows_per_cell: int
+    row_tokens: int
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens computed in a step, padding included."""
+        return self.chunks * self.data_shards * self.rows_per_cell * self.row_tokens
+
+
+def size_batches(settings: Batching, data_shards: int) -> Sizes | None:
+    """The shape of batches; None where the rows are to be measured. Raises Refusal."""
+    pairs = settings.pairs_per_batch
+    if pairs < data_shards:
+        raise Refusal(
+            f"batching.pairs_per_batch: {pairs} pairs for {data_shards} data shards of the mesh; "
+            "each needs at least one"
+        )
+    pairs_per_cell = -(-pairs // (settings.chunks * data_shards))
+    texts_per_pair = 2 + settings.negatives
+    rows = settings.rows_per_cell if settings.pack else pairs_per_cell * texts_per_pair
+    if rows is None:
+        return None
+    return Sizes(
+        settings.chunks, data_shards, pairs_per_cell, texts_per_pair, rows, settings.row_tokens
+    )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A pair as token ids, and the hash of each of its texts."""
+
+    ids: list[np.ndarray]
+    hashes: list[tuple[int, int]]
+
+
+def hash_text(text: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+class Batches:
+    """The batches of a run on a mesh: `batches.make(step)`, or `batches.stream(first, last)`."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        sources: Sequence[Pairs],
+        tokenizer: Tokenizer,
+        mesh: jax.sharding.Mesh,
+    ) -> None:
+        self.settings, self.seed = experiment.batching, experiment.seed
+        self.sources, self.tokenizer, self.mesh = sources, tokenizer, mesh
+        self.starts = np.cumsum([0, *map(len, sources)])
+        self.encoded: list[Encoded] | None = None
+        if self.settings.in_memory:
+            self.encoded = self._encode(self._read(range(self.starts[-1])))
+        totals = [self._count_tokens(i) for i in range(len(sources))]
+        weights = experiment.data.weights or [len(source) for source in sources]
+        slots = self.settings.pairs_per_batch
+        self.order = make_order(self.seed, slots, share_out(slots, weights), totals)
+        self.shards = _own_data_shards(mesh)
+
+    def _count_tokens(self, source: int) -> np.ndarray | int:
+        """Of each pair of a source held in memory; else how many pairs it has."""
+        first, last = self.starts[source], self.starts[source + 1]
+        if self.encoded is None:
+            return int(last - first)
+        return np.array([sum(map(len, pair.ids)) for pair in self.encoded[first:last]])
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Where the experiment leaves the rows to us: as few as hold eight whole batches.
+
+        The same on every process: each samples the same shares of the same steps.
+        """
+        settings, data_shards = self.settings, count_data_shards(self.mesh)
+        fixed = size_batches(settings, data_shards)
+        if fixed is not None:
+            return fixed
+        together = len(self.shards)
+        sizes = size_batches(replace(settings, rows_per_cell=1), data_shards)
+        assert sizes is not None
+        for sample in range(8):
+            group = np.arange(together) + sample % (data_shards // together) * together
+            lengths_pt = self._lengths(self._drop(self._draw(sample, group), sample, group))
+            cell_tokens = settings.chunks * together * settings.row_tokens
+            needed = -(-int(lengths_pt.sum()) // cell_tokens)
+            sizes = replace(sizes, rows_per_cell=max(sizes.rows_per_cell, needed))
+            while self._pack(lengths_pt, together, sizes).overflow:
+                sizes = replace(sizes, rows_per_cell=sizes.rows_per_cell + 1)
+        return sizes
+
+    def make(self, step: int) -> Batch:
+        """The batch of a step, on the mesh's devices."""
+        sizes, shards = self.sizes, self.shards
+        drawn = self._drop(self._draw(step, shards), step, shards)
+        packing = self._pack(self._lengths(drawn), len(shards), sizes)
+        local = _fill(drawn, packing, sizes, len(shards))
+        first = shards[0]
+
+        def place(block: np.ndarray) -> jax.Array:
+            shape = (block.shape[0], sizes.data_shards, *block.shape[2:])
+
+            def part(index: tuple[slice, ...]) -> np.ndarray:
+                g = index[1].indices(sizes.data_shards)
+                return block[:, g[0] - first : g[1] - first]
+
+            return jax.make_array_from_callback(shape, named(self.mesh, "ng"), part)
+
+        return jax.tree.map(place, local)
+
+    def stream(self, first: int, last: int) -> Iterator[Batch]:
+        """Batches of steps first to last - 1; the next two are made while one is used."""
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            waiting = [pool.submit(self.make, step) for step in range(first, min(first + 2, last))]
+            for step in range(first, last):
+                batch = waiting.pop(0).result()
+                if step + 2 < last:
+                    waiting.append(pool.submit(self.make, step + 2))
+                yield batch
+
+    def _slots(self, shards: np.ndarray) -> np.ndarray:
+        """Slots of these data shards: every shard takes each g-th, so all see all lengths."""
+        slots = np.arange(self.settings.pairs_per_batch)
+        return slots[np.isin(slots % count_data_shards(self.mesh), shards)]
+
+    def _draw(self, step: int, shards: np.ndarray) -> list[Encoded]:
+        indices = self.order.pairs_at(step, self._slots(shards))
+        if self.encoded is not None:
+            return [self.encoded[index] for index in indices]
+        return self._encode(self._read(indices))
+
+    def _read(self, indices: Sequence[int] | np.ndarray | range) -> list[Pair]:
+        indices = np.asarray(indices)
+        which = np.searchsorted(self.starts, indices, side="right") - 1
+        pairs: list[Pair | None] = [None] * len(indices)
+        for number, source in enumerate(self.sources):
+            mine = np.flatnonzero(which == number)
+            if len(mine):
+                read = source.read((indices[mine] - self.starts[number]).tolist())
+                for at, pair in zip(mine, read, strict=True):
+                    pairs[at] = pair
+        return [pair for pair in pairs if pair is not None]
+
+    def _encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
+        """Tokenises many pairs at once. An absent hard negative is an empty array."""
+        count = self.settings.negatives
+        columns = [[pair.x for pair in pairs], [pair.y for pair in pairs]]
+        ids = [self.tokenizer.encode(columns[0], "x"), self.tokenizer.encode(columns[1], "y")]
+        for number in range(count):
+            texts = [p.negatives[number] if number < len(p.negatives) else "" for p in pairs]
+            encoded = self.tokenizer.encode(texts, "y")
+            absent = [number >= len(pair.negatives) for pair in pairs]
+            columns.append(texts)
+            ids.append([e[:0] if a else e for e, a in zip(encoded, absent, strict=True)])
+        return [
+            Encoded(list(of_pair), [hash_text(text) for text in texts])
+            for of_pair, texts in zip(
+                zip(*ids, strict=True), zip(*columns, strict=True), strict=True
+            )
+        ]
+
+    def _drop(self, pairs: list[Encoded], step: int, shards: np.ndarray) -> list[Encoded]:
+        """Token dropout: a fixed share of each text's inner tokens, so that lengths are known."""
+        share = self.settings.token_dropout
+        if not share:
+            return pairs
+        dropped = []
+        for slot, pair in zip(self._slots(shards), pairs, strict=True):
+            random = np.random.Generator(
+                np.random.Philox(key=self.seed, counter=[step, slot, 0, 0])
+            )
+            ids = []
+            for text in pair.ids:
+                inner = np.arange(1, len(text) - 1)
+                left_out = random.permutation(inner)[: int(share * len(inner))]
+                ids.append(np.delete(text, left_out))
+            dropped.append(Encoded(ids, pair.hashes))
+        return dropped
+
+    def _lengths(self, pairs: Sequence[Encoded]) -> np.ndarray:
+        return np.array([[len(text) for text in pair.ids] for pair in pairs])
+
+    def _pack(self, lengths_pt: np.ndarray, shards: int, sizes: Sizes) -> Packing:
+        cells = sizes.chunks * shards
+        return pack_pairs(
+            lengths_pt, cells, sizes.pairs_per_cell, sizes.rows_per_cell, sizes.row_tokens
+        )
+
+
+def _own_data_shards(mesh: jax.sharding.Mesh) -> np.ndarray:
+    """The data shards that this process's devices hold, in order; they are neighbours.
+
+    Processes that hold the same ones (a tensor axis across hosts) make the same cells.
+    """
+    by_shard = mesh.devices.reshape(count_data_shards(mesh), -1)
+    mine = [
+        shard
+        for shard, devices in enumerate(by_shard)
+        if any(device.process_index == jax.process_index() for device in devices)
+    ]
+    if mine != list(range(mine[0], mine[0] + len(mine))):
+        raise Refusal(f"mesh: data shards {mine} of one process are not neighbours")
+    return np.array(mine)
+
+
+def _fill(pairs: list[Encoded], packing: Packing, sizes: Sizes, shards: int) -> Batch:
+    """The arrays of this process's cells; cell number c is chunk c // shards, shard c % shards."""
+    shape = (sizes.chunks, shards)
+    texts = sizes.pairs_per_cell * sizes.texts_per_pair
+    arrays = CellArrays(shape, sizes.rows_per_cell, sizes.row_tokens, texts)
+    present = np.zeros((*shape, texts), bool)
+    hashes = np.zeros((*shape, texts, 2), np.uint32)
+    for number, members in enumerate(packing.cells):
+        cell = divmod(number, shards)
+        for slot, (index, places) in enumerate(zip(members, packing.places[number], strict=True)):
+            pair = pairs[index]
+            for side, (ids, place) in enumerate(zip(pair.ids, places, strict=True)):
+                if len(ids):
+                    text = side * sizes.pairs_per_cell + slot
+                    arrays.put(cell, text, ids, place)
+                    present[(*cell, text)] = True
+                    hashes[(*cell, text)] = pair.hashes[side]
+    return Batch(make_cells(arrays), present, hashes)

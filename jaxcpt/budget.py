@@ -1,0 +1,88 @@
+"""What a run costs, from its experiment alone: parameters, tokens, FLOPs, bytes.
+
+In: an experiment and the shape of its batches. Out: numbers, and the table shown before a run. It
+allocates nothing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxcpt.batches import Sizes
+from jaxcpt.config import Experiment
+from jaxcpt.optimizer import find_tables
+from jaxcpt.update import build_state
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Counts of one step (FLOPs with every packed token counted as one) and of the state."""
+
+    parameters: int
+    table_parameters: int
+    """Of them, looked up and not multiplied: tokens, positions."""
+    state_bytes: int
+    tokens_per_step: int
+    model_flops_per_step: float
+    hardware_flops_per_step: float
+
+
+def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
+    """Model FLOPs: 6 per weight and token, attention over rows, and the loss's products.
+
+    Hardware FLOPs add what is computed again: the first of two passes, and the forward pass under
+    full remat.
+    """
+    state = jax.eval_shape(lambda: build_state(experiment))
+    m = experiment.model
+    tables = jax.tree.map(
+        lambda leaf, table: leaf.size * table, state.params, find_tables(state.params)
+    )
+    parameters = _count(state.params)
+    table_parameters = sum(jax.tree.leaves(tables))
+    tokens = sizes.tokens_per_batch
+    attention = 4 * m.layers * m.width * sizes.row_tokens / (2 if m.causal else 1)
+    forward = tokens * (2 * (parameters - table_parameters) + attention)
+    pairs = experiment.batching.pairs_per_batch
+    candidates = pairs * (1 + experiment.batching.negatives)
+    loss = 6 * pairs * candidates * m.width
+    passes = 3 + (experiment.batching.chunks > 1) + (m.remat == "everything")
+    return Budget(
+        parameters=parameters,
+        table_parameters=table_parameters,
+        state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
+        tokens_per_step=tokens,
+        model_flops_per_step=3.0 * forward + loss,
+        hardware_flops_per_step=passes * forward + loss,
+    )
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def describe(experiment: Experiment, sizes: Sizes, budget: Budget) -> dict[str, str]:
+    """The derived numbers of a run, in words, in the order of the table."""
+    pairs, cells = experiment.batching.pairs_per_batch, sizes.chunks * sizes.data_shards
+    free = sizes.pairs_per_cell * cells - pairs
+    tables = shorten(budget.table_parameters)
+    return {
+        "parameters": f"{shorten(budget.parameters)} ({tables} in tables)",
+        "steps x pairs": f"{experiment.train_steps:,} x {pairs:,}",
+        "pairs per data shard": f"{sizes.pairs_per_cell * sizes.chunks:,} in {sizes.chunks} chunks"
+        + (f" ({free} slots masked)" if free else ""),
+        "tokens per step": f"{budget.tokens_per_step:,} = {cells} cells x {sizes.rows_per_cell} "
+        f"rows x {sizes.row_tokens}",
+        "model FLOPs per step": f"{shorten(budget.model_flops_per_step)}FLOP",
+        "checkpoint": f"{shorten(budget.state_bytes)}B",
+    }
+
+
+def shorten(number: float) -> str:
+    """1234567 -> '1.23 M'."""
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:.3g} "

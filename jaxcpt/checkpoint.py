@@ -1,0 +1,188 @@
+"""Saves the state, proves what it saved, restores the newest whole step onto any mesh.
+
+In: a `TrainState` and facts about it (meta). Out: the same on any number of devices. Sole home of
+orbax, which neither notices a flipped bit in an array nor falls back to an older step, and which
+reports a failed write only at the next save. So every step gets a manifest of sha256 sums, written
+when the save has finished, and only a step that agrees with its manifest counts as saved.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from jaxcpt.config import Refusal
+from jaxcpt.update import TrainState
+
+
+class Checkpoints:
+    """The checkpoints folder of a run. A context manager: leaving it finishes the last save."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.manager = ocp.CheckpointManager(
+            folder.resolve(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            ),
+        )
+        self.unproven: int | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+        self.manager.close()
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Begins a save of the state's step; arrays are copied, so training may go on at once.
+
+        Raises Refusal where the save before it did not reach the disk.
+        """
+        self.finish()
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            return  # saved by an earlier process that was stopped right after
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                opt_state=ocp.args.StandardSave(state.opt_state),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+        self.unproven = step
+
+    def finish(self) -> None:
+        """Waits for the save under way and writes its manifest."""
+        if self.unproven is None:
+            return
+        step, self.unproven = self.unproven, None
+        try:
+            self.manager.wait_until_finished()
+            self.manager.check_for_errors()
+            written = self._folder_of(step).is_dir()
+        except Exception as error:  # orbax raises whatever its storage raised
+            raise Refusal(f"{self.folder}: step {step} could not be saved: {error}") from error
+        if not written:
+            raise Refusal(f"{self.folder}: step {step} did not reach the disk; is it full?")
+        if jax.process_index() == 0:
+            write_manifest(self._folder_of(step))
+
+    def steps(self) -> list[int]:
+        """Steps that claim to be saved, oldest first; `find_whole` says which are."""
+        return sorted(self.manager.all_steps())
+
+    def find_whole(self) -> int | None:
+        """The newest step that agrees with its manifest, the same on every process."""
+        whole = -1
+        if jax.process_index() == 0:
+            for step in reversed(self.steps()):
+                if problem := check_manifest(self._folder_of(step)):
+                    print(f"checkpoint of step {step} is damaged, trying an older one: {problem}")
+                else:
+                    whole = step
+                    break
+        if jax.process_count() > 1:
+            whole = int(multihost_utils.broadcast_one_to_all(jax.numpy.int32(whole)))
+        return None if whole < 0 else whole
+
+    def choose(self, step: int | None) -> int:
+        """`step` if it is saved and whole, or the newest that is. Raises Refusal."""
+        if step is None:
+            if (whole := self.find_whole()) is None:
+                raise Refusal(f"{self.folder}: no whole checkpoint; train the run first")
+            return whole
+        if step not in self.steps():
+            have = ", ".join(map(str, self.steps())) or "none"
+            raise Refusal(f"{self.folder}: no checkpoint of step {step}; there are: {have}")
+        if problem := check_manifest(self._folder_of(step)):
+            raise Refusal(f"{self.folder}: checkpoint of step {step} is damaged: {problem}")
+        return step
+
+    def restore(self, step: int, shapes: TrainState) -> TrainState:
+        """The state of a step, laid out as the shardings in `shapes` (ShapeDtypeStructs) say."""
+        restored = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(shapes.params),
+                opt_state=ocp.args.StandardRestore(shapes.opt_state),
+            ),
+        )
+        where = shapes.step.sharding
+        at = jax.make_array_from_callback((), where, lambda _: jax.numpy.int32(step))
+        return TrainState(at, restored["params"], restored["opt_state"])
+
+    def restore_params(self, step: int, shapes: Any) -> Any:
+        """The parameters alone, for embedding and evaluation."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
+        return self.manager.restore(step, args=args)["params"]
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+            "meta"
+        ]
+
+    def discard_after(self, step: int) -> None:
+        """Deletes damaged newer steps, so that training can save them again."""
+        for newer in self.steps():
+            if newer > step:
+                self.manager.delete(newer)
+                _manifest_of(self._folder_of(newer)).unlink(missing_ok=True)
+
+    def _folder_of(self, step: int) -> Path:
+        return self.folder / str(step)
+
+
+def check_tokenizer(fingerprint: str, meta: dict[str, Any], run_dir: Path) -> None:
+    """Raises Refusal where a checkpoint's embeddings belong to another tokenizer's ids."""
+    if meta["tokenizer"] != fingerprint:
+        raise Refusal(
+            f"{run_dir / 'tokenizer'}: another vocabulary than the checkpoint was trained with "
+            f"(sha256 {fingerprint[:12]}, expected {meta['tokenizer'][:12]}); put its own one back"
+        )
+
+
+def _manifest_of(step_folder: Path) -> Path:
+    return step_folder.parent / f"{step_folder.name}.sha256.json"
+
+
+def hash_files(step_folder: Path) -> dict[str, str]:
+    """sha256 of every file of a saved step, by its path in the step's folder."""
+    sums = {}
+    for path in sorted(step_folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[path.relative_to(step_folder).as_posix()] = digest
+    return sums
+
+
+def write_manifest(step_folder: Path) -> None:
+    manifest = _manifest_of(step_folder)
+    partial = manifest.with_suffix(".partial")
+    partial.write_text(json.dumps(hash_files(step_folder), indent=0))
+    partial.rename(manifest)
+    for other in step_folder.parent.glob("*.sha256.json"):  # of steps that were not kept
+        if not (step_folder.parent / other.name.split(".")[0]).is_dir():
+            other.unlink()
+
+
+def check_manifest(step_folder: Path) -> str | None:
+    """What is wrong with a saved step; None if nothing is."""
+    try:
+        promised = json.loads(_manifest_of(step_folder).read_text())
+    except FileNotFoundError:
+        return "its save did not finish"
+    except ValueError:
+        return "its manifest does not parse"
+    found = hash_files(step_folder)
+    for name in sorted({*promised, *found}):
+        if promised.get(name) != found.get(name):
+            return f"{name} is not as it was written"
+    return None

@@ -1,0 +1,42 @@
+"""Evaluations: texts and a function that embeds them in, named scores out.
+
+Each family is one file with `run(embed_fn, data, ...) -> dict[str, float]`. All of them know no
+model, no tokenizer and no device: only `embed_fn`, and the files of their own task.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcpt.config import Refusal, Side
+
+EmbedFn = Callable[[Sequence[str], Side], np.ndarray]
+"""Texts and their side -> float32 [n, d] of unit length, in the order of the texts."""
+
+
+def embed_finite(embed_fn: EmbedFn, texts: Sequence[str], side: Side) -> np.ndarray:
+    """`embed_fn`'s vectors [n, d]. A NaN compares as neither above nor below anything, which lets
+    a dead model rank first, so non-finite vectors are refused before any score is taken.
+    """
+    vectors_nd = np.asarray(embed_fn(texts, side))
+    if vectors_nd.ndim != 2 or len(vectors_nd) != len(texts):
+        raise ValueError(f"embed_fn gave shape {vectors_nd.shape} for {len(texts)} texts")
+    bad = np.flatnonzero(~np.isfinite(vectors_nd).all(axis=1))
+    if len(bad):
+        raise Refusal(
+            f"{len(bad)} of {len(texts)} embeddings of side {side} are not finite, first that of "
+            f"{texts[bad[0]][:40]!r}; the model has diverged: evaluate an earlier step"
+        )
+    return vectors_nd
+
+
+def import_extra(module: str) -> Any:
+    """A module of a library that the `evals` extra brings. Raises Refusal where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Refusal(
+            f"this evaluation needs {module.partition('.')[0]}: pip install 'jaxcpt[evals]'"
+        ) from error

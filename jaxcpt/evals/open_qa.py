@@ -1,0 +1,111 @@
+"""Open-domain questions: is an answer among the best 20 or 100 passages?
+
+In: `embed_fn` and the folder dpr/ in the layout of the DPR download. Out: answer recall@20 and
+@100 per question set, by DPR's matching of words. Passages are embedded and searched a block at
+a time. It knows no model.
+"""
+
+import ast
+import csv
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxcpt import search
+from jaxcpt.config import Refusal
+from jaxcpt.evals import EmbedFn, embed_finite, files, import_extra, ranks
+
+PASSAGES = "wikipedia_split/psgs_w100.tsv"
+QUESTIONS = "retriever/qas/{}-test.csv"
+SETS = ("nq", "trivia")
+CUTS = (20, 100)
+PASSAGES_PER_BLOCK = 16_384
+
+
+def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
+    """`<set>/answer_recall_at_20` and `_at_100`: share of questions with an answer that high."""
+    folder = Path(data) / "dpr"
+    found = [name for name in SETS if files.find(folder / QUESTIONS.format(name))]
+    if not found:
+        raise Refusal(f"{folder}: no question set; expected {QUESTIONS.format('nq')}, or trivia")
+    scores: dict[str, float] = {}
+    for name in found:
+        questions, answers = read_questions(folder / QUESTIONS.format(name))
+        queries_qd = embed_finite(embed_fn, questions, "x")
+        texts = (f"{title} {text}" for text, title in read_passages(folder / PASSAGES))
+        blocks = files.cut_into_blocks(texts, PASSAGES_PER_BLOCK)
+        vectors = (embed_finite(embed_fn, block, "y") for block in blocks)
+        best = search.top_k(queries_qd, vectors, max(CUTS) + 1)
+        for cut, value in measure(folder / PASSAGES, answers, *best).items():
+            scores[f"{name}/answer_recall_at_{cut}"] = value
+    return scores
+
+
+def measure(
+    path: Path, answers: Sequence[Sequence[str]], scores_qk: np.ndarray, rows_qk: np.ndarray
+) -> dict[int, float]:
+    """Recall at each cut, from the best passages of each question, best first."""
+    wanted = set(rows_qk.ravel().tolist())
+    passages = {row: text for row, (text, _) in enumerate(read_passages(path)) if row in wanted}
+    tokens = {row: split_words(text) for row, text in passages.items()}
+    ranks_q = np.full(len(answers), max(CUTS) + 1)
+    for i, (scores_k, rows_k) in enumerate(zip(scores_qk, rows_qk.tolist(), strict=True)):
+        phrases = [split_words(answer) for answer in answers[i]]
+        hits_k = np.array([_holds_any(tokens[row], phrases) for row in rows_k], int)
+        # A full list shows by its last entry whether a tie goes on beyond it.
+        order = ranks.settle_ties(scores_k, hits_k, complete=len(rows_k) <= max(CUTS))
+        if hits_k[order].any():
+            ranks_q[i] = 1 + int(np.argmax(hits_k[order]))
+    return {cut: float(np.mean(ranks_q <= cut)) for cut in CUTS}
+
+
+def split_words(text: str) -> list[str]:
+    """DPR's words: runs of letters, marks and digits, and every other visible character."""
+    normal = unicodedata.normalize("NFD", text)
+    regex = import_extra("regex")
+    return [word.lower() for word in regex.findall(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]", normal)]
+
+
+def read_questions(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Questions and the answers of each, from lines `question<TAB>['answer', ...]`."""
+    questions, answers = [], []
+    for number, row in _read_quoted(path, 2):
+        try:
+            listed = ast.literal_eval(row[1])
+        except (ValueError, SyntaxError):
+            listed = None
+        if not isinstance(listed, list) or not all(isinstance(a, str) for a in listed):
+            raise Refusal(f"{path}:{number}: expected a list of answers, found {row[1][:60]}")
+        questions.append(row[0])
+        answers.append(listed)
+    if not questions:
+        raise Refusal(f"{path}: empty; it needs at least one question")
+    return questions, answers
+
+
+def read_passages(path: Path) -> Iterator[tuple[str, str]]:
+    """(text, title) of each passage, from lines `id<TAB>text<TAB>title` below a header."""
+    for number, (name, text, title) in _read_quoted(path, 3):
+        if number > 1 or name != "id":
+            yield text, title
+
+
+def _read_quoted(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
+    """DPR's files are tab-separated, but quoted as in CSV."""
+    layout = f"the DPR download's tab-separated file of {columns} columns"
+    lines: Iterable[str] = (line + "\n" for _, line in files.read_lines(path, layout))
+    reader = csv.reader(lines, delimiter="\t")
+    for row in reader:
+        if len(row) != columns:
+            raise Refusal(f"{path}:{reader.line_num}: expected {columns} columns, found {len(row)}")
+        yield reader.line_num, row
+
+
+def _holds_any(tokens: Sequence[str], phrases: Iterable[Sequence[str]]) -> bool:
+    return any(
+        tokens[start : start + len(phrase)] == phrase
+        for phrase in phrases
+        for start in range(len(tokens) - len(phrase) + 1)
+    )

@@ -1,0 +1,47 @@
+"""Search among held-out pairs: the x of each pair looks for its y among the y of all.
+
+In: pairs and `embed_fn`. Out: mrr, recall_at_1 and recall_at_10, for a model, for BM25 and for
+chance on the same candidates. A y that several pairs share is one candidate, and right for each.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxcpt.config import Refusal
+from jaxcpt.evals import EmbedFn, embed_finite, ranks, words
+from jaxcpt.mining import Pair
+
+
+def run(embed_fn: EmbedFn, pairs: Sequence[Pair]) -> dict[str, float]:
+    """The model's scores. Raises Refusal where there are no pairs or a vector is not finite."""
+    candidates, right = _candidates(pairs)
+    queries_qd = embed_finite(embed_fn, [pair.x for pair in pairs], "x")
+    candidates_nd = embed_finite(embed_fn, candidates, "y")
+    return ranks.mean_of_ranks(ranks.rank_vectors(queries_qd, candidates_nd, right))
+
+
+def bm25(pairs: Sequence[Pair]) -> dict[str, float]:
+    """BM25's scores, words split at camelCase and snake_case."""
+    candidates, right = _candidates(pairs)
+    scores_qn = words.score(
+        [words.split_words(pair.x) for pair in pairs], [words.split_words(y) for y in candidates]
+    )
+    return ranks.mean_of_ranks(ranks.rank_scores(scores_qn, right))
+
+
+def chance(count: int) -> dict[str, float]:
+    """What a random order of `count` candidates scores in expectation."""
+    return {
+        "mrr": float(np.mean(1 / np.arange(1, count + 1))),
+        "recall_at_1": 1 / count,
+        "recall_at_10": min(10, count) / count,
+    }
+
+
+def _candidates(pairs: Sequence[Pair]) -> tuple[list[str], list[list[int]]]:
+    """The distinct y, and for each pair the one that is right."""
+    if not pairs:
+        raise Refusal("no held-out pairs to search; set data.heldout to a source that has some")
+    number = {y: i for i, y in enumerate(dict.fromkeys(pair.y for pair in pairs))}
+    return list(number), [[number[pair.y]] for pair in pairs]

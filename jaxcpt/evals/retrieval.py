@@ -1,0 +1,93 @@
+"""Search in any folder of BEIR layout: nDCG@10, MRR@10, recall@100 and MAP of the top 1,000.
+
+In: `embed_fn` and the folder retrieval/. Out: four scores per set, by the reference metric
+library, for a model and for BM25. Documents are embedded and searched a block at a time, so a
+corpus need not fit in memory. Sole home of pytrec_eval. It knows no model.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from jaxcpt import search
+from jaxcpt.config import Refusal
+from jaxcpt.evals import EmbedFn, beir, embed_finite, files, import_extra, ranks, words
+
+DEPTH = 1_000
+DOCUMENTS_PER_BLOCK = 16_384
+MEASURES = {"ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100", "map": "map"}
+
+
+def run(embed_fn: EmbedFn, data: Path, split: str = "test") -> dict[str, float]:
+    """`<set>/ndcg_at_10`, `mrr_at_10`, `recall_at_100`, `map`, by the model's inner products."""
+    scores: dict[str, float] = {}
+    for task in _read_tasks(data, split):
+        blocks = files.cut_into_blocks(beir.read_documents(task.folder), DOCUMENTS_PER_BLOCK)
+        vectors = (embed_finite(embed_fn, block, "y") for block in blocks)
+        queries_qd = embed_finite(embed_fn, list(task.queries.values()), "x")
+        scores |= _name(task, measure(task, *search.top_k(queries_qd, vectors, DEPTH + 2)))
+    return scores
+
+
+def bm25(data: Path, split: str = "test") -> dict[str, float]:
+    """The same of BM25 with Porter's stemmer, k1 0.9 and b 0.4, as the BEIR table has it."""
+    stem = import_extra("Stemmer").Stemmer("porter").stemWords
+    scores: dict[str, float] = {}
+    for task in _read_tasks(data, split):
+        documents = [stem(words.split_words(text)) for text in beir.read_documents(task.folder)]
+        queries = [stem(words.split_words(text)) for text in task.queries.values()]
+        best = [
+            (order := np.argsort(-scores_n, kind="stable")[: DEPTH + 2], scores_n[order])
+            for scores_n in words.score(queries, documents, k1=0.9, b=0.4)
+        ]
+        rows_qk, scores_qk = (np.stack(side) for side in zip(*best, strict=True))
+        scores |= _name(task, measure(task, scores_qk, rows_qk))
+    return scores
+
+
+def measure(task: beir.Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str, float]:
+    """The four scores of the best documents of each of the task's queries, best first.
+
+    k is more than `DEPTH` by 2, or the whole corpus: one document may be the query itself, which
+    does not count, and the last shows whether a tie goes on beyond `DEPTH`.
+    """
+    complete = rows_qk.shape[1] == len(task.document_ids)
+    run_of: dict[str, list[str]] = {}
+    for (query, grades), scores_k, rows_k in zip(
+        task.qrels.items(), scores_qk, rows_qk, strict=True
+    ):
+        names = [task.document_ids[row] for row in rows_k]
+        grades_k = np.array([grades.get(name, 0) for name in names])
+        order = ranks.settle_ties(scores_k, grades_k, complete)
+        run_of[query] = [names[i] for i in order if names[i] != query][:DEPTH]
+    rated = _rate(task, run_of, set(MEASURES.values()))
+    first_ten = {query: names[:10] for query, names in run_of.items()}
+    return {
+        **{ours: rated[theirs] for ours, theirs in MEASURES.items()},
+        "mrr_at_10": _rate(task, first_ten, {"recip_rank"})["recip_rank"],
+    }
+
+
+def _rate(task: beir.Task, run_of: dict[str, list[str]], measures: set[str]) -> dict[str, float]:
+    """Means over the queries. Ranks go in as scores, so that the library finds no ties."""
+    evaluator = import_extra("pytrec_eval").RelevanceEvaluator(task.qrels, measures)
+    rated = evaluator.evaluate(
+        {query: {name: -float(i) for i, name in enumerate(run_of[query])} for query in run_of}
+    )
+    # A query for which nothing at all was found is missing from what the library gives back.
+    return {name: sum(row[name] for row in rated.values()) / len(task.qrels) for name in measures}
+
+
+def _read_tasks(data: Path, split: str) -> Iterable[beir.Task]:
+    folders = beir.list_folders(Path(data) / "retrieval")
+    if not folders:
+        raise Refusal(
+            f"{Path(data) / 'retrieval'}: no folder with a corpus.jsonl; expected "
+            f"<set>/corpus.jsonl, queries.jsonl and qrels/{split}.tsv"
+        )
+    return (beir.read_task(folder, split) for folder in folders)
+
+
+def _name(task: beir.Task, scores: dict[str, float]) -> dict[str, float]:
+    return {f"{task.folder.name}/{name}": value for name, value in scores.items()}

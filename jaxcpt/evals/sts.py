@@ -1,0 +1,72 @@
+"""Semantic similarity: does the cosine of two embeddings follow people's judgement?
+
+In: `embed_fn` and the folder sts/, with one folder for each set (sts12 to sts16, sick-r) of files
+`score text_a text_b`, one for each subset. Out: Spearman and Pearson correlations per subset,
+their mean, and those of all pairs of a set put together. Sole home of SciPy's statistics. It
+knows no model; both texts are embedded as x.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from jaxcpt.config import Refusal
+from jaxcpt.evals import EmbedFn, embed_finite, files
+
+SETS = ("sts12", "sts13", "sts14", "sts15", "sts16", "sick-r")
+COLUMNS = ("score", "text_a", "text_b")
+
+
+def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
+    """`<set>/<subset>/spearman` and `pearson`, and with `mean` and `all` for the subset."""
+    scores: dict[str, float] = {}
+    found = [Path(data) / "sts" / name for name in SETS if (Path(data) / "sts" / name).is_dir()]
+    if not found:
+        raise Refusal(f"{Path(data) / 'sts'}: none of the folders {', '.join(SETS)} is there")
+    for folder in found:
+        gold, cosines = {}, {}
+        for path in list_subsets(folder):
+            name = path.name.partition(".")[0]
+            gold[name], cosines[name] = _score_subset(embed_fn, path)
+        subsets = {name: correlate(cosines[name], gold[name]) for name in gold}
+        for name, pair in subsets.items():
+            scores |= _name(f"{folder.name}/{name}", pair)
+        means = np.mean(list(subsets.values()), axis=0)
+        scores |= _name(f"{folder.name}/mean", (float(means[0]), float(means[1])))
+        together = [np.concatenate(list(side.values())) for side in (cosines, gold)]
+        scores |= _name(f"{folder.name}/all", correlate(*together))
+    return scores
+
+
+def list_subsets(folder: Path) -> list[Path]:
+    """The subsets' files. Raises Refusal where there are none."""
+    paths = sorted([*folder.glob("*.tsv"), *folder.glob("*.tsv.gz")])
+    if not paths:
+        raise Refusal(f"{folder}: no .tsv files; expected one a subset, with {' '.join(COLUMNS)}")
+    return paths
+
+
+def correlate(cosines_n: np.ndarray, gold_n: np.ndarray) -> tuple[float, float]:
+    """Spearman and Pearson. Cosines that are all the same follow nothing: 0."""
+    if np.ptp(cosines_n) < 1e-12:
+        return 0.0, 0.0
+    spearman = stats.spearmanr(cosines_n, gold_n).statistic
+    return float(spearman), float(stats.pearsonr(cosines_n, gold_n).statistic)
+
+
+def _score_subset(embed_fn: EmbedFn, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    gold, texts_a, texts_b = [], [], []
+    for number, (score, text_a, text_b) in files.read_tsv(path, COLUMNS):
+        gold.append(files.parse_float(score, path, number, "score"))
+        texts_a.append(text_a)
+        texts_b.append(text_b)
+    if len(set(gold)) < 2:
+        raise Refusal(f"{path}: {len(gold)} pairs, {len(set(gold))} scores; needs at least 2")
+    a_nd = embed_finite(embed_fn, texts_a, "x").astype(np.float64)
+    b_nd = embed_finite(embed_fn, texts_b, "x").astype(np.float64)
+    return np.array(gold), np.sum(a_nd * b_nd, axis=1)
+
+
+def _name(prefix: str, pair: tuple[float, float]) -> dict[str, float]:
+    return {f"{prefix}/spearman": pair[0], f"{prefix}/pearson": pair[1]}

@@ -1,0 +1,41 @@
+"""BM25, the word-matching baseline that stands beside every search score.
+
+In: texts. Out: a score for every query and document. Sole home of bm25s. It knows no vectors and
+no right answers.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+# parseDate -> parse Date, HTTPServer -> HTTP Server; underscores fall to WORD.
+CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+WORD = re.compile(r"[^\W_]+")
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-cased words without stopwords; camelCase and snake_case are cut into theirs."""
+    # Not at the top of the file: importing bm25s runs a JAX operation, after which a command can
+    # neither choose its devices nor join other processes.
+    from bm25s.stopwords import STOPWORDS_EN
+
+    words = WORD.findall(CAMEL_CASE.sub(" ", text).lower())
+    return [word for word in words if word not in STOPWORDS_EN]
+
+
+def score(
+    queries: Iterable[Sequence[str]],
+    documents: Iterable[Sequence[str]],
+    k1: float = 1.5,
+    b: float = 0.75,
+) -> Iterator[np.ndarray]:
+    """BM25 scores [n] of all documents for each query in turn, all given as words."""
+    import bm25s
+
+    index = bm25s.BM25(k1=k1, b=b)
+    # bm25s takes neither a corpus without words nor a query without a known one.
+    index.index([[*words, ""] for words in documents], show_progress=False)
+    for words in queries:
+        known = [word for word in words if word in index.vocab_dict]
+        yield index.get_scores(known or [""])

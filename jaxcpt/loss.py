@@ -1,0 +1,393 @@
+"""Symmetric contrastive loss over the global batch (paper, section 2.1), exact on every mesh.
+
+In: unit embeddings of all pairs, cut over the data shards, and the temperature. Out: one loss, its
+global metrics, and (as the derivative) exact gradients for every embedding and the temperature. It
+does not know the model that made the embeddings.
+
+Each data shard compares its own x against the y of the whole batch. One similarity serves both
+directions: a row's softmax is x -> y, a column's is y -> x, its sums merged across shards. Only the
+y side travels: gathered on the way in, reduce-scattered as gradient on the way out.
+
+`dense` holds [local x, global candidates] at once; `streaming` never more than a tile of it, at the
+price of computing each similarity twice. Loss and gradient are computed together, by hand, so that
+no collective is ever differentiated: that is where the gradient scales of others go wrong.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jaxcpt.sharding import DATA_AXES
+
+Metrics = dict[str, jax.Array]
+Gradient = tuple[jax.Array, jax.Array, jax.Array]  # of zx_bd, zc_cd, log_scale
+
+TILE_ROWS = 1024
+TILE_COLUMNS = 2048
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Labels:
+    """What the loss must know of each text besides its embedding.
+
+    present_b    the pair counts          hash_x_b2   64-bit hash of the text x, as two uint32
+    present_c    the candidate counts     hash_c_c2   the same of each candidate
+
+    Candidates c are, for each data shard, the y of its pairs in their order, and after them its
+    hard negatives, if any.
+    """
+
+    present_b: jax.Array
+    hash_x_b2: jax.Array
+    present_c: jax.Array
+    hash_c_c2: jax.Array
+
+
+class Rows(NamedTuple):
+    """The x of this shard's pairs."""
+
+    z: jax.Array
+    pair: jax.Array  # number in the global batch
+    present: jax.Array
+    hash_x: jax.Array
+    hash_y: jax.Array
+    right: jax.Array  # logit of the right answer
+
+
+class Columns(NamedTuple):
+    """Candidates: y of any shard's pairs, and hard negatives (pair -1)."""
+
+    z: jax.Array
+    pair: jax.Array
+    present: jax.Array
+    hash_c: jax.Array
+    hash_x: jax.Array
+    right: jax.Array
+
+
+class Softmax(NamedTuple):
+    """A log-sum-exp on the way, and how many candidates beat or equal the right one."""
+
+    top: jax.Array
+    total: jax.Array
+    rank: jax.Array
+
+    def log_sum(self) -> jax.Array:
+        return self.top + jnp.log(jnp.maximum(self.total, 1e-37))
+
+    def merge(self, other: "Softmax") -> "Softmax":
+        top = jnp.maximum(self.top, other.top)
+        total = self.total * jnp.exp(self.top - top) + other.total * jnp.exp(other.top - top)
+        return Softmax(top, total, self.rank + other.rank)
+
+    def merge_shards(self) -> "Softmax":
+        top = lax.pmax(self.top, DATA_AXES)
+        total = lax.psum(self.total * jnp.exp(self.top - top), DATA_AXES)
+        return Softmax(top, total, lax.psum(self.rank, DATA_AXES))
+
+
+EMPTY_TOP = -1e30  # finite, so that an absent row or column never makes a NaN
+
+
+def contrastive_loss(
+    zx_bd: jax.Array,
+    zc_cd: jax.Array,
+    log_scale: jax.Array,
+    labels: Labels,
+    form: Literal["dense", "streaming"] = "dense",
+) -> tuple[jax.Array, Metrics]:
+    """Mean over present pairs of both directions' cross-entropy, and metrics; differentiable.
+
+    zx_bd, zc_cd: unit length, float32; c is b times (1 + hard negatives per pair). Rows are cut
+    over the data shards of the mesh in force (`jax.set_mesh`).
+
+    A candidate is left out of a pair's softmax (never a false negative) where its text equals the
+    pair's x or y, or where it is the y of an equal x. Hard negatives are candidates for every x.
+    """
+    return _differentiable(form, zx_bd, zc_cd, log_scale, labels)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _differentiable(
+    form: str, zx_bd: jax.Array, zc_cd: jax.Array, log_scale: jax.Array, labels: Labels
+) -> tuple[jax.Array, Metrics]:
+    loss, metrics, _ = _on_shards(form, zx_bd, zc_cd, log_scale, labels)
+    return loss, metrics
+
+
+def _forward(
+    form: str, zx_bd: jax.Array, zc_cd: jax.Array, log_scale: jax.Array, labels: Labels
+) -> tuple[tuple[jax.Array, Metrics], Gradient]:
+    loss, metrics, gradient = _on_shards(form, zx_bd, zc_cd, log_scale, labels)
+    return (loss, metrics), gradient
+
+
+def _backward(
+    form: str, gradient: Gradient, cotangent: tuple[jax.Array, Metrics]
+) -> tuple[jax.Array | None, ...]:
+    return (*(cotangent[0] * part for part in gradient), None)
+
+
+_differentiable.defvjp(_forward, _backward)
+
+
+def _on_shards(
+    form: str, zx_bd: jax.Array, zc_cd: jax.Array, log_scale: jax.Array, labels: Labels
+) -> tuple[jax.Array, Metrics, Gradient]:
+    cut, whole = PartitionSpec(DATA_AXES), PartitionSpec()
+    return jax.shard_map(
+        _on_one_shard if form == "dense" else _on_one_shard_by_tiles,
+        in_specs=(cut, cut, whole, cut),
+        out_specs=(whole, whole, (cut, cut, whole)),
+        check_vma=False,  # nothing is differentiated through it
+    )(zx_bd, zc_cd, log_scale, labels)
+
+
+def _prepare(
+    zx_bd: jax.Array, zc_cd: jax.Array, scale: jax.Array, labels: Labels
+) -> tuple[Rows, Columns]:
+    pairs, negatives = zx_bd.shape[0], zc_cd.shape[0] - zx_bd.shape[0]
+    pair = lax.axis_index(DATA_AXES) * pairs + jnp.arange(pairs)
+    right = scale * jnp.sum(zx_bd * zc_cd[:pairs], axis=-1)
+    hash_y = labels.hash_c_c2[:pairs]
+    rows = Rows(zx_bd, pair, labels.present_b, labels.hash_x_b2, hash_y, right)
+    columns = Columns(
+        z=zc_cd,
+        pair=jnp.pad(pair, (0, negatives), constant_values=-1),
+        present=labels.present_c,
+        hash_c=labels.hash_c_c2,
+        hash_x=jnp.pad(labels.hash_x_b2, ((0, negatives), (0, 0))),
+        right=jnp.pad(right, (0, negatives)),
+    )
+    return rows, columns
+
+
+def _compare(
+    rows: Rows, columns: Columns, scale: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits, which of them count, and which are duplicates left out; all [rows, columns]."""
+
+    def equal(a: jax.Array, b: jax.Array) -> jax.Array:
+        return (a[:, None, 0] == b[None, :, 0]) & (a[:, None, 1] == b[None, :, 1])
+
+    logits = scale * jnp.matmul(rows.z, columns.z.T, precision="highest")
+    own = rows.pair[:, None] == columns.pair[None, :]
+    alike = equal(rows.hash_x, columns.hash_x) & (columns.pair >= 0)[None, :]
+    alike |= equal(rows.hash_y, columns.hash_c) | equal(rows.hash_x, columns.hash_c)
+    present = rows.present[:, None] & columns.present[None, :]
+    return logits, present & (own | ~alike), present & alike & ~own
+
+
+def _summarise(
+    rows: Rows, columns: Columns, logits: jax.Array, counts: jax.Array
+) -> tuple[Softmax, Softmax]:
+    """The softmax sums of these rows over these columns, and of the columns over the rows."""
+    wrong = counts & (rows.pair[:, None] != columns.pair[None, :])
+    logits = jnp.where(counts, logits, EMPTY_TOP)
+
+    def reduce(axis: int, right: jax.Array) -> Softmax:
+        top = jnp.max(logits, axis=axis)
+        shifted = jnp.where(counts, jnp.exp(logits - jnp.expand_dims(top, axis)), 0.0)
+        beaten = wrong & (logits >= jnp.expand_dims(right, axis))
+        return Softmax(top, jnp.sum(shifted, axis=axis), jnp.sum(beaten, axis=axis))
+
+    return reduce(1, rows.right), reduce(0, columns.right)
+
+
+def _weigh(
+    rows: Rows,
+    columns: Columns,
+    logits: jax.Array,
+    counts: jax.Array,
+    row_log_sum: jax.Array,
+    column_log_sum: jax.Array,
+    count: jax.Array,
+) -> jax.Array:
+    """The loss's derivative with respect to each logit."""
+    x_to_y = jnp.exp(logits - row_log_sum[:, None])
+    y_to_x = jnp.where(columns.pair >= 0, jnp.exp(logits - column_log_sum[None, :]), 0.0)
+    own = rows.pair[:, None] == columns.pair[None, :]
+    return jnp.where(counts, x_to_y + y_to_x - 2.0 * own, 0.0) / (2.0 * count)
+
+
+def _spread(
+    logits: jax.Array, counts: jax.Array, rows: Rows, columns: Columns, scale: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of exp(-2 |zx - zy|^2) over wrong y candidates, and their number (uniformity)."""
+    wrong = counts & (rows.pair[:, None] != columns.pair[None, :]) & (columns.pair >= 0)
+    return jnp.sum(jnp.where(wrong, jnp.exp(4.0 * logits / scale - 4.0), 0.0)), jnp.sum(wrong)
+
+
+def _finish(
+    rows: Rows,
+    row_softmax: Softmax,
+    column_softmax: Softmax,
+    count: jax.Array,
+    duplicates: jax.Array,
+    spread: tuple[jax.Array, jax.Array],
+    scale: jax.Array,
+) -> tuple[jax.Array, Metrics]:
+    """Global loss and metrics from this shard's rows and the columns of its own y."""
+
+    def mean(values: jax.Array) -> jax.Array:
+        return lax.psum(jnp.sum(jnp.where(rows.present, values, 0.0)), DATA_AXES) / count
+
+    x_to_y = row_softmax.log_sum() - rows.right
+    y_to_x = column_softmax.log_sum() - rows.right
+    total, number = lax.psum(spread, DATA_AXES)
+    return mean(x_to_y + y_to_x) / 2.0, {
+        "accuracy_x_to_y": mean(row_softmax.rank == 0),
+        "accuracy_y_to_x": mean(column_softmax.rank == 0),
+        "mrr": mean(1.0 / (1.0 + row_softmax.rank)),
+        "alignment": mean(2.0 - 2.0 * rows.right / scale),
+        "uniformity": jnp.log(total / jnp.maximum(number, 1)),
+        "masked_duplicates": lax.psum(duplicates, DATA_AXES).astype(jnp.float32),
+        "pairs": count,
+    }
+
+
+def _count(rows: Rows) -> jax.Array:
+    return jnp.maximum(lax.psum(jnp.sum(rows.present), DATA_AXES), 1).astype(jnp.float32)
+
+
+def _gather(columns: Columns) -> Columns:
+    return jax.tree.map(lambda a: lax.all_gather(a, DATA_AXES, tiled=True), columns)
+
+
+def _scatter(gradient_cd: jax.Array) -> jax.Array:
+    return lax.psum_scatter(gradient_cd, DATA_AXES, tiled=True)
+
+
+def _on_one_shard(
+    zx_bd: jax.Array, zc_cd: jax.Array, log_scale: jax.Array, labels: Labels
+) -> tuple[jax.Array, Metrics, Gradient]:
+    """The dense form: loss, metrics and the gradient for this shard's embeddings."""
+    scale = jnp.exp(log_scale)
+    rows, own_columns = _prepare(zx_bd, zc_cd, scale, labels)
+    columns, count = _gather(own_columns), _count(rows)
+
+    logits, counts, duplicates = _compare(rows, columns, scale)
+    row_softmax, column_softmax = _summarise(rows, columns, logits, counts)
+    column_softmax = column_softmax.merge_shards()
+
+    weights = _weigh(
+        rows, columns, logits, counts, row_softmax.log_sum(), column_softmax.log_sum(), count
+    )
+    gradient = (
+        scale * jnp.matmul(weights, columns.z, precision="highest"),
+        _scatter(scale * jnp.matmul(weights.T, rows.z, precision="highest")),
+        lax.psum(jnp.sum(weights * logits), DATA_AXES),
+    )
+    first = lax.axis_index(DATA_AXES) * zc_cd.shape[0]
+    of_own = jax.tree.map(
+        lambda a: lax.dynamic_slice_in_dim(a, first, zx_bd.shape[0]), column_softmax
+    )
+    spread = _spread(logits, counts, rows, columns, scale)
+    loss, metrics = _finish(rows, row_softmax, of_own, count, jnp.sum(duplicates), spread, scale)
+    return loss, metrics, gradient
+
+
+def _on_one_shard_by_tiles(
+    zx_bd: jax.Array, zc_cd: jax.Array, log_scale: jax.Array, labels: Labels
+) -> tuple[jax.Array, Metrics, Gradient]:
+    """The streaming form, with the same contract as `_on_one_shard`.
+
+    Columns come tile by tile, each gathered from an equal slice of every shard's candidates; rows
+    are taken block by block. Pass one collects the softmax sums, pass two the gradient.
+    """
+    scale = jnp.exp(log_scale)
+    rows, own_columns = _prepare(zx_bd, zc_cd, scale, labels)
+    count, pairs, width = _count(rows), *zx_bd.shape
+    shards = lax.axis_size(DATA_AXES)
+    shard = lax.axis_index(DATA_AXES)
+    blocks = _cut(rows, min(TILE_ROWS, pairs))
+    tiles = _cut(own_columns, min(max(TILE_COLUMNS // shards, 1), zc_cd.shape[0]))
+    slice_length = tiles.pair.shape[1]
+
+    def own_slice(tile: jax.Array) -> jax.Array:
+        return lax.dynamic_slice_in_dim(tile, shard * slice_length, slice_length)
+
+    def sum_tile(carry: Any, tile: Columns) -> Any:
+        row_softmax, duplicates, spread = carry
+        columns = _gather(tile)
+
+        def sum_block(carry: Any, block_and_softmax: tuple[Rows, Softmax]) -> Any:
+            column_softmax, duplicates, spread = carry
+            block, block_softmax = block_and_softmax
+            logits, counts, doubled = _compare(block, columns, scale)
+            of_rows, of_columns = _summarise(block, columns, logits, counts)
+            more = _spread(logits, counts, block, columns, scale)
+            carry = (
+                column_softmax.merge(of_columns),
+                duplicates + jnp.sum(doubled),
+                (spread[0] + more[0], spread[1] + more[1]),
+            )
+            return carry, block_softmax.merge(of_rows)
+
+        start = (_empty(columns.pair.shape), duplicates, spread)
+        (column_softmax, duplicates, spread), row_softmax = lax.scan(
+            sum_block, start, (blocks, row_softmax)
+        )
+        merged = jax.tree.map(own_slice, column_softmax.merge_shards())
+        return (row_softmax, duplicates, spread), merged
+
+    start = (_empty(blocks.pair.shape), jnp.int32(0), (jnp.float32(0), jnp.int32(0)))
+    (row_softmax, duplicates, spread), column_softmax = lax.scan(sum_tile, start, tiles)
+
+    def pull_tile(carry: Any, tile_and_sums: tuple[Columns, jax.Array]) -> Any:
+        gradient_rows, gradient_scale = carry
+        tile, log_sums = tile_and_sums
+        columns = _gather(tile)
+        column_log_sum = lax.all_gather(log_sums, DATA_AXES, tiled=True)
+
+        def pull_block(carry: Any, block_and_more: Any) -> Any:
+            gradient_columns, gradient_scale = carry
+            block, row_log_sum, gradient_block = block_and_more
+            logits, counts, _ = _compare(block, columns, scale)
+            weights = _weigh(block, columns, logits, counts, row_log_sum, column_log_sum, count)
+            gradient_columns += jnp.matmul(weights.T, block.z, precision="highest")
+            gradient_block += jnp.matmul(weights, columns.z, precision="highest")
+            return (gradient_columns, gradient_scale + jnp.sum(weights * logits)), gradient_block
+
+        start = (jnp.zeros_like(columns.z), gradient_scale)
+        (gradient_columns, gradient_scale), gradient_rows = lax.scan(
+            pull_block, start, (blocks, row_softmax.log_sum(), gradient_rows)
+        )
+        return (gradient_rows, gradient_scale), _scatter(gradient_columns)
+
+    (gradient_rows, gradient_scale), gradient_columns = lax.scan(
+        pull_tile,
+        (jnp.zeros_like(blocks.z), jnp.float32(0)),
+        (tiles, column_softmax.log_sum()),
+    )
+    gradient = (
+        scale * gradient_rows.reshape(-1, width)[:pairs],
+        scale * gradient_columns.reshape(-1, width)[: zc_cd.shape[0]],
+        lax.psum(gradient_scale, DATA_AXES),
+    )
+    of_rows, of_own = (
+        jax.tree.map(lambda a: a.reshape(-1)[:pairs], softmax)
+        for softmax in (row_softmax, column_softmax)
+    )
+    loss, metrics = _finish(rows, of_rows, of_own, count, duplicates, spread, scale)
+    return loss, metrics, gradient
+
+
+def _cut(tree: Any, size: int) -> Any:
+    """[m, ...] -> [ceil(m / size), size, ...]; the padding is not present."""
+
+    def cut(a: jax.Array) -> jax.Array:
+        padding = [(0, -len(a) % size)] + [(0, 0)] * (a.ndim - 1)
+        return jnp.pad(a, padding).reshape(-1, size, *a.shape[1:])
+
+    return jax.tree.map(cut, tree)
+
+
+def _empty(shape: tuple[int, ...]) -> Softmax:
+    return Softmax(jnp.full(shape, EMPTY_TOP), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))

@@ -1,0 +1,137 @@
+"""Evaluation folders in, an index of their long word n-grams out, and look-ups in it.
+
+A text of an evaluation set counts as found in a pair's side when they share `ngram_words` words in
+a row; a text of fewer words, when the side holds it whole; one of fewer than WHOLE_WORDS words,
+only when it is the whole side, since such texts ("read a file") occur by chance.
+"""
+
+import csv
+import functools
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxcpt.config import Refusal
+from jaxcpt.mining.dedupe import split_words
+
+FAMILIES = ("linear_probe", "sts", "retrieval", "code_search")
+"""Folders that hold evaluation sets; beside them may lie training text, which is not read."""
+WHOLE_WORDS = 8
+BASE = 0x9E3779B97F4A7C15
+"""Odd, so that it has an inverse modulo 2^64."""
+MARK = "\1"
+"""Stands before a text that must be the whole side."""
+SET_BITS = 12
+"""The lowest bits of an entry give the evaluation set; 52 bits of hash are left."""
+
+SEEN_BITS = 25
+"""Most hashes are ruled out by a table of their upper bits, which is faster than the search."""
+
+
+def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
+    """(set, text) of every text in the .tsv and .jsonl files of the layout of ../shared/data."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise Refusal(f"--decontaminate {folder}: no such folder of evaluation sets")
+    roots = [root / name for name in FAMILIES if (root / name).is_dir()] or [root]
+    found = False
+    for path in sorted(path for below in roots for path in below.rglob("*")):
+        name = path.name.removesuffix(".gz")
+        if name.endswith((".tsv", ".jsonl")):
+            opened = gzip.open if path.suffix == ".gz" else open
+            with opened(path, "rt", encoding="utf-8", newline="\n") as file:
+                rows = (
+                    csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+                    if name.endswith(".tsv")
+                    else map(json.loads, file)
+                )
+                for row in rows:
+                    for field, text in row.items():
+                        if field.startswith(("text", "title", "code", "intent")) and text:
+                            found = True
+                            yield path.parent.relative_to(root).as_posix(), text
+    if not found:
+        raise Refusal(f"--decontaminate {folder}: no .tsv or .jsonl file with texts in it")
+
+
+class Index:
+    """Sorted hashes of the evaluation sets' n-grams."""
+
+    def __init__(self, entries: np.ndarray, names: Sequence[str], ngram_words: int) -> None:
+        self.entries, self.names, self.ngram_words = entries, names, ngram_words
+        self.seen = np.zeros(2**SEEN_BITS, bool)
+        self.seen[entries >> np.uint64(64 - SEEN_BITS)] = True
+
+    @staticmethod
+    def build(folders: Sequence[str], ngram_words: int) -> "Index":
+        """Raises Refusal for a folder without texts."""
+        if ngram_words < WHOLE_WORDS:
+            raise Refusal(f"--ngram-words {ngram_words}: expected {WHOLE_WORDS} or more")
+        names: dict[str, int] = {}
+        arrays = [np.empty(0, np.uint64)]
+        for folder in folders:
+            for name, text in read_evaluations(folder):
+                number = names.setdefault(name, len(names))
+                if words := split_words(text):
+                    count = min(len(words), ngram_words)
+                    short = count < WHOLE_WORDS
+                    hashes = hash_ngrams([MARK, *words] if short else words, [count + short])
+                    arrays.append(hashes | np.uint64(number))
+        if len(names) > 2**SET_BITS:
+            raise Refusal(f"--decontaminate: {len(names)} sets; at most {2**SET_BITS} at once")
+        return Index(np.unique(np.concatenate(arrays)), list(names), ngram_words)
+
+    def save(self, path: Path) -> None:
+        np.save(path.with_suffix(".npy"), self.entries)
+        path.with_suffix(".json").write_text(json.dumps([self.names, self.ngram_words]))
+
+    @staticmethod
+    @functools.cache
+    def load(path: Path) -> "Index":
+        """Memory-mapped: the workers of one machine share the pages."""
+        names, ngram_words = json.loads(path.with_suffix(".json").read_text())
+        return Index(np.load(path.with_suffix(".npy"), mmap_mode="r"), names, ngram_words)
+
+    def find(self, words: list[str]) -> tuple[str, str] | None:
+        """(evaluation set, shared words) of the first match in a side's words."""
+        short = len(words) < WHOLE_WORDS
+        lengths = [len(words) + 1] if short else list(range(WHOLE_WORDS, self.ngram_words + 1))
+        hashes = hash_ngrams([MARK, *words] if short else words, lengths)
+        likely = np.flatnonzero(self.seen[hashes >> np.uint64(64 - SEEN_BITS)])
+        for place in likely:
+            at = int(np.searchsorted(self.entries, hashes[place]))
+            entry = int(self.entries[at]) if at < len(self.entries) else 0
+            if entry >> SET_BITS == int(hashes[place]) >> SET_BITS:
+                runs = [words[i : i + n] for n in lengths for i in range(len(words) - n + 1)]
+                return self.names[entry % 2**SET_BITS], " ".join(runs[place] if runs else words)
+        return None
+
+
+def hash_ngrams(words: list[str], lengths: Sequence[int]) -> np.ndarray:
+    """Hashes of all runs of words of the given lengths, in order; the lowest SET_BITS are zero.
+
+    A polynomial over the bytes of the words joined by spaces, from prefix sums modulo 2^64: the
+    sum between two positions times BASE^-position does not depend on where the run stands.
+    """
+    text = np.frombuffer(" ".join(words).encode(errors="surrogatepass"), np.uint8)
+    powers, inverses = _powers(1 << len(text).bit_length())
+    terms = (text.astype(np.uint64) + np.uint64(1)) * powers[: len(text)]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])
+    spaces = np.flatnonzero(text == ord(" "))
+    starts, ends = np.append(0, spaces + 1), np.append(spaces, len(text))
+    first = np.concatenate([starts[: max(0, len(words) - count + 1)] for count in lengths])
+    last = np.concatenate([ends[count - 1 :] for count in lengths])
+    hashes = (sums[last] - sums[first]) * inverses[first]
+    # The lower bits of such a sum are poor: fold the upper ones into them.
+    hashes = (hashes ^ (hashes >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return hashes & ~np.uint64(2**SET_BITS - 1)
+
+
+@functools.cache
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    bases = np.array([1] + [BASE] * (count - 1), np.uint64)
+    inverse = pow(BASE, -1, 2**64)
+    return np.cumprod(bases), np.cumprod(np.array([1] + [inverse] * (count - 1), np.uint64))

@@ -1,0 +1,92 @@
+"""Keyed records in, each key's values together out, through files instead of memory.
+
+Beam's local runner holds every group of a GroupByKey in memory. On one machine this transform
+stands in its place; on a cluster the runner's own shuffle is used and this file is not.
+"""
+
+import marshal
+import os
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
+
+SPILL_BYTES = 32 * 2**20
+"""Records a worker holds before it writes them out."""
+
+Record = tuple[bytes, tuple[Any, ...]]
+"""A key of 4 bytes or more, whose first 4 choose the bucket, and a tuple marshal can write."""
+
+
+class GroupOnDisk(beam.PTransform):
+    """(key, value) records -> (key, values), in memory only one of `buckets` at a time."""
+
+    def __init__(self, folder: Path, buckets: int) -> None:
+        super().__init__()
+        self.folder, self.buckets = folder, buckets
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        self.folder.mkdir(parents=True)
+        return (
+            pcoll
+            | "Spill" >> beam.ParDo(Spill(self.folder, self.buckets))
+            | "FilesOfBucket" >> beam.GroupByKey()
+            | "OneBucketAtATime" >> beam.Reshuffle()
+            | "ReadBucket" >> beam.FlatMap(read_bucket)
+        )
+
+
+class Spill(beam.DoFn):
+    """Appends records to one file per bucket and bundle; gives (bucket, path) of each file."""
+
+    def __init__(self, folder: Path, buckets: int) -> None:
+        self.folder, self.buckets = folder, buckets
+
+    def start_bundle(self) -> None:
+        self.name = uuid.uuid4().hex
+        self.held: dict[int, bytearray] = defaultdict(bytearray)
+        self.held_bytes = 0
+        self.written: set[int] = set()
+
+    def process(self, record: Record) -> None:
+        written = marshal.dumps(record)
+        self.held[int.from_bytes(record[0][:4]) % self.buckets] += written
+        self.held_bytes += len(written)
+        if self.held_bytes > SPILL_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        for bucket, content in self.held.items():
+            with open(self._path(bucket), "ab") as file:
+                file.write(content)
+        self.written |= set(self.held)
+        self.held.clear()
+        self.held_bytes = 0
+
+    def _path(self, bucket: int) -> str:
+        return os.fspath(self.folder / f"{bucket:05d}-{self.name}")
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        self._write()
+        for bucket in sorted(self.written):
+            file = (bucket, self._path(bucket))
+            yield GlobalWindows.windowed_value(file)
+
+
+def read_bucket(files: tuple[int, Iterable[str]]) -> Iterator[tuple[bytes, list[tuple[Any, ...]]]]:
+    records: list[Record] = []
+    for path in files[1]:
+        with open(path, "rb") as file:
+            end = os.fstat(file.fileno()).st_size
+            while file.tell() < end:
+                records.append(marshal.load(file))
+        os.remove(path)
+    records.sort(key=lambda record: record[0])
+    for key, group in groupby(records, key=lambda record: record[0]):
+        yield key, [value for _, value in group]

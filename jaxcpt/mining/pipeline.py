@@ -1,0 +1,293 @@
+"""Inputs and a miner in, a finished dataset folder out: the one Beam pipeline of both tools.
+
+    units -> documents -> pairs -> contaminated ones out -> fingerprints -> duplicates -> shards
+
+It knows no language, no file format and no rule of what a pair is. Everything is written below
+`OUTPUT.unfinished`, which takes the name OUTPUT when all of it is there.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+from jaxcpt.config import Refusal
+from jaxcpt.mining.decontaminate import Index
+from jaxcpt.mining.dedupe import digest, find_duplicates, fingerprint, split_words
+from jaxcpt.mining.documents import Document, Problem, Reading, read_part
+from jaxcpt.mining.grouping import GroupOnDisk
+from jaxcpt.mining.inputs import Mining, Unit, list_units
+from jaxcpt.mining.write import SPLITS, write_dataset, write_shard
+
+SHARD_BYTES = 64 * 2**20
+"""Input per shard; a worker holds one shard's pairs in memory."""
+FINGERPRINT_EXPANSION = 4
+"""Bytes of fingerprints per byte of input, about."""
+
+Miner = Callable[[Document, Counter[str]], Iterator[tuple[str, str] | Problem]]
+
+
+def mine(
+    mining: Mining,
+    reading: Reading,
+    miner: Miner,
+    output: Path,
+    runner_arguments: Sequence[str] = (),
+    workers: int = 1,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes the dataset and returns its card. Raises Refusal for what the user can mend."""
+    if output.exists():
+        raise Refusal(f"{output}: exists; remove it or give another --output")
+    output = output.absolute()
+    units, input_bytes, problems = list_units(mining.inputs, reading)
+    unfinished = output.with_name(output.name + ".unfinished")
+    try:
+        with _claim(unfinished):
+            if mining.decontaminate:
+                Index.build(mining.decontaminate, mining.ngram_words).save(unfinished / "index")
+            shards = mining.shards or max(1, -(-input_bytes // SHARD_BYTES))
+            job = Job(mining, reading, miner, unfinished, shards)
+            _run(job, units, problems, input_bytes, list(runner_arguments), workers)
+            counts = _count(job, problems)
+            card = write_dataset(
+                job.dataset, mining.name, mining.version, counts, asdict(mining) | (options or {})
+            )
+            os.rename(job.dataset, output)
+            return card
+    except Exception as error:
+        if "No space left on device" in str(error):
+            raise Refusal(f"{output}: the disk is full; nothing was kept of this run") from error
+        raise
+
+
+@contextlib.contextmanager
+def _claim(folder: Path) -> Iterator[None]:
+    """The folder, empty, for this run alone; removed in the end, whatever a killed run left."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise Refusal(f"{folder}: cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise Refusal(f"{folder}: another run is writing there; wait for it to end") from error
+    try:
+        for entry in folder.iterdir():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for name in ("dataset", "units"):
+            (folder / name).mkdir()
+        yield
+    finally:
+        shutil.rmtree(folder)
+        lock.close()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What each worker needs to know."""
+
+    mining: Mining
+    reading: Reading
+    miner: Miner
+    folder: Path
+    shards: int
+
+    @property
+    def dataset(self) -> Path:
+        return self.folder / "dataset"
+
+    def shard_key(self, pair_id: bytes) -> bytes:
+        return (int.from_bytes(pair_id[:4]) % self.shards).to_bytes(4)
+
+
+class MineUnit(beam.DoFn):
+    """A unit's records for the shards, its fingerprints on another output; counts into a file."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def process(self, numbered: tuple[int, Unit]) -> Iterator[Any]:
+        number, unit = numbered
+        counts: Counter[str] = Counter()
+        for part in unit:
+            for found in read_part(part, self.job.reading):
+                if isinstance(found, Problem):
+                    yield self._list(found, counts)
+                    continue
+                counts["documents read"] += 1
+                counts["characters read"] += len(found.text)
+                yield from self._mine(found, counts)
+        path = self.job.folder / "units" / f"{number}.json"
+        path.with_suffix(".part").write_text(json.dumps(counts))
+        os.replace(path.with_suffix(".part"), path)
+
+    def _list(self, problem: Problem, counts: Counter[str], what: str = "problem") -> Any:
+        counts[f"{what}: {problem.reason}"] += 1
+        value = ("list", problem.reason, problem.name, problem.detail)
+        return self.job.shard_key(digest(problem.name)), value
+
+    def _mine(self, document: Document, counts: Counter[str]) -> Iterator[Any]:
+        mining = self.job.mining
+        index = Index.load(self.job.folder / "index") if mining.decontaminate else None
+        content = digest(document.text)
+        split = choose_split(document, content, mining)
+        drops: Counter[str] = Counter()
+        for found in self.job.miner(document, drops):
+            if isinstance(found, Problem):
+                yield self._list(found, counts)
+                continue
+            counts["pairs mined"] += 1
+            x_words, y_words = map(split_words, found)
+            if index and (hit := index.find(x_words) or index.find(y_words)):
+                counts[f"contaminated: {hit[0]}"] += 1
+                problem = Problem("contaminated", document.name, f"{hit[0]}: {hit[1]}")
+                yield self._list(problem, counts, "dropped")
+                continue
+            pair_id = digest(content.hex(), *found)
+            value = ("pair", pair_id, split, *found, document.name)
+            yield self.job.shard_key(pair_id), value
+            for key, *record in fingerprint(pair_id, x_words, y_words, mining.near_duplicate > 0):
+                yield beam.pvalue.TaggedOutput("fingerprints", (key, tuple(record)))
+        counts.update({f"left out: {reason}": n for reason, n in drops.items()})
+
+
+def choose_split(document: Document, content: bytes, mining: Mining) -> str:
+    """By the document's content, or by the module or repository its name tells."""
+    group = document.group or content.hex()
+    if mining.split_by != "document":
+        url = urlsplit(document.name)
+        folders = [url.netloc] if url.scheme and url.netloc else document.name.split("/")
+        group = "/".join(folders[:2] if mining.split_by == "repository" else folders[:-1])
+    share = int.from_bytes(digest(group)[:8]) / 2**64
+    return SPLITS[1] if share < mining.heldout_share else SPLITS[0]
+
+
+def _run(
+    job: Job,
+    units: Sequence[Unit],
+    problems: Sequence[Problem],
+    input_bytes: int,
+    runner_arguments: list[str],
+    workers: int,
+) -> None:
+    options = PipelineOptions(
+        runner_arguments,
+        direct_num_workers=workers,
+        direct_running_mode="multi_processing" if workers > 1 else "in_memory",
+        pipeline_type_check=False,  # a DoFn with two outputs has no one type
+        allow_unsafe_triggers=True,  # or DirectRunner tries to download an engine; none is used
+        default_sdk_harness_log_level="ERROR",
+    )
+    local = options.view_as(StandardOptions).runner in (None, "DirectRunner")
+
+    def group(name: str, buckets: int) -> beam.PTransform:
+        return GroupOnDisk(job.folder / name, buckets) if local else beam.GroupByKey()
+
+    buckets = max(1, FINGERPRINT_EXPANSION * input_bytes // SHARD_BYTES)
+    pipeline = beam.Pipeline(options=options)
+    mined = (
+        pipeline
+        | "Units" >> beam.Create(list(enumerate(units)))
+        | "SpreadUnits" >> beam.Reshuffle()
+        | "Mine" >> beam.ParDo(MineUnit(job)).with_outputs("fingerprints", main="values")
+    )
+    duplicates = (
+        mined.fingerprints
+        | "GroupFingerprints" >> group("fingerprints", buckets)
+        | "FindDuplicates" >> beam.FlatMap(_name_duplicates, job)
+    )
+    others: list[tuple[bytes, tuple[str, ...]]] = [
+        (job.shard_key(digest(p.name)), ("list", p.reason, p.name, p.detail)) for p in problems
+    ]
+    # Every shard is written, also one that no pair falls into.
+    others += [(number.to_bytes(4), ()) for number in range(job.shards)]
+    _ = (
+        (mined.values, duplicates, pipeline | "Listed" >> beam.Create(others))
+        | beam.Flatten()
+        | "GroupShards" >> group("shards", job.shards)
+        | "WriteShard" >> beam.Map(_write_shard, job)
+    )
+    with _divert_stderr(job.folder / "log") as stderr, _show_progress(job, len(units), stderr):
+        pipeline.run().wait_until_finish()
+
+
+def _name_duplicates(group: tuple[bytes, Any], job: Job) -> Iterator[Any]:
+    for pair_id, reason, kept in find_duplicates(group[1], job.mining.near_duplicate):
+        yield job.shard_key(pair_id), ("drop", pair_id, reason, kept)
+
+
+def _write_shard(group: tuple[bytes, Any], job: Job) -> None:
+    shard = (int.from_bytes(group[0]), job.shards)
+    write_shard(job.dataset, job.mining.name, shard, filter(None, group[1]))
+
+
+@contextlib.contextmanager
+def _divert_stderr(path: Path) -> Iterator[TextIO]:
+    """Sends what Beam's processes write there to a file; gives the real one."""
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), "w") as stderr, open(path, "w") as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield stderr
+        finally:
+            os.dup2(stderr.fileno(), 2)
+
+
+@contextlib.contextmanager
+def _show_progress(job: Job, units: int, stderr: TextIO) -> Iterator[None]:
+    """A line on stderr: rewritten every second on a terminal, else a new one every minute."""
+    ended = threading.Event()
+    start = time.monotonic()
+    live = stderr.isatty()
+
+    def show() -> None:
+        while not ended.wait(1 if live else 60):
+            mined = len(list((job.folder / "units").glob("*.json")))
+            written = len(list(job.dataset.glob("report-*.json")))
+            line = f"{time.monotonic() - start:.0f} s: mined {mined} of {units} parts, "
+            line += f"wrote {written} of {job.shards} shards"
+            print(line, end="\r" if live else "\n", file=stderr, flush=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _count(job: Job, problems: Sequence[Problem]) -> Counter[str]:
+    """The units' counts; raises Refusal when too much was bad or no pair was found."""
+    counts = Counter(f"problem: {problem.reason}" for problem in problems)
+    for path in (job.folder / "units").iterdir():
+        counts.update(json.loads(path.read_text()))
+    counts = Counter({what: count for what, count in counts.items() if count})
+    reasons = {what: count for what, count in counts.items() if what.startswith("problem: ")}
+    bad = sum(reasons.values())
+    if bad > job.mining.max_bad_share * (bad + counts["documents read"]):
+        told = ", ".join(f"{what.removeprefix('problem: ')} {n}" for what, n in reasons.items())
+        raise Refusal(
+            f"{', '.join(job.mining.inputs)}: {bad} of {bad + counts['documents read']} files or "
+            f"records are bad ({told}), above --max-bad-share {job.mining.max_bad_share}"
+        )
+    if not counts["pairs mined"]:
+        told = ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))
+        raise Refusal(f"{', '.join(job.mining.inputs)}: no pairs found ({told})")
+    return counts

@@ -1,0 +1,274 @@
+"""The Transformer encoder: packed rows of tokens in, one vector per text out.
+
+Sole home of flax. Every parameter names its axes by letters; which of them are cut, and how, is
+for `sharding.py` to say. The encoder knows neither pairs nor losses.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcpt import config
+from jaxcpt.packing import CellArrays
+from jaxcpt.sharding import constrain
+
+Array = jax.Array | np.ndarray
+
+Params = Any
+"""A nested dict of float32 arrays."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cells:
+    """Texts packed into rows, one cell for each of g data shards.
+
+    tokens_grl     token ids; 0 is padding
+    segments_grl   1 + the number of the token's text in its cell; 0 is padding
+    positions_grl  position of the token in its text
+    ends_gt        where each text's closing delimiter stands, counted through the cell's r * l
+                   tokens; 0 for an absent text
+    """
+
+    tokens_grl: Array
+    segments_grl: Array
+    positions_grl: Array
+    ends_gt: Array
+
+
+def make_cells(arrays: CellArrays) -> Cells:
+    return Cells(arrays.tokens, arrays.segments, arrays.positions, arrays.ends)
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis, computed in float32."""
+
+    settings: config.Model
+    letter: str = "d"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype, x = x.dtype, x.astype(jnp.float32)
+        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.letter,))
+        scale = self.param("scale", ones, (x.shape[-1],))
+        if self.settings.norm == "rmsnorm" or self.letter == "k":
+            x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+            return (x * constrain(scale, self.letter)).astype(dtype)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.letter,))
+        bias = self.param("bias", zeros, (x.shape[-1],))
+        return (x * constrain(scale, self.letter) + constrain(bias, self.letter)).astype(dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream (GPT)."""
+
+    settings: config.Model
+
+    def weight(self, name: str, letters: str, shape: tuple[int, ...], init: Callable) -> jax.Array:
+        """A parameter in the compute dtype, gathered to its compute layout."""
+        value = self.param(name, nn.with_logical_partitioning(init, tuple(letters)), shape)
+        return constrain(value.astype(self.settings.compute_dtype), letters)
+
+    @nn.compact
+    def __call__(
+        self, hidden_rld: jax.Array, segments_rl: jax.Array, positions_rl: jax.Array
+    ) -> tuple[jax.Array, None]:
+        m = self.settings
+        hidden_rld = hidden_rld + self.attend(
+            Norm(m, name="attention_norm")(hidden_rld), segments_rl, positions_rl
+        )
+        hidden_rld = constrain(hidden_rld, "rld")
+        hidden_rld = hidden_rld + self.transform(Norm(m, name="mlp_norm")(hidden_rld))
+        return constrain(hidden_rld, "rld"), None
+
+    def attend(
+        self, x_rld: jax.Array, segments_rl: jax.Array, positions_rl: jax.Array
+    ) -> jax.Array:
+        m = self.settings
+        d, h, j = m.width, m.heads, m.kv_heads or m.heads
+        k = d // h
+        start, zero = nn.initializers.normal(0.02), nn.initializers.zeros
+        query_rlhk = jnp.einsum(
+            "rld,dhk->rlhk", x_rld, self.weight("query", "dhk", (d, h, k), start)
+        )
+        key_rljk = jnp.einsum("rld,djk->rljk", x_rld, self.weight("key", "djk", (d, j, k), start))
+        value_rljk = jnp.einsum(
+            "rld,djk->rljk", x_rld, self.weight("value", "djk", (d, j, k), start)
+        )
+        if m.biases:
+            query_rlhk = query_rlhk + self.weight("query_bias", "hk", (h, k), zero)
+            key_rljk = key_rljk + self.weight("key_bias", "jk", (j, k), zero)
+            value_rljk = value_rljk + self.weight("value_bias", "jk", (j, k), zero)
+        if m.qk_norm:
+            query_rlhk = Norm(m, "k", name="query_norm")(query_rlhk)
+            key_rljk = Norm(m, "k", name="key_norm")(key_rljk)
+        if m.positions == "rotary":
+            query_rlhk = rotate(query_rlhk, positions_rl)
+            key_rljk = rotate(key_rljk, positions_rl)
+        mixed_rlhk = attention(query_rlhk, key_rljk, value_rljk, segments_rl, causal=m.causal)
+        out_hkd = self.weight("out", "hkd", (h, k, d), branch_end(m))
+        mixed_rld = jnp.einsum("rlhk,hkd->rld", mixed_rlhk, out_hkd)
+        return mixed_rld + self.weight("out_bias", "d", (d,), zero) if m.biases else mixed_rld
+
+    def transform(self, x_rld: jax.Array) -> jax.Array:
+        m = self.settings
+        d, f = m.width, m.mlp_width or 4 * m.width
+        start, zero = nn.initializers.normal(0.02), nn.initializers.zeros
+        inner_rlf = jnp.einsum("rld,df->rlf", x_rld, self.weight("up", "df", (d, f), start))
+        if m.biases:
+            inner_rlf = inner_rlf + self.weight("up_bias", "f", (f,), zero)
+        if m.mlp == "swiglu":
+            gate_rlf = jnp.einsum("rld,df->rlf", x_rld, self.weight("gate", "df", (d, f), start))
+            inner_rlf = nn.silu(gate_rlf) * inner_rlf
+        else:
+            inner_rlf = nn.gelu(inner_rlf)
+        down_fd = self.weight("down", "fd", (f, d), branch_end(m))
+        out_rld = jnp.einsum("rlf,fd->rld", inner_rlf, down_fd)
+        return out_rld + self.weight("down_bias", "d", (d,), zero) if m.biases else out_rld
+
+
+def branch_end(m: config.Model) -> Callable:
+    """Start of the matrix that ends a residual branch (GPT-2: smaller with depth)."""
+    if m.residual_start == "zero":
+        return nn.initializers.zeros
+    return nn.initializers.normal(0.02 / (2 * max(m.layers, 1)) ** 0.5)
+
+
+def rotate(x_rlhk: jax.Array, positions_rl: jax.Array) -> jax.Array:
+    """Rotary positions on the halves of the head width, base 10,000 (RoFormer; Llama's order)."""
+    half = x_rlhk.shape[-1] // 2
+    frequencies = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions_rl[..., None, None].astype(jnp.float32) * frequencies
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    a, b = jnp.split(x_rlhk.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_rlhk.dtype)
+
+
+def attention(
+    query_rlhk: jax.Array,
+    key_rljk: jax.Array,
+    value_rljk: jax.Array,
+    segments_rl: jax.Array,
+    *,
+    causal: bool,
+) -> jax.Array:
+    """Softmax attention within each text of a row -> [r, l, h, k]; softmax in float32."""
+    r, l, h, k = query_rlhk.shape
+    j = key_rljk.shape[2]
+    grouped = query_rlhk.reshape(r, l, j, h // j, k)
+    scores = jnp.einsum("rljgk,rmjk->rjglm", grouped, key_rljk).astype(jnp.float32) * k**-0.5
+    allowed_rlm = segments_rl[:, :, None] == segments_rl[:, None, :]
+    if causal:
+        allowed_rlm &= jnp.tril(jnp.ones((l, l), bool))
+    scores = jnp.where(allowed_rlm[:, None, None], scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value_rljk.dtype)
+    return jnp.einsum("rjglm,rmjk->rljgk", weights, value_rljk).reshape(r, l, h, k)
+
+
+REMAT_POLICIES: dict[str, Any] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "everything": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Encoder(nn.Module):
+    """Embeds tokens, runs the blocks under one scan, pools: Cells -> z_gtd, not normalised."""
+
+    settings: config.Model
+    vocabulary: int
+    longest: int
+
+    @nn.compact
+    def __call__(self, cells: Cells) -> jax.Array:
+        m = self.settings
+        g, r, l = cells.tokens_grl.shape
+        tokens_rl = cells.tokens_grl.reshape(g * r, l)
+        segments_rl = cells.segments_grl.reshape(g * r, l)
+        positions_rl = cells.positions_grl.reshape(g * r, l)
+
+        hidden_rld = self.look_up("tokens", "vd", self.vocabulary, tokens_rl)
+        if m.positions == "learnt" and m.layers:  # a bag of tokens has no order
+            hidden_rld = hidden_rld + self.look_up("positions", "ld", self.longest, positions_rl)
+        hidden_rld = constrain(hidden_rld, "rld")
+        if m.layers:
+            block: Any = Block
+            if m.remat != "nothing":
+                block = nn.remat(Block, policy=REMAT_POLICIES[m.remat], prevent_cse=False)
+            hidden_rld, _ = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast),
+                length=m.layers,
+                unroll=m.layers if m.layers <= 4 else 1,
+                metadata_params={nn.PARTITION_NAME: "i"},
+            )(m, name="blocks")(hidden_rld, segments_rl, positions_rl)
+            hidden_rld = Norm(m, name="final_norm")(hidden_rld)
+
+        hidden_gsd = constrain(hidden_rld.reshape(g, r * l, m.width), "gld")
+        if m.pooling == "eos":
+            z_gtd = jnp.take_along_axis(hidden_gsd, cells.ends_gt[..., None], axis=1)
+        else:
+            z_gtd = self.average(hidden_gsd, cells)
+        return z_gtd.astype(jnp.float32)
+
+    def look_up(self, name: str, letters: str, size: int, ids_rl: jax.Array) -> jax.Array:
+        """Rows of a learnt table [size, d], in the compute dtype."""
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), tuple(letters))
+        table = self.param(name, init, (size, self.settings.width))
+        table = constrain(table.astype(self.settings.compute_dtype), letters)
+        return jnp.take(table, ids_rl, axis=0)
+
+    def average(self, hidden_gsd: jax.Array, cells: Cells) -> jax.Array:
+        """(Weighted) mean of each text's hidden states; the length cancels in the cosine."""
+        g, t = cells.ends_gt.shape
+        segments_gs = cells.segments_grl.reshape(g, -1)
+        if self.settings.token_weights:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("v",))
+            weights_v = jnp.exp(self.param("token_weights", zeros, (self.vocabulary,)))
+            weights_gs = jnp.take(weights_v, cells.tokens_grl.reshape(g, -1), axis=0)
+            hidden_gsd = hidden_gsd * weights_gs[..., None].astype(hidden_gsd.dtype)
+        add = jax.vmap(lambda h_sd, s_s: jax.ops.segment_sum(h_sd, s_s, num_segments=t + 1))
+        return add(hidden_gsd.astype(jnp.float32), segments_gs)[:, 1:]
+
+
+def normalise(z: jax.Array) -> jax.Array:
+    """To unit length along the last axis; a zero vector stays zero."""
+    square = jnp.sum(z * z, axis=-1, keepdims=True)
+    return z * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def make_encoder(experiment: config.Experiment) -> Encoder:
+    t = experiment.tokenizer
+    return Encoder(experiment.model, t.vocabulary, max(t.x_tokens, t.y_tokens))
+
+
+def initialise(encoder: Encoder, seed: jax.Array) -> Params:
+    """Parameters from a PRNG key. Shapes alone: under `jax.eval_shape`."""
+    return nn.unbox(encoder.init(seed, _tiny_cells())["params"])
+
+
+def encode(encoder: Encoder, params: Params, cells: Cells) -> jax.Array:
+    """Cells -> z_gtd, float32, not yet of unit length; of no meaning for absent texts."""
+    return encoder.apply({"params": params}, cells)
+
+
+def name_axes(encoder: Encoder) -> Any:
+    """The letters of every parameter: a tree like the parameters', with tuples for leaves."""
+    boxed = jax.eval_shape(lambda: encoder.init(jax.random.key(0), _tiny_cells())["params"])
+    return jax.tree.map(
+        lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    )
+
+
+def _tiny_cells() -> Cells:
+    return Cells(
+        *(jnp.zeros((1, 1, 2), jnp.int32) for _ in range(3)), ends_gt=jnp.zeros((1, 1), jnp.int32)
+    )

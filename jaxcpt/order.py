@@ -1,0 +1,98 @@
+"""Which pair stands in which slot of the batch at a step: a pure function of (seed, step).
+
+In: how many slots each source has in a batch, and how long its pairs are where that is known. Out:
+indices into all pairs of all sources. Plain NumPy; it knows neither texts nor devices.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxcpt.config import Refusal
+
+
+def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Pseudo-random permutations of range(size), one for each key, evaluated at `index`.
+
+    All three uint64, of one shape. A Feistel network over the next power of four, walked until it
+    lands inside: any element of a shuffle of billions without storing it.
+    """
+    half_bits = (np.ceil(np.log2(np.maximum(size, 2))).astype(np.uint64) + np.uint64(1)) // 2
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    result, outside = index.copy(), np.ones(index.shape, bool)
+    while outside.any():
+        left, right = result >> half_bits, result & mask
+        for turn in range(6):
+            left, right = right, left ^ (mix(key + mix(right + np.uint64(turn << 48))) & mask)
+        result = np.where(outside, (left << half_bits) | right, result)
+        outside = result >= size
+    return result
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64: every input bit changes every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which pair stands in which slot of the batch at a step.
+
+    Slots are filled by strata: ranges of `ranking` (all pairs of all sources) that give a fixed
+    number of pairs to every batch, each range shuffled anew every time it is through.
+    """
+
+    seed: int
+    ranking: np.ndarray | None
+    """Pair at each rank; None: rank and pair are the same."""
+    first_b: np.ndarray
+    size_b: np.ndarray
+    """The stratum of each slot: its first rank and its size."""
+    share_b: np.ndarray
+    turn_b: np.ndarray
+    """Slots that share the slot's stratum, and which of them it is."""
+
+    def pairs_at(self, step: int, slots: np.ndarray) -> np.ndarray:
+        drawn = np.uint64(step) * self.share_b[slots] + self.turn_b[slots]
+        size, first = self.size_b[slots], self.first_b[slots]
+        key = mix(mix(first + np.uint64(self.seed << 40)) + drawn // size)
+        ranks = first + permute(drawn % size, size, key)
+        return (ranks if self.ranking is None else self.ranking[ranks]).astype(np.int64)
+
+
+def make_order(
+    seed: int, pairs_per_batch: int, quotas: Sequence[int], totals: Sequence[np.ndarray | int]
+) -> Order:
+    """`quotas`: slots of each source. `totals`: of each source, its pairs' tokens, which makes
+    each slot a stratum of length of its own; or only the number of its pairs.
+    """
+    strata, ranking, start = [], [], 0
+    for quota, total in zip(quotas, totals, strict=True):
+        count = total if isinstance(total, int) else len(total)
+        if count < quota:
+            raise Refusal(
+                f"batching.pairs_per_batch: {quota} pairs of a batch come from a source that has "
+                f"{count}; lower it"
+            )
+        if isinstance(total, int):
+            strata += [(start, count, quota, turn) for turn in range(quota)]
+        else:
+            ranking.append(start + np.argsort(total, kind="stable"))
+            edges = start + np.arange(quota + 1) * count // max(quota, 1)
+            strata += [(a, b - a, 1, 0) for a, b in itertools.pairwise(edges)]
+        start += count
+    columns = np.array(strata, np.uint64).reshape(pairs_per_batch, 4).T
+    return Order(seed, np.concatenate(ranking) if ranking else None, *columns)
+
+
+def share_out(slots: int, weights: Sequence[float]) -> list[int]:
+    """Whole slots in proportion to `weights`, by largest remainder."""
+    exact = np.asarray(weights, float) / np.sum(weights) * slots
+    whole = np.floor(exact).astype(int)
+    for source in np.argsort(whole - exact, kind="stable")[: slots - whole.sum()]:
+        whole[source] += 1
+    return whole.tolist()

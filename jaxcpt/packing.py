@@ -1,0 +1,118 @@
+"""Where each text goes: pairs into cells, texts into rows, so that few tokens are padding.
+
+In: lengths in tokens. Out: places. Plain NumPy and Python; it knows neither texts nor devices.
+"""
+
+import bisect
+import heapq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Place:
+    """A text's row in its cell, and the column of its first token."""
+
+    row: int
+    column: int
+
+
+class Rows:
+    """The rows of one cell, filled best fit: each text into the row that it leaves fullest."""
+
+    def __init__(self, rows: int, row_tokens: int) -> None:
+        self.row_tokens = row_tokens
+        self.free = [(row_tokens, row) for row in range(rows)]  # sorted by free tokens
+
+    def place(self, tokens: int) -> Place | None:
+        """Takes room for a text; None where no row has it. No tokens take no room."""
+        at = bisect.bisect_left(self.free, (tokens, -1))
+        if at == len(self.free):
+            return None
+        free, row = self.free.pop(at)
+        bisect.insort(self.free, (free - tokens, row))
+        return Place(row, self.row_tokens - free)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """cells: for each cell, its pairs in order. places: of each such pair, its texts' places."""
+
+    cells: list[list[int]]
+    places: list[list[list[Place]]]
+    overflow: int
+    """Pairs that found no place."""
+
+
+def pack_pairs(
+    lengths_pt: np.ndarray, cells: int, pairs_per_cell: int, rows: int, row_tokens: int
+) -> Packing:
+    """Spreads pairs over cells by token count, then packs the texts of each cell.
+
+    lengths_pt: tokens of each pair's texts (x, y, negatives; 0 for an absent negative). The next
+    longest pair goes to the emptiest cell; one that does not fit there tries the others.
+    """
+    members: list[list[int]] = [[] for _ in range(cells)]
+    heap = [(0, cell) for cell in range(cells)]
+    totals = lengths_pt.sum(axis=1)
+    for pair in np.argsort(-totals, kind="stable").tolist():
+        tokens, cell = heapq.heappop(heap)
+        members[cell].append(pair)
+        if len(members[cell]) < pairs_per_cell:  # a cell without free slots leaves the heap
+            heapq.heappush(heap, (tokens + int(totals[pair]), cell))
+
+    left_over: list[int] = []
+    places: list[list[list[Place]]] = []
+    for cell in range(cells):
+        while (found := _pack_cell(lengths_pt[members[cell]], rows, row_tokens)) is None:
+            # The shortest go first: they are the easiest to place elsewhere.
+            left_over.append(members[cell].pop())
+        places.append(found)
+    overflow = 0
+    for pair in sorted(left_over, key=lambda p: -totals[p]):
+        for cell in sorted(range(cells), key=lambda c: int(totals[members[c]].sum())):
+            if len(members[cell]) == pairs_per_cell:
+                continue
+            found = _pack_cell(lengths_pt[[*members[cell], pair]], rows, row_tokens)
+            if found is not None:
+                members[cell].append(pair)
+                places[cell] = found
+                break
+        else:
+            overflow += 1
+    return Packing(members, places, overflow)
+
+
+def _pack_cell(lengths_pt: np.ndarray, rows: int, row_tokens: int) -> list[list[Place]] | None:
+    """Places of each pair's texts, given room longest first; None if not all fit."""
+    if lengths_pt.sum() > rows * row_tokens:
+        return None
+    lengths = lengths_pt.ravel().tolist()
+    cell = Rows(rows, row_tokens)
+    places: list[Any] = [None] * len(lengths)
+    for text in sorted(range(len(lengths)), key=lambda t: -lengths[t]):
+        places[text] = cell.place(lengths[text])
+        if places[text] is None:
+            return None
+    texts = lengths_pt.shape[1]
+    return [places[first : first + texts] for first in range(0, len(places), texts)]
+
+
+class CellArrays:
+    """The int32 arrays of cells that are being filled; see `model.Cells` for what they hold."""
+
+    def __init__(self, cells: tuple[int, ...], rows: int, row_tokens: int, texts: int) -> None:
+        self.tokens, self.segments, self.positions = (
+            np.zeros((*cells, rows, row_tokens), np.int32) for _ in range(3)
+        )
+        self.ends = np.zeros((*cells, texts), np.int32)
+
+    def put(self, cell: tuple[int, ...], text: int, ids: np.ndarray, place: Place) -> None:
+        where = (*cell, place.row, slice(place.column, place.column + len(ids)))
+        self.tokens[where] = ids
+        self.segments[where] = text + 1
+        self.positions[where] = np.arange(len(ids))
+        row_tokens = self.tokens.shape[-1]
+        self.ends[(*cell, text)] = place.row * row_tokens + place.column + len(ids) - 1

@@ -1,0 +1,252 @@
+"""A whole run, from an experiment file to its report; read it from top to bottom.
+
+    python -m jaxcpt.train --experiment FILE [--run-dir DIR] [--set a.b=v ...] [--smoke] [--dry-run]
+
+Started again on its run folder, a run goes on where its newest whole checkpoint ends.
+"""
+
+import argparse
+import json
+import math
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+
+from jaxcpt.batches import Batches, size_batches
+from jaxcpt.budget import count_budget, describe
+from jaxcpt.checkpoint import Checkpoints, check_tokenizer
+from jaxcpt.config import (
+    Experiment,
+    Refusal,
+    apply_overrides,
+    differences,
+    load_experiment,
+    read_experiment,
+    run_command,
+    shrink,
+    to_json,
+    validate,
+)
+from jaxcpt.embed import Embedder
+from jaxcpt.evals import pair_search
+from jaxcpt.evaluate import compare_heldout, read_heldout, show_comparison
+from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
+from jaxcpt.mining import Pair
+from jaxcpt.pairs import Pairs, open_training
+from jaxcpt.report import write_report
+from jaxcpt.sharding import (
+    check_model_fits,
+    make_mesh,
+    size_mesh,
+    use_cpu_cores,
+)
+from jaxcpt.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
+from jaxcpt.update import init_state, make_train_step, shard_state
+
+
+def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
+    """Trains to the last step and evaluates. `shared_dir`: the run folder that keeps mined pairs
+    and the tokenizer (a baseline uses those of the run that it is the baseline of)."""
+    # Devices, and a folder that is this experiment's and nobody else's.
+    mesh = make_mesh(experiment.mesh)
+    check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
+    claim(run_dir, experiment)
+
+    # Pairs -> tokenizer -> batches.
+    sources = open_training(experiment.data, shared_dir, experiment.seed)
+    heldout = read_heldout(experiment, shared_dir)
+    tokenizer = obtain_tokenizer(experiment, shared_dir, sources)
+    tokenizer.save(run_dir / "tokenizer")
+    batches = Batches(experiment, sources, tokenizer, mesh)
+
+    if experiment.baseline is not None:
+        train(experiment.baseline, run_dir / "baseline", shared_dir)
+    budget = count_budget(experiment, batches.sizes)
+    derived = describe(experiment, batches.sizes, budget)
+    derived |= {"mesh": describe_mesh(mesh), "run folder": str(run_dir)}
+    print_table(experiment.name, list(derived.items()))
+
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(run_dir / "checkpoints", experiment.checkpoints.keep) as checkpoints,
+        Interruption() as interruption,
+    ):
+        # The state, in order of preference:
+        # 1. the newest whole checkpoint of this run folder;
+        # 2. a new one, each array born on the devices it belongs to.
+        start = checkpoints.find_whole()
+        if start is not None:
+            check_tokenizer(tokenizer.fingerprint, checkpoints.read_meta(start), run_dir)
+            checkpoints.discard_after(start)
+            state = checkpoints.restore(start, shard_state(experiment, mesh))
+            print(f"resuming at step {start} of {experiment.train_steps}")
+        else:
+            state = init_state(experiment, mesh)
+
+        first, last = start or 0, experiment.train_steps
+        meta = {"tokenizer": tokenizer.fingerprint, "experiment": experiment.name}
+        train_step = make_train_step(experiment, mesh)
+        embedder = Embedder(experiment, state.params["encoder"], tokenizer, mesh)
+        peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+        speed = Throughput(peak and peak * mesh.size)
+        waiting: list[dict[str, jax.Array]] = []
+        stream = batches.stream(first, last)
+        with Metrics(run_dir, last, first, jax.process_index() == 0) as metrics:
+            for step in range(first + 1, last + 1):
+                with speed.waiting_for_data():
+                    batch = next(stream)
+                state, scalars = train_step(state, batch)
+                waiting.append(scalars)
+
+                if step % experiment.log_every_steps == 0 or step in (first + 1, last):
+                    rows = jax.device_get(waiting)
+                    waiting = []
+                    for row in rows:
+                        flops = budget.model_flops_per_step
+                        speed.count(int(row["pairs"]), int(row.pop("tokens")), flops)
+                    timing = speed.read()
+                    metrics.log(step, rows[-1] | (timing if step > first + 1 else {}))
+
+                stopping = interruption.signal is not None
+                if step % experiment.checkpoints.every_steps == 0 or step == last or stopping:
+                    with speed.paused():
+                        checkpoints.save(state, meta)
+                if stopping and step < last:
+                    checkpoints.finish()
+                    raise Refusal(f"stopped at step {step}, which is saved; start again to go on")
+
+                if heldout and (step % experiment.eval_every_steps == 0 or step == last):
+                    with speed.paused():
+                        embedder.params = state.params["encoder"]
+                        scores = pair_search.run(embedder.embed, heldout)
+                        metrics.log_evals(step, {f"heldout/{k}": v for k, v in scores.items()})
+
+            embedder.params = state.params["encoder"]
+    conclude(run_dir, embedder, heldout, derived)
+
+
+def conclude(
+    run_dir: Path,
+    embedder: Embedder,
+    heldout: Sequence[Pair],
+    derived: dict[str, str],
+) -> None:
+    """The final table beside the baselines, example searches, and the report."""
+    summary: dict[str, Any] = {"derived": derived}
+    if heldout:
+        summary |= compare_heldout(run_dir, embedder, heldout)
+    if jax.process_index() != 0:
+        return
+    show_comparison(summary)
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
+    report = write_report(run_dir)
+    print(f"report: {report}\nsearch: python -m jaxcpt.search --run-dir {run_dir} 'your words'")
+
+
+def claim(run_dir: Path, experiment: Experiment) -> None:
+    """Makes the run folder, or checks that it is this experiment's. Raises Refusal."""
+    file = run_dir / "experiment.json"
+    if file.is_file():
+        changed = differences(read_experiment(run_dir), experiment)
+        if changed:
+            raise Refusal(
+                f"{run_dir}: holds a run of a different experiment ({'; '.join(changed)}); "
+                "choose another --run-dir"
+            )
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file.write_text(to_json(experiment))
+    except OSError as error:
+        raise Refusal(f"{run_dir}: cannot be written: {error.strerror}; choose --run-dir") from None
+
+
+def obtain_tokenizer(
+    experiment: Experiment, shared_dir: Path, sources: Sequence[Pairs]
+) -> Tokenizer:
+    """That of the run folder, or the user's own, or one trained on the training pairs."""
+    if (shared_dir / "tokenizer").is_dir():
+        return Tokenizer.load(shared_dir / "tokenizer")
+    if experiment.tokenizer.model_file is not None:
+        return read_tokenizer(experiment.tokenizer)
+    texts: list[str] = []
+    for source in sources:
+        # A million pairs are plenty for a vocabulary; spread evenly, they stand for the source.
+        every = -(-len(source) // 1_000_000)
+        for pair in source.read(range(0, len(source), every)):
+            texts += (pair.x, pair.y)
+    return train_tokenizer(texts, experiment.tokenizer)
+
+
+def describe_mesh(mesh: jax.sharding.Mesh) -> str:
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return f"{axes} on {mesh.size} {mesh.devices.flat[0].device_kind} devices"
+
+
+class Interruption:
+    """Notes a first SIGTERM or SIGINT, so that the step under way is finished and saved."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> "Interruption":
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number: int, _: Any) -> None:
+        self.signal = number
+        signal.signal(number, self.before[number])  # the second one ends the process
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def show_budget(experiment: Experiment) -> None:
+    """The derived numbers alone. Needs data only where rows are measured on it, and no devices
+    where the mesh says how many there will be."""
+    shape = experiment.mesh
+    asked = shape.data * shape.fsdp * shape.tensor
+    axes = size_mesh(shape, asked if asked > 0 else jax.device_count())
+    sizes = size_batches(experiment.batching, axes["data"] * axes["fsdp"])
+    if sizes is None:
+        with TemporaryDirectory() as scratch:
+            sources = open_training(experiment.data, Path(scratch), experiment.seed)
+            tokenizer = obtain_tokenizer(experiment, Path(scratch), sources)
+            sizes = Batches(experiment, sources, tokenizer, make_mesh(shape)).sizes
+    derived = describe(experiment, sizes, count_budget(experiment, sizes))
+    derived["mesh"] = " x ".join(f"{name} {size}" for name, size in axes.items())
+    print_table(experiment.name, list(derived.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train an experiment, or go on with its run.")
+    parser.add_argument("--experiment", required=True, help="a Python file, see experiments/")
+    parser.add_argument("--run-dir", type=Path, help="default: runs/<experiment name>")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes and data, on the CPU")
+    parser.add_argument("--dry-run", action="store_true", help="print the derived numbers and stop")
+    arguments = parser.parse_args()
+
+    experiment = load_experiment(arguments.experiment)
+    if arguments.smoke:
+        experiment = shrink(experiment)
+    experiment = validate(apply_overrides(experiment, arguments.changes))
+    if arguments.smoke:
+        jax.config.update("jax_platforms", "cpu")
+    axes = (experiment.mesh.data, experiment.mesh.fsdp, experiment.mesh.tensor)
+    use_cpu_cores(None if -1 in axes else math.prod(axes))
+    if arguments.dry_run:
+        show_budget(experiment)
+        return
+    name = f"{experiment.name}_smoke" if arguments.smoke else experiment.name
+    run_dir = arguments.run_dir or Path("runs") / name
+    train(experiment, run_dir, run_dir)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,196 @@
+"""One training step, exact for any number of chunks: `train_step(state, batch)`.
+
+In: `TrainState` and a `Batch`, both sharded. Out: the next state and global metrics. It does not
+know where batches come from or what is kept.
+
+A contrastive loss cannot be accumulated: the mean of microbatch losses lacks most negatives. So
+with several chunks the step passes over them twice. First every chunk is encoded and only its
+embeddings kept; the loss over all of them gives a gradient for each embedding; then each chunk is
+encoded again and that gradient pushed through it (as GradCache, arXiv 2101.06983).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxcpt.batches import Batch
+from jaxcpt.config import Experiment
+from jaxcpt.loss import Labels, Metrics, contrastive_loss
+from jaxcpt.model import (
+    Cells,
+    Encoder,
+    Params,
+    encode,
+    initialise,
+    make_encoder,
+    name_axes,
+    normalise,
+)
+from jaxcpt.optimizer import make_optimizer, make_schedule, measure_norm
+from jaxcpt.sharding import constrain, named, partition_spec
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """step; params {encoder, log_scale}; opt_state. All of a run that changes."""
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def build_state(experiment: Experiment) -> TrainState:
+    """The state at step 0. Traced only: under `jax.eval_shape` or `init_state`."""
+    params = {
+        "encoder": initialise(make_encoder(experiment), jax.random.key(experiment.seed)),
+        "log_scale": jnp.log(jnp.float32(experiment.loss.scale_start)),
+    }
+    opt_state = make_optimizer(experiment.optimizer, experiment.train_steps).init(params)
+    return TrainState(jnp.int32(0), params, opt_state)
+
+
+def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+    """A tree like the state, of ShapeDtypeStructs that carry their shardings.
+
+    Adam's moments are laid out like the parameters they belong to: their paths end alike.
+    """
+    axes = {"encoder": name_axes(make_encoder(experiment)), "log_scale": ()}
+    letters = {
+        tuple(key.key for key in path): names
+        for path, names in jax.tree.leaves_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))
+    }
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        keys = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        spec = partition_spec(letters[keys], "storage") if keys else PartitionSpec()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map_with_path(place, jax.eval_shape(partial(build_state, experiment)))
+
+
+def init_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+    """The state at step 0, each array born where it belongs: never whole on one device."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shard_state(experiment, mesh))
+    return jax.jit(partial(build_state, experiment), out_shardings=shardings)()
+
+
+def make_train_step(
+    experiment: Experiment, mesh: jax.sharding.Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step; it overwrites the state it is given. Call it under `jax.set_mesh(mesh)`."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shard_state(experiment, mesh))
+    return jax.jit(
+        partial(train_step, experiment),
+        donate_argnums=0,
+        out_shardings=(shardings, named(mesh)),
+    )
+
+
+def train_step(
+    experiment: Experiment, state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """One update; metrics are of the batch as it was before it."""
+    metrics, gradient = compute_gradient(experiment, state.params, batch)
+    optimizer = make_optimizer(experiment.optimizer, experiment.train_steps)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = jax.tree.map(jnp.add, state.params, updates)
+    # Clamped here and not in the loss, where it would leave the temperature without gradient.
+    params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(experiment.loss.scale_max))
+    metrics |= {
+        "scale": jnp.exp(state.params["log_scale"]),
+        "gradient_norm": measure_norm(gradient),
+        "learning_rate": make_schedule(experiment.optimizer, experiment.train_steps)(state.step),
+    }
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def compute_gradient(
+    experiment: Experiment, params: Params, batch: Batch
+) -> tuple[Metrics, Params]:
+    """Global metrics (with the loss) and the exact gradient of every parameter."""
+    encoder = make_encoder(experiment)
+
+    def encode_chunk(encoder_params: Params, cells: Cells) -> jax.Array:
+        return encode(encoder, encoder_params, cells)
+
+    find_loss = jax.value_and_grad(partial(global_loss, experiment), argnums=(0, 1), has_aux=True)
+    if experiment.batching.chunks == 1:
+        only_chunk = jax.tree.map(lambda a: a[0], batch.cells)
+        z_gtd, pull = jax.vjp(lambda p: encode_chunk(p, only_chunk), params["encoder"])
+        (loss, metrics), (dz_ngtd, dlog_scale) = find_loss(z_gtd[None], params["log_scale"], batch)
+        (encoder_gradient,) = pull(dz_ngtd[0])
+    else:
+        z_ngtd = jax.lax.map(partial(encode_chunk, params["encoder"]), batch.cells)
+        (loss, metrics), (dz_ngtd, dlog_scale) = find_loss(z_ngtd, params["log_scale"], batch)
+        encoder_gradient = _pull_chunks(encoder, encode_chunk, params, batch.cells, dz_ngtd)
+    return metrics | {"loss": loss}, {"encoder": encoder_gradient, "log_scale": dlog_scale}
+
+
+def _pull_chunks(
+    encoder: Encoder, encode_chunk: Callable, params: Params, cells: Cells, dz_ngtd: jax.Array
+) -> Params:
+    """Second pass: the sum over chunks of each chunk's gradient, kept in the storage layout."""
+    axes = name_axes(encoder)
+
+    def store(gradient: Params) -> Params:
+        return jax.tree.map(lambda g, letters: constrain(g, letters, "storage"), gradient, axes)
+
+    def add_chunk(total: Params, chunk: tuple[Cells, jax.Array]) -> tuple[Params, None]:
+        cells, dz_gtd = chunk
+        _, pull = jax.vjp(lambda p: encode_chunk(p, cells), params["encoder"])
+        return store(jax.tree.map(jnp.add, total, *pull(dz_gtd))), None
+
+    zeros = store(jax.tree.map(jnp.zeros_like, params["encoder"]))
+    total, _ = jax.lax.scan(add_chunk, zeros, (cells, dz_ngtd))
+    return total
+
+
+def global_loss(
+    experiment: Experiment, z_ngtd: jax.Array, log_scale: jax.Array, batch: Batch
+) -> tuple[jax.Array, Metrics]:
+    """The loss of the whole batch from the pooled states of all its texts.
+
+    Texts of a cell are its x, then its y, then its hard negatives, each in the order of its pairs.
+    The order of pairs does not matter to the loss, so each data shard keeps those it has encoded.
+    """
+    count = batch.present_ngt.shape[2] // (2 + experiment.batching.negatives)
+
+    def by_shard(a: jax.Array) -> jax.Array:
+        """[n, g, any, ...] -> [g, n * any, ...], local to each data shard."""
+        joined = jnp.swapaxes(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])
+        return constrain(joined, "g" + "n" * (joined.ndim - 1))
+
+    def split(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The x of all pairs; and all candidates: each data shard's y, then its negatives."""
+        x, y, negatives = (by_shard(part) for part in jnp.split(a, [count, 2 * count], axis=2))
+        candidates = jnp.concatenate([y, negatives], axis=1)
+        return x.reshape(-1, *x.shape[2:]), candidates.reshape(-1, *x.shape[2:])
+
+    zx_bd, zc_cd = split(z_ngtd)
+    present_b, present_c = split(batch.present_ngt)
+    hash_x_b2, hash_c_c2 = split(batch.hash_ngt2)
+    labels = Labels(present_b, hash_x_b2, present_c, hash_c_c2)
+    losses = []
+    for width in (*experiment.loss.prefixes, experiment.model.width):
+        zx, zc = normalise(zx_bd[:, :width]), normalise(zc_cd[:, :width])
+        loss, metrics = contrastive_loss(zx, zc, log_scale, labels, experiment.loss.form)
+        losses.append(loss)
+
+    def mean_norm(z_bd: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.linalg.norm(z_bd, axis=-1) * present_b) / metrics["pairs"]
+
+    zy_bd = split(z_ngtd[:, :, : 2 * count])[1]
+    padding = batch.cells.segments_grl == 0
+    return sum(losses) / len(losses), metrics | {
+        "zx_norm": mean_norm(zx_bd),
+        "zy_norm": mean_norm(zy_bd),
+        "masked_overflow": experiment.batching.pairs_per_batch - metrics["pairs"],
+        "tokens": jnp.sum(~padding).astype(jnp.float32),
+        "padding": jnp.mean(padding),
+    }

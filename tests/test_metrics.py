@@ -1,0 +1,265 @@
+"""Planted numbers through the files, the terminal, a kill and a resume."""
+
+import json
+import math
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from jaxcpt import metrics
+from jaxcpt.config import Refusal
+from jaxcpt.metrics import Metrics, Throughput, print_table, read_rows, record_evals
+
+
+def record(run_dir, steps, start=0, total=100, scalars=None):
+    with Metrics(run_dir, total, start, writes=True) as log:
+        for step in steps:
+            log.log(step, scalars or {"loss": 1 / step})
+
+
+def steps_in(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def read_events(run_dir):
+    """(tag, step, value) of every scalar, by the file format: length, crc, bytes, crc."""
+    events = []
+    for path in sorted(run_dir.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack_from("<Q", data)
+            event = Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            events += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
+    return events
+
+
+def test_each_line_holds_the_step_and_its_scalars(tmp_path):
+    scalars = {"loss": np.float32(2.5), "padding": 0.25}
+    record(tmp_path, [10, 20], scalars=scalars)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 10, "loss": 2.5, "padding": 0.25},
+        {"step": 20, "loss": 2.5, "padding": 0.25},
+    ]
+
+
+def test_tensorboard_events_hold_the_same_numbers(tmp_path):
+    with Metrics(tmp_path, 100, 0, writes=True) as log:
+        log.log(10, {"loss": 2.5})
+        log.log_evals(10, {"heldout/mrr": 0.5})
+    assert read_events(tmp_path) == [("train/loss", 10, 2.5), ("heldout/mrr", 10, 0.5)]
+
+
+def test_resume_leaves_each_step_once_and_in_order(tmp_path):
+    with Metrics(tmp_path, 100, 0, writes=True) as log:
+        for step in (10, 20, 30, 40):
+            log.log(step, {"loss": step})
+            log.log_evals(step, {"heldout/mrr": step})
+    with Metrics(tmp_path, 100, 20, writes=True) as log:
+        log.log(30, {"loss": -30})
+        log.log_evals(30, {"heldout/mrr": -30})
+    assert [row["loss"] for row in read_rows(tmp_path / "metrics.jsonl")] == [10, 20, -30]
+    assert [row["heldout/mrr"] for row in read_rows(tmp_path / "evals.jsonl")] == [10, 20, -30]
+
+
+def test_a_torn_last_line_is_dropped_on_resume(tmp_path):
+    record(tmp_path, [10, 20, 30])
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])
+    record(tmp_path, [30], start=20)
+    assert steps_in(path) == [10, 20, 30]
+
+
+def test_a_complete_last_line_without_its_end_is_kept(tmp_path):
+    record(tmp_path, [10, 20])
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    record(tmp_path, [30], start=20)
+    assert steps_in(path) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("line", ["{oops", "[]", '{"loss": 1}', '{"step": 3, "loss": null}', ""])
+def test_a_broken_line_before_the_last_is_refused(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(Refusal) as refusal:
+        record(tmp_path, [4], start=3)
+    expected = f"{path}:2: not an object of a step and its numbers; remove the line"
+    assert str(refusal.value) == expected
+
+
+KILLED = """
+import os, signal, sys, pathlib
+from jaxcpt.metrics import Metrics
+with Metrics(pathlib.Path(sys.argv[1]), 100, 0, writes=True) as log:
+    for step in range(1, 51):
+        log.log(step, {"loss": 1.0})
+        if step % 10 == 0:
+            log.log_evals(step, {"heldout/mrr": 0.5})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_9_loses_no_line_that_was_logged(tmp_path):
+    result = subprocess.run([sys.executable, "-c", KILLED, tmp_path], capture_output=True)
+    assert result.returncode == -signal.SIGKILL
+    assert steps_in(tmp_path / "metrics.jsonl") == list(range(1, 51))
+    assert steps_in(tmp_path / "evals.jsonl") == [10, 20, 30, 40, 50]
+
+
+def test_not_finite_is_valid_json_comes_back_and_is_said_once(tmp_path, capsys):
+    bad = {"loss": math.nan, "gradient_norm": math.inf}
+    with Metrics(tmp_path, 100, 0, writes=True) as log:
+        for step, scalars in [(1, bad), (2, bad), (3, {"loss": 1.0}), (4, {"loss": -math.inf})]:
+            log.log(step, scalars)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    first = json.loads(lines[0], parse_constant=refuse)
+    assert first == {"step": 1, "loss": "nan", "gradient_norm": "inf"}
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert math.isnan(rows[0]["loss"])
+    assert rows[0]["gradient_norm"] == math.inf
+    assert rows[3]["loss"] == -math.inf
+    said = [line for line in capsys.readouterr().out.splitlines() if " is " in line]
+    assert said == ["step 1: loss is nan, gradient_norm is inf", "step 4: loss is -inf"]
+
+
+def test_evals_of_a_step_are_joined_and_ordered(tmp_path):
+    record_evals(tmp_path, 20, {"heldout/mrr": 0.2, "heldout/recall_at_1": 0.1})
+    record_evals(tmp_path, 10, {"heldout/mrr": 0.1})
+    record_evals(tmp_path, 20, {"baseline/mrr": 0.3, "heldout/mrr": 0.25})
+    assert read_rows(tmp_path / "evals.jsonl") == [
+        {"step": 10, "heldout/mrr": 0.1},
+        {"step": 20, "heldout/mrr": 0.25, "heldout/recall_at_1": 0.1, "baseline/mrr": 0.3},
+    ]
+
+
+def test_other_processes_write_and_print_nothing(tmp_path, capsys):
+    with Metrics(tmp_path, 100, 0, writes=False) as log:
+        log.log(10, {"loss": math.nan})
+        log.log_evals(10, {"heldout/mrr": 0.5})
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+SCALARS = {
+    "loss": 2.5,
+    "accuracy_x_to_y": 0.5,
+    "accuracy_y_to_x": 0.75,
+    "scale": 14.0,
+    "padding": 0.031,
+    "pairs_per_s": 412.4,
+    "tokens_per_s": 58_123.0,
+}
+
+
+def test_plain_lines_every_so_often_and_at_the_last_step(tmp_path, capsys):
+    record(tmp_path, [10, 20, 90, 100], scalars=SCALARS)
+    numbers = "loss 2.5000  accuracy 62.5%  412 pairs/s  58,123 tokens/s  padding 3.1%"
+    assert capsys.readouterr().out.splitlines() == [
+        f"step  10/100  {numbers}  - left",
+        f"step 100/100  {numbers}  0:00:00 left",
+    ]
+
+
+def test_time_left_is_the_pace_since_the_first_logged_step(tmp_path, monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
+    with Metrics(tmp_path, 40, 0, writes=True) as log:
+        log.log(10, {"loss": 0.1})
+        now = 130.0
+        log.log(20, {"loss": 0.05})
+    assert capsys.readouterr().out.splitlines()[1] == "step 20/40  loss 0.0500  0:01:00 left"
+
+
+def test_evals_are_one_line(tmp_path, capsys):
+    scores = {f"heldout/recall_at_{k}": 0.5 for k in range(9)}
+    with Metrics(tmp_path, 100, 0, writes=True) as log:
+        log.log_evals(10, scores)
+    listed = "  ".join(f"{name} 0.5000" for name in scores)
+    assert capsys.readouterr().out == f"evals at step 10  {listed}\n"
+
+
+ON_A_TERMINAL = f"""
+import pathlib, sys
+from jaxcpt.metrics import Metrics
+with Metrics(pathlib.Path(sys.argv[1]), 40, 0, writes=True, title="[b]run") as log:
+    log.log(10, {SCALARS!r})
+    print("printed while the bar stands")
+    log.log_evals(10, {{"heldout/mrr": 0.5}})
+    log.log(40, {SCALARS!r})
+"""
+
+
+def test_a_terminal_shows_a_bar(tmp_path):
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    command = [sys.executable, "-c", ON_A_TERMINAL, tmp_path]
+    result = subprocess.run(command, stdout=theirs, stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    raw = b""
+    while True:
+        try:
+            raw += os.read(ours, 65536)
+        except OSError:  # how Linux reports that the other end is closed
+            break
+    os.close(ours)
+    assert result.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw.decode())
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert any(re.fullmatch(r"\[b\]run  ━+[╸╺]?━*\s+10/40  - left", line) for line in lines)
+    assert any(re.fullmatch(r"\[b\]run  ━+\s+40/40  0:00:00 left", line) for line in lines)
+    numbers = "loss 2.5000  accuracy 62.5%  412 pairs/s  58,123 tokens/s  padding 3.1%"
+    assert numbers in lines
+    assert "printed while the bar stands" in lines
+    assert "evals at step 10  heldout/mrr 0.5000" in lines
+
+
+def test_throughput_counts_work_without_pauses(tmp_path):
+    now = 0.0
+    throughput = Throughput(peak_flops=1000.0, clock=lambda: now)
+    for _ in range(2):
+        with throughput.waiting_for_data():
+            now += 1
+        now += 3
+        throughput.count(pairs=40, tokens=800, flops=2000.0)
+    with throughput.paused():
+        now += 100
+    reading = {"pairs_per_s": 10.0, "tokens_per_s": 200.0, "data_wait": 0.25, "mfu": 0.5}
+    assert throughput.read() == reading
+    now += 2
+    throughput.count(pairs=1, tokens=4)
+    assert throughput.read() == {
+        "pairs_per_s": 0.5,
+        "tokens_per_s": 2.0,
+        "data_wait": 0.0,
+        "mfu": 0.0,
+    }
+
+
+def test_without_a_known_peak_there_is_no_mfu():
+    throughput = Throughput()
+    throughput.count(pairs=1, tokens=1, flops=1.0)
+    assert "mfu" not in throughput.read()
+
+
+def test_tables_take_text_as_it_is(capsys):
+    print_table("[b] run", [("this :smile: run", 0.5234), ("BM25", 0.47)], ("", "MRR"))
+    printed = capsys.readouterr().out
+    assert "[b] run" in printed
+    assert re.search(r"this :smile: run │ 0\.523 │", printed)
+    assert re.search(r"BM25 +│ 0\.470 │", printed)
+    print_table("plan", [("run folder", "x" * 90)])
+    assert "x" * 90 in capsys.readouterr().out
