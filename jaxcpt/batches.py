@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
@@ -150,7 +151,7 @@ class Batches:
         def place(block: np.ndarray) -> jax.Array:
             shape = (block.shape[0], sizes.data_shards, *block.shape[2:])
 
-            def part(index: tuple[slice, ...]) -> np.ndarray:
+            def part(index: Any) -> np.ndarray:
                 g = index[1].indices(sizes.data_shards)
                 return block[:, g[0] - first : g[1] - first]
 

@@ -248,7 +248,7 @@ def _override(node: Any, names: list[str], value: Any, path: str) -> Any:
             raise Refusal(f"--set {path}: '{name}' is no index; there are {len(node)} entries")
         changed = _override(node[int(name)], rest, value, path) if rest else value
         return (*node[: int(name)], changed, *node[int(name) + 1 :])
-    if not is_dataclass(node):
+    if not is_dataclass(node) or isinstance(node, type):
         raise Refusal(f"--set {path}: nothing lies below a {type(node).__name__}; drop '.{name}'")
     hints = typing.get_type_hints(type(node))
     if name not in hints:
@@ -273,6 +273,8 @@ def _plain(value: Any) -> Any:
 
 def _build(hint: Any, value: Any, path: str) -> Any:
     """The inverse of `_plain` for a value that should have type `hint`; refuses what does not."""
+    if is_dataclass(hint):
+        return _build_dataclass(hint, value, path)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
@@ -293,22 +295,24 @@ def _build(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, list):
             return tuple(_build(arguments[0], v, f"{path}.{i}") for i, v in enumerate(value))
         raise Refusal(f"{path}: expected a tuple, found {value!r}")
-    if is_dataclass(hint):
-        if not isinstance(value, dict) or value.get("type", hint.__name__) != hint.__name__:
-            raise Refusal(f"{path}: expected {hint.__name__}, found {value!r}")
-        hints = typing.get_type_hints(hint)
-        given = {name: item for name, item in value.items() if name != "type"}
-        if unknown := sorted(set(given) - set(hints)):
-            raise Refusal(f"{path}: {hint.__name__} has no field '{unknown[0]}'")
-        needed = {f.name for f in fields(hint) if f.default is f.default_factory}  # both MISSING
-        if missing := sorted(needed - set(given)):
-            raise Refusal(f"{path}: {hint.__name__} needs the field '{missing[0]}'")
-        return hint(**{n: _build(hints[n], v, f"{path}.{n}") for n, v in given.items()})
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise Refusal(f"{path}: expected {hint.__name__}, found {value!r} ({type(value).__name__})")
+
+
+def _build_dataclass(hint: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, dict) or value.get("type", hint.__name__) != hint.__name__:
+        raise Refusal(f"{path}: expected {hint.__name__}, found {value!r}")
+    hints = typing.get_type_hints(hint)
+    given = {name: item for name, item in value.items() if name != "type"}
+    if unknown := sorted(set(given) - set(hints)):
+        raise Refusal(f"{path}: {hint.__name__} has no field '{unknown[0]}'")
+    needed = {f.name for f in fields(hint) if f.default is f.default_factory}  # both MISSING
+    if missing := sorted(needed - set(given)):
+        raise Refusal(f"{path}: {hint.__name__} needs the field '{missing[0]}'")
+    return hint(**{n: _build(hints[n], v, f"{path}.{n}") for n, v in given.items()})
 
 
 def to_json(experiment: Experiment) -> str:

@@ -54,16 +54,18 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype, x = x.dtype, x.astype(jnp.float32)
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.letter,))
-        scale = self.param("scale", ones, (x.shape[-1],))
+        scale = self.weight("scale", nn.initializers.ones, x.shape[-1])
         if self.settings.norm == "rmsnorm" or self.letter == "k":
             x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
-            return (x * constrain(scale, self.letter)).astype(dtype)
+            return (x * scale).astype(dtype)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.letter,))
-        bias = self.param("bias", zeros, (x.shape[-1],))
-        return (x * constrain(scale, self.letter) + constrain(bias, self.letter)).astype(dtype)
+        return (x * scale + self.weight("bias", nn.initializers.zeros, x.shape[-1])).astype(dtype)
+
+    def weight(self, name: str, init: Callable, size: int) -> jax.Array:
+        named = nn.with_logical_partitioning(init, (self.letter,))
+        value: Any = self.param(name, named, (size,))
+        return constrain(value, self.letter)
 
 
 class Block(nn.Module):
@@ -73,7 +75,7 @@ class Block(nn.Module):
 
     def weight(self, name: str, letters: str, shape: tuple[int, ...], init: Callable) -> jax.Array:
         """A parameter in the compute dtype, gathered to its compute layout."""
-        value = self.param(name, nn.with_logical_partitioning(init, tuple(letters)), shape)
+        value: Any = self.param(name, nn.with_logical_partitioning(init, tuple(letters)), shape)
         return constrain(value.astype(self.settings.compute_dtype), letters)
 
     @nn.compact
@@ -219,10 +221,10 @@ class Encoder(nn.Module):
             z_gtd = self.average(hidden_gsd, cells)
         return z_gtd.astype(jnp.float32)
 
-    def look_up(self, name: str, letters: str, size: int, ids_rl: jax.Array) -> jax.Array:
+    def look_up(self, name: str, letters: str, size: int, ids_rl: Array) -> jax.Array:
         """Rows of a learnt table [size, d], in the compute dtype."""
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), tuple(letters))
-        table = self.param(name, init, (size, self.settings.width))
+        table: Any = self.param(name, init, (size, self.settings.width))
         table = constrain(table.astype(self.settings.compute_dtype), letters)
         return jnp.take(table, ids_rl, axis=0)
 
@@ -232,8 +234,8 @@ class Encoder(nn.Module):
         segments_gs = cells.segments_grl.reshape(g, -1)
         if self.settings.token_weights:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("v",))
-            weights_v = jnp.exp(self.param("token_weights", zeros, (self.vocabulary,)))
-            weights_gs = jnp.take(weights_v, cells.tokens_grl.reshape(g, -1), axis=0)
+            logs_v: Any = self.param("token_weights", zeros, (self.vocabulary,))
+            weights_gs = jnp.take(jnp.exp(logs_v), cells.tokens_grl.reshape(g, -1), axis=0)
             hidden_gsd = hidden_gsd * weights_gs[..., None].astype(hidden_gsd.dtype)
         add = jax.vmap(lambda h_sd, s_s: jax.ops.segment_sum(h_sd, s_s, num_segments=t + 1))
         return add(hidden_gsd.astype(jnp.float32), segments_gs)[:, 1:]
@@ -257,7 +259,8 @@ def initialise(encoder: Encoder, seed: jax.Array) -> Params:
 
 def encode(encoder: Encoder, params: Params, cells: Cells) -> jax.Array:
     """Cells -> z_gtd, float32, not yet of unit length; of no meaning for absent texts."""
-    return encoder.apply({"params": params}, cells)
+    z_gtd: Any = encoder.apply({"params": params}, cells)
+    return z_gtd
 
 
 def name_axes(encoder: Encoder) -> Any:
@@ -269,6 +272,4 @@ def name_axes(encoder: Encoder) -> Any:
 
 
 def _tiny_cells() -> Cells:
-    return Cells(
-        *(jnp.zeros((1, 1, 2), jnp.int32) for _ in range(3)), ends_gt=jnp.zeros((1, 1), jnp.int32)
-    )
+    return make_cells(CellArrays((1,), rows=1, row_tokens=2, texts=1))

@@ -70,7 +70,8 @@ def make_order(
     """`quotas`: slots of each source. `totals`: of each source, its pairs' tokens, which makes
     each slot a stratum of length of its own; or only the number of its pairs.
     """
-    strata, ranking, start = [], [], 0
+    strata: list[tuple[int, int, int, int]] = []
+    ranking, start = [], 0
     for quota, total in zip(quotas, totals, strict=True):
         count = total if isinstance(total, int) else len(total)
         if count < quota:
@@ -83,7 +84,7 @@ def make_order(
         else:
             ranking.append(start + np.argsort(total, kind="stable"))
             edges = start + np.arange(quota + 1) * count // max(quota, 1)
-            strata += [(a, b - a, 1, 0) for a, b in itertools.pairwise(edges)]
+            strata += [(a, b - a, 1, 0) for a, b in itertools.pairwise(edges.tolist())]
         start += count
     columns = np.array(strata, np.uint64).reshape(pairs_per_batch, 4).T
     return Order(seed, np.concatenate(ranking) if ranking else None, *columns)

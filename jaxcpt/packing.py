@@ -110,7 +110,7 @@ class CellArrays:
         self.ends = np.zeros((*cells, texts), np.int32)
 
     def put(self, cell: tuple[int, ...], text: int, ids: np.ndarray, place: Place) -> None:
-        where = (*cell, place.row, slice(place.column, place.column + len(ids)))
+        where: Any = (*cell, place.row, slice(place.column, place.column + len(ids)))
         self.tokens[where] = ids
         self.segments[where] = text + 1
         self.positions[where] = np.arange(len(ids))

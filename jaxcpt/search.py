@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcpt.config import Refusal, TfdsPairs, read_experiment, run_command
-from jaxcpt.embed import Embedder
+from jaxcpt.embed import Embedder, read_texts
 from jaxcpt.pairs import open_source, read_jsonl
 from jaxcpt.sharding import use_cpu_cores
 
@@ -186,10 +186,7 @@ def read_corpus(run_dir: Path, file: Path | None) -> list[Document]:
     """The documents of a JSONL file, or else the y of all pairs that the run holds in memory."""
     if file is not None:
         rows = list(read_jsonl(file))
-        for number, row in rows:
-            if not isinstance(row.get("text", row.get("y")), str):
-                raise Refusal(f"{file}:{number}: no text under 'text' or 'y'")
-        texts = [row.get("text", row.get("y")) for _, row in rows]
+        texts = read_texts(file, "y")
         names = [str(row.get("source", row.get("_id", f"line {n}"))) for n, row in rows]
     else:
         experiment = read_experiment(run_dir)

@@ -194,7 +194,8 @@ class Interruption:
         self.signal: int | None = None
 
     def __enter__(self) -> "Interruption":
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self.before: dict[int, Any] = {n: signal.signal(n, self._note) for n in numbers}
         return self
 
     def _note(self, number: int, _: Any) -> None:

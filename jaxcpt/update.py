@@ -22,6 +22,7 @@ from jaxcpt.batches import Batch
 from jaxcpt.config import Experiment
 from jaxcpt.loss import Labels, Metrics, contrastive_loss
 from jaxcpt.model import (
+    Array,
     Cells,
     Encoder,
     Params,
@@ -161,14 +162,16 @@ def global_loss(
     """
     count = batch.present_ngt.shape[2] // (2 + experiment.batching.negatives)
 
-    def by_shard(a: jax.Array) -> jax.Array:
+    def by_shard(a: Array) -> jax.Array:
         """[n, g, any, ...] -> [g, n * any, ...], local to each data shard."""
         joined = jnp.swapaxes(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])
         return constrain(joined, "g" + "n" * (joined.ndim - 1))
 
-    def split(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def split(a: Array) -> tuple[jax.Array, jax.Array]:
         """The x of all pairs; and all candidates: each data shard's y, then its negatives."""
-        x, y, negatives = (by_shard(part) for part in jnp.split(a, [count, 2 * count], axis=2))
+        x, y, negatives = (
+            by_shard(part) for part in jnp.split(jnp.asarray(a), [count, 2 * count], axis=2)
+        )
         candidates = jnp.concatenate([y, negatives], axis=1)
         return x.reshape(-1, *x.shape[2:]), candidates.reshape(-1, *x.shape[2:])
 
@@ -187,7 +190,7 @@ def global_loss(
 
     zy_bd = split(z_ngtd[:, :, : 2 * count])[1]
     padding = batch.cells.segments_grl == 0
-    return sum(losses) / len(losses), metrics | {
+    return jnp.mean(jnp.stack(losses)), metrics | {
         "zx_norm": mean_norm(zx_bd),
         "zy_norm": mean_norm(zy_bd),
         "masked_overflow": experiment.batching.pairs_per_batch - metrics["pairs"],

@@ -1,0 +1,102 @@
+"""Eight fake devices, tiny models and planted pairs, shared by all tests of the one process."""
+
+import os
+
+# Eight CPU devices on two busy cores can be late for a collective; XLA would abort after 40 s.
+# Tests compile much and compute little, so they do without the compiler's last optimisations.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    + " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
+    + " --xla_backend_optimization_level=0"
+)
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxcpt.config import (
+    Batching,
+    Data,
+    Experiment,
+    JsonlPairs,
+    Model,
+    Optimizer,
+    Tokenizer,
+    validate,
+)
+from jaxcpt.mining import Pair
+from jaxcpt.pairs import PairList, write_pairs
+from jaxcpt.tokenizer import train_tokenizer
+
+EXACT: dict[str, float] = {"rtol": 0.0, "atol": 0.0}
+CLOSE: dict[str, float] = {"rtol": 1e-5, "atol": 1e-7}  # float32; atol for values about zero
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("JAXCPT_DATA", REPOSITORY.parent / "shared" / "data"))
+
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"{DATA} is absent; set JAXCPT_DATA to the evaluation data"
+)
+
+
+def make_pairs(count: int = 90) -> list[Pair]:
+    """Random words; the words of x are among those of y, so that there is something to learn."""
+    random = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(150)]
+    pairs = []
+    for _ in range(count):
+        y = random.choice(words, random.integers(4, 24))
+        x = random.choice(y, random.integers(1, 5))
+        negatives = tuple(" ".join(random.choice(words, 6)) for _ in range(random.integers(0, 3)))
+        pairs.append(Pair(" ".join(x), " ".join(y), "made", negatives))
+    return pairs
+
+
+PAIRS = make_pairs()
+
+
+def make_experiment(path: Path | str = "pairs.jsonl", **changes: object) -> Experiment:
+    """A tiny experiment in float32; `changes` are fields of its parts, `part__field=value`."""
+    experiment = Experiment(
+        name="tiny",
+        train_steps=6,
+        data=Data(train=(JsonlPairs(str(path)),), heldout=JsonlPairs(str(path))),
+        tokenizer=Tokenizer(vocabulary=400, x_tokens=12, y_tokens=24),
+        batching=Batching(pairs_per_batch=15, row_tokens=32),
+        model=Model(width=16, layers=2, heads=4, compute_dtype="float32"),
+        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=1),
+        log_every_steps=1,
+        eval_every_steps=3,
+    )
+    for name, value in changes.items():
+        part, _, field = name.partition("__")
+        if field:
+            value = replace(getattr(experiment, part), **{field: value})
+        experiment = replace(experiment, **{part: value})
+    return validate(experiment)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    settings = make_experiment().tokenizer
+    return train_tokenizer([text for pair in PAIRS for text in (pair.x, pair.y)], settings)
+
+
+@pytest.fixture(scope="session")
+def sources():
+    return [PairList(PAIRS)]
+
+
+@pytest.fixture
+def pairs_file(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(path, PAIRS)
+    return path
