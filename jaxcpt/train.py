@@ -10,8 +10,8 @@ import json
 import math
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -37,6 +37,14 @@ from jaxcpt.evaluate import compare_heldout, read_heldout, show_comparison
 from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
 from jaxcpt.mining import Pair
 from jaxcpt.pairs import Pairs, open_training
+from jaxcpt.processes import (
+    any_process,
+    check_agreement,
+    first_goes_first,
+    is_first,
+    join,
+    run_together,
+)
 from jaxcpt.report import write_report
 from jaxcpt.sharding import (
     check_model_fits,
@@ -54,13 +62,16 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
     # Devices, and a folder that is this experiment's and nobody else's.
     mesh = make_mesh(experiment.mesh)
     check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
-    claim(run_dir, experiment)
+    check_agreement(experiment)
 
     # Pairs -> tokenizer -> batches.
-    sources = open_training(experiment.data, shared_dir, experiment.seed)
-    heldout = read_heldout(experiment, shared_dir)
-    tokenizer = obtain_tokenizer(experiment, shared_dir, sources)
-    tokenizer.save(run_dir / "tokenizer")
+    with first_goes_first("prepare"):
+        claim(run_dir, experiment)
+        sources = open_training(experiment.data, shared_dir, experiment.seed)
+        heldout = read_heldout(experiment, shared_dir)
+        tokenizer = obtain_tokenizer(experiment, shared_dir, sources)
+        if is_first():
+            tokenizer.save(run_dir / "tokenizer")
     batches = Batches(experiment, sources, tokenizer, mesh)
 
     if experiment.baseline is not None:
@@ -68,7 +79,8 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
     budget = count_budget(experiment, batches.sizes)
     derived = describe(experiment, batches.sizes, budget)
     derived |= {"mesh": describe_mesh(mesh), "run folder": str(run_dir)}
-    print_table(experiment.name, list(derived.items()))
+    if is_first():
+        print_table(experiment.name, list(derived.items()))
 
     with (
         jax.set_mesh(mesh),
@@ -83,7 +95,8 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
             check_tokenizer(tokenizer.fingerprint, checkpoints.read_meta(start), run_dir)
             checkpoints.discard_after(start)
             state = checkpoints.restore(start, shard_state(experiment, mesh))
-            print(f"resuming at step {start} of {experiment.train_steps}")
+            if is_first():
+                print(f"resuming at step {start} of {experiment.train_steps}")
         else:
             state = init_state(experiment, mesh)
 
@@ -95,7 +108,7 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
         speed = Throughput(peak and peak * mesh.size)
         waiting: list[dict[str, jax.Array]] = []
         stream = batches.stream(first, last)
-        with Metrics(run_dir, last, first, jax.process_index() == 0) as metrics:
+        with Metrics(run_dir, last, first, is_first()) as metrics:
             for step in range(first + 1, last + 1):
                 with speed.waiting_for_data():
                     batch = next(stream)
@@ -111,7 +124,8 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
                     timing = speed.read()
                     metrics.log(step, rows[-1] | (timing if step > first + 1 else {}))
 
-                stopping = interruption.signal is not None
+                logged = step % experiment.log_every_steps == 0  # several processes ask only then
+                stopping = (logged or jax.process_count() == 1) and any_process(interruption.noted)
                 if step % experiment.checkpoints.every_steps == 0 or step == last or stopping:
                     with speed.paused():
                         checkpoints.save(state, meta)
@@ -139,7 +153,7 @@ def conclude(
     summary: dict[str, Any] = {"derived": derived}
     if heldout:
         summary |= compare_heldout(run_dir, embedder, heldout)
-    if jax.process_index() != 0:
+    if not is_first():
         return
     show_comparison(summary)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
@@ -191,7 +205,7 @@ class Interruption:
     """Notes a first SIGTERM or SIGINT, so that the step under way is finished and saved."""
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.noted = False
 
     def __enter__(self) -> "Interruption":
         numbers = (signal.SIGTERM, signal.SIGINT)
@@ -199,7 +213,7 @@ class Interruption:
         return self
 
     def _note(self, number: int, _: Any) -> None:
-        self.signal = number
+        self.noted = True
         signal.signal(number, self.before[number])  # the second one ends the process
 
     def __exit__(self, *_: object) -> None:
@@ -208,20 +222,21 @@ class Interruption:
 
 
 def show_budget(experiment: Experiment) -> None:
-    """The derived numbers alone. Needs data only where rows are measured on it, and no devices
-    where the mesh says how many there will be."""
-    shape = experiment.mesh
-    asked = shape.data * shape.fsdp * shape.tensor
-    axes = size_mesh(shape, asked if asked > 0 else jax.device_count())
-    sizes = size_batches(experiment.batching, axes["data"] * axes["fsdp"])
+    """The derived numbers alone, from neither data nor devices: where rows are to be measured on
+    the data, they are those of texts of full length, which is the most there can be."""
+    shape, batching = experiment.mesh, experiment.batching
+    fixed = math.prod(n for n in (shape.data, shape.fsdp, shape.tensor) if n != -1)
+    here = jax.device_count()
+    wild = -1 in (shape.data, shape.fsdp, shape.tensor)
+    axes = size_mesh(shape, here if wild and here % fixed == 0 else fixed)
+    sizes = size_batches(batching, axes["data"] * axes["fsdp"])
     if sizes is None:
-        with TemporaryDirectory() as scratch:
-            sources = open_training(experiment.data, Path(scratch), experiment.seed)
-            tokenizer = obtain_tokenizer(experiment, Path(scratch), sources)
-            sizes = Batches(experiment, sources, tokenizer, make_mesh(shape)).sizes
+        full = size_batches(replace(batching, pack=False), axes["data"] * axes["fsdp"])
+        assert full is not None
+        sizes = full
     derived = describe(experiment, sizes, count_budget(experiment, sizes))
     derived["mesh"] = " x ".join(f"{name} {size}" for name, size in axes.items())
-    print_table(experiment.name, list(derived.items()))
+    print_table(f"{experiment.name}, at full length", list(derived.items()))
 
 
 def main() -> None:
@@ -231,6 +246,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and data, on the CPU")
     parser.add_argument("--dry-run", action="store_true", help="print the derived numbers and stop")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where all processes meet")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument(
+        "--process-id", type=int, help="from 0; TPU VMs and Slurm tell by themselves"
+    )
+    parser.add_argument("--wait", type=int, default=300, help="seconds to wait for other processes")
     arguments = parser.parse_args()
 
     experiment = load_experiment(arguments.experiment)
@@ -240,13 +261,15 @@ def main() -> None:
     if arguments.smoke:
         jax.config.update("jax_platforms", "cpu")
     axes = (experiment.mesh.data, experiment.mesh.fsdp, experiment.mesh.tensor)
-    use_cpu_cores(None if -1 in axes else math.prod(axes))
+    processes = arguments.num_processes or 1
+    use_cpu_cores(None if -1 in axes else max(math.prod(axes) // processes, 1))
+    join(arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.wait)
     if arguments.dry_run:
         show_budget(experiment)
         return
     name = f"{experiment.name}_smoke" if arguments.smoke else experiment.name
     run_dir = arguments.run_dir or Path("runs") / name
-    train(experiment, run_dir, run_dir)
+    run_together(lambda: train(experiment, run_dir, run_dir))
 
 
 if __name__ == "__main__":

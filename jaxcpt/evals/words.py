@@ -33,9 +33,10 @@ def score(
     """BM25 scores [n] of all documents for each query in turn, all given as words."""
     import bm25s
 
+    corpus = [list(words) for words in documents]
     index = bm25s.BM25(k1=k1, b=b)
-    # bm25s takes neither a corpus without words nor a query without a known one.
-    index.index([[*words, ""] for words in documents], show_progress=False)
+    index.index(corpus, show_progress=False)
     for words in queries:
         known = [word for word in words if word in index.vocab_dict]
-        yield index.get_scores(known or [""])
+        # bm25s takes no query without a known word: that matches nothing.
+        yield index.get_scores(known) if known else np.zeros(len(corpus), np.float32)

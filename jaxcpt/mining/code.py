@@ -121,7 +121,8 @@ def _load(suffix: str) -> tuple[Language, tree_sitter.Parser, tree_sitter.Query]
 def mine_code(document: Document, drops: Counter[str]) -> Iterator[tuple[str, str] | Problem]:
     """Yields (documentation, function) of the functions that are not within another one.
 
-    Counts in `drops` what it leaves out; a file that does not parse is a Problem.
+    Counts in `drops` what it leaves out. A file that does not parse is a Problem; its functions
+    without an error in them are mined all the same.
     """
     text = document.text.replace("\r\n", "\n").replace("\r", "\n")
     if reason := _find_file_flaw(document.name, text):
@@ -132,7 +133,6 @@ def mine_code(document: Document, drops: Counter[str]) -> Iterator[tuple[str, st
     tree = parser.parse(source)
     if tree.root_node.has_error:
         yield Problem("source does not parse", document.name, _first_error(tree.root_node))
-        return
     captures = tree_sitter.QueryCursor(query).captures(tree.root_node)
     comments = _comments_by_last_row(source, captures.get("comment", []))
     inner_end = 0
@@ -142,6 +142,8 @@ def mine_code(document: Document, drops: Counter[str]) -> Iterator[tuple[str, st
         if node.start_byte < inner_end or source[line_start : outer.start_byte].strip():
             continue  # within a function, or in the middle of an expression
         inner_end = outer.end_byte
+        if outer.has_error:
+            continue
         if language.comment:
             doc = _comment_above(comments, outer.start_point.row, language.marker)
             code = source[line_start : outer.end_byte]

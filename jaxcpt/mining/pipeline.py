@@ -34,6 +34,10 @@ from jaxcpt.mining.write import SPLITS, write_dataset, write_shard
 
 SHARD_BYTES = 64 * 2**20
 """Input per shard; a worker holds one shard's pairs in memory."""
+DEATHS = {
+    "No space left on device": "the disk is full",
+    "Channel closed prematurely": "a worker was killed, perhaps for memory; try fewer --workers",
+}
 FINGERPRINT_EXPANSION = 4
 """Bytes of fingerprints per byte of input, about."""
 
@@ -69,8 +73,9 @@ def mine(
             os.rename(job.dataset, output)
             return card
     except Exception as error:
-        if "No space left on device" in str(error):
-            raise Refusal(f"{output}: the disk is full; nothing was kept of this run") from error
+        for sign, told in DEATHS.items():
+            if sign in str(error):
+                raise Refusal(f"{output}: {told}; nothing was kept of this run") from error
         raise
 
 

@@ -1,0 +1,23 @@
+"""cpt-text L: 6B parameters, everything else as cpt-text S (paper, table 1).
+
+    python -m jaxcpt.train --experiment experiments/cpt_text_l.py
+
+The batch of 5,896 pairs need not divide the devices: what is left over is masked, exactly.
+"""
+
+from dataclasses import replace
+
+from cpt_text_s import experiment as small
+
+from jaxcpt.config import Experiment, Model
+
+
+def experiment() -> Experiment:
+    run = small()
+    return replace(
+        run,
+        name="cpt_text_l",
+        batching=replace(run.batching, pairs_per_batch=5_896),
+        model=Model(width=4096, layers=32, heads=32),
+        optimizer=replace(run.optimizer, learning_rate=1.2e-4),
+    )

@@ -1,0 +1,33 @@
+"""cpt-text S: 300M parameters on neighbouring pieces of text (paper, table 1 and section 2).
+
+    python tools/mine_text.py --input TEXT... --output data/neighbours
+    python -m jaxcpt.train --experiment experiments/cpt_text_s.py
+
+Hardware: any number of devices that divides the width; parameters and optimizer are cut over all.
+Data: neighbouring pieces of documents, up to 512 tokens each; the paper used web text.
+Widths, layers, heads and batch are the paper's and GPT-3's. The paper does not give learning rates,
+steps or the temperature's start: those here are GPT-3's rate for the size and CLIP's temperature.
+Expect, from the paper: BEIR and linear-probe scores in its tables 3 and 5; not reproduced here yet.
+"""
+
+from jaxcpt.config import Batching, Data, Experiment, Mesh, Model, Optimizer, TfdsPairs, Tokenizer
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="cpt_text_s",
+        train_steps=20_000,
+        data=Data(
+            train=(
+                TfdsPairs(
+                    directory="data/neighbours",
+                    prepare="python tools/mine_text.py --input TEXT... --output data/neighbours",
+                ),
+            ),
+        ),
+        tokenizer=Tokenizer(vocabulary=50_304, x_tokens=512, y_tokens=512),
+        batching=Batching(pairs_per_batch=12_288, row_tokens=512, in_memory=False),
+        model=Model(width=1024, layers=24, heads=16),
+        optimizer=Optimizer(learning_rate=3e-4, warmup_steps=1_000),
+        mesh=Mesh(data=1, fsdp=-1),
+    )

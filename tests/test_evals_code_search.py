@@ -1,0 +1,100 @@
+"""Code search: blocks of 1,000 from CodeSearchNet's files, whole corpora in BEIR layout."""
+
+import gzip
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jaxcpt.config import Refusal
+from jaxcpt.evals import beir, code_search
+
+
+def write_language(data, language, count, files=2):
+    folder = data / "code_search" / "codesearchnet" / language / "final" / "jsonl" / "test"
+    folder.mkdir(parents=True)
+    for part in range(files):
+        rows = [
+            {"docstring_tokens": ["find", f"w{i}"], "code_tokens": ["def", f"w{i}", "(", ")"]}
+            for i in range(part, count, files)
+        ]
+        with gzip.open(folder / f"{language}_test_{part}.jsonl.gz", "wt") as file:
+            file.write("\n".join(map(json.dumps, rows)))
+
+
+def embed_number(texts, side):
+    """Points on a circle, one for each number, so that each text is nearest to its equal."""
+    numbers = np.array([int(re.search(r"w(\d+)", text)[1]) for text in texts])
+    angles_n = numbers * (2 * np.pi / 2_600)
+    return np.stack([np.cos(angles_n), np.sin(angles_n)], axis=1)
+
+
+def write_beir(data, qrels):
+    folder = data / "code_search" / "cosqa"
+    (folder / "qrels").mkdir(parents=True)
+    rows = [{"_id": str(i), "title": "", "text": f"def w{i}(): ..."} for i in range(50)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"_id": f"q{i}", "text": f"call w{i}"} for i in range(50)]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    lines = ["\t".join(beir.QRELS), *("\t".join(row) for row in qrels)]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines))
+    return folder
+
+
+def test_planted_answers_of_codesearchnet(tmp_path):
+    for language in code_search.LANGUAGES:
+        write_language(tmp_path, language, 1_000)
+    scores = code_search.run(embed_number, tmp_path)
+    assert set(scores.values()) == {1.0}
+    assert "codesearchnet/average/mrr" in scores
+    assert "codesearchnet/ruby/recall_at_10" in scores
+
+
+def test_each_function_has_999_others_and_the_rest_is_left_out(tmp_path):
+    write_language(tmp_path, "go", 2_300)
+    sizes = []
+
+    def embed(texts, side):
+        sizes.append(len(texts))
+        return np.ones((len(texts), 4))
+
+    scores = code_search.run(embed, tmp_path)
+    assert sizes == [1_000] * 4
+    assert scores["codesearchnet/go/mrr"] == pytest.approx(1 / 1_000)
+    assert set(code_search.bm25(tmp_path).values()) == {1.0}
+
+
+def test_whole_corpus_takes_the_best_of_several_answers(tmp_path):
+    # The neighbours of w7 on the circle are 6 and 8, then 5 and 9: two places before 5.
+    write_beir(tmp_path, [("q3", "3", "1"), ("q7", "20", "1"), ("q7", "5", "2"), ("q7", "6", "0")])
+    scores = code_search.run(embed_number, tmp_path)
+    ahead = 1 + 2 + 1  # itself, 6 and 8, and 9, which ties with 5
+    assert scores["cosqa/mrr"] == pytest.approx((1 + 1 / (ahead + 1)) / 2)
+    assert scores["cosqa/recall_at_1"] == 0.5
+    assert scores["cosqa/recall_at_10"] == 1.0
+
+
+def refuse(text):
+    return pytest.raises(Refusal, match=re.escape(text))
+
+
+def test_refusals(tmp_path):
+    with refuse(f"{tmp_path / 'code_search'}: no set to search; expected <set>/corpus.jsonl,"):
+        code_search.run(embed_number, tmp_path)
+    folder = write_beir(tmp_path, [("q3", "3", "0")])
+    with refuse(f"{folder}/qrels/test.tsv: query 'q3' has no right answer; drop it"):
+        code_search.run(embed_number, tmp_path)
+    data = tmp_path / "other"
+    write_language(data, "java", 30, files=0)
+    folder = data / "code_search" / "codesearchnet" / "java"
+    with refuse(f"{folder}: no final/jsonl/test/*.jsonl.gz; unpack the language's archive"):
+        code_search.run(embed_number, data)
+    write_language(data, "go", 30)
+    folder = data / "code_search" / "codesearchnet" / "go"
+    with refuse(f"{folder}: 30 functions; the protocol ranks each among 1000"):
+        code_search.run(embed_number, data)
+    path = folder / "final" / "jsonl" / "test" / "go_test_0.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"docstring_tokens": "text", "code_tokens": []}'))
+    with refuse(f"{path}:1: expected an object with a list 'docstring_tokens', found "):
+        code_search.run(embed_number, data)

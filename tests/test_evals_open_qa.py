@@ -1,0 +1,93 @@
+"""Open-domain questions: DPR's files, its matching of words, and ties."""
+
+import gzip
+import re
+
+import numpy as np
+import pytest
+
+from jaxcpt.config import Refusal
+from jaxcpt.evals import open_qa
+
+pytest.importorskip("regex", reason="needs the evals extra")
+
+
+def write_dpr(data, passages, questions, name="nq"):
+    folder = data / "dpr"
+    for part in ("wikipedia_split", "retriever/qas"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    rows = [f'{i}\t"{text}"\tT{i}' for i, text in enumerate(passages, 1)]
+    with gzip.open(folder / "wikipedia_split" / "psgs_w100.tsv.gz", "wt") as file:
+        file.write("\n".join(["id\ttext\ttitle", *rows]) + "\n")
+    rows = [f"{question}\t{answers}" for question, answers in questions]
+    (folder / "retriever" / "qas" / f"{name}-test.csv").write_text("\n".join(rows))
+    return folder
+
+
+def embed_place(texts, side):
+    """x at angle 0; passage T<i> the farther from it the higher i."""
+    if side == "x":
+        return np.tile(np.array([1, 0], np.float32), (len(texts), 1))
+    angles_n = np.array([int(re.match(r"T(\d+) ", text)[1]) for text in texts]) / 200
+    return np.stack([np.cos(angles_n), np.sin(angles_n)], axis=1).astype(np.float32)
+
+
+def test_an_answer_counts_from_the_place_where_it_stands(tmp_path):
+    passages = [f"passage number{i} of many" for i in range(1, 151)]
+    questions = [
+        ("first?", ["number1"]),
+        ("twentieth?", ["nothing", "number20 of"]),
+        ("later?", ["number21"]),
+        ("hundredth?", ["NUMBER100"]),
+        ("too late?", ["number101"]),
+        ("part of a word?", ["number"]),
+    ]
+    write_dpr(tmp_path, passages, questions)
+    scores = open_qa.run(embed_place, tmp_path)
+    assert scores == {"nq/answer_recall_at_20": 2 / 6, "nq/answer_recall_at_100": 4 / 6}
+
+
+@pytest.mark.parametrize("passages", [60, 150])
+def test_a_constant_model_finds_answers_last(tmp_path, passages):
+    texts = ["the answer is here"] + ["nothing"] * (passages - 1)
+    write_dpr(tmp_path, texts, [("where?", ["answer"])], name="trivia")
+    scores = open_qa.run(lambda texts, side: np.ones((len(texts), 3), np.float32), tmp_path)
+    want = float(passages <= 100)  # the whole corpus is among the best 100
+    assert scores == {"trivia/answer_recall_at_20": 0.0, "trivia/answer_recall_at_100": want}
+
+
+def test_words_are_those_of_dpr():
+    assert open_qa.split_words("U.S. Émile's\u00a042%") == (
+        ["u", ".", "s", ".", "e\u0301mile", "'", "s", "42", "%"]
+    )
+
+
+def test_quoted_fields_are_read_as_csv(tmp_path):
+    folder = write_dpr(tmp_path, ['say ""hi"" twice'], [('"who says ""hi""?"', '["it\'s"]')])
+    assert list(open_qa.read_passages(folder / open_qa.PASSAGES)) == [('say "hi" twice', "T1")]
+    path = folder / open_qa.QUESTIONS.format("nq")
+    path.write_text('"who says ""hi""?"\t"[""it\'s"", \'b\']"\n')
+    assert open_qa.read_questions(path) == (['who says "hi"?'], [["it's", "b"]])
+
+
+def refuse(text):
+    return pytest.raises(Refusal, match=re.escape(text))
+
+
+def test_refusals(tmp_path):
+    with refuse(f"{tmp_path / 'dpr'}: no question set; expected retriever/qas/nq-test.csv, or tri"):
+        open_qa.run(embed_place, tmp_path)
+    folder = write_dpr(tmp_path, ["a"], [("who?", ["a"]), ("what?", "a, b")])
+    path = folder / "retriever" / "qas" / "nq-test.csv"
+    with refuse(f"{path}:2: expected a list of answers, found a, b"):
+        open_qa.run(embed_place, tmp_path)
+    path.write_text("who?\n")
+    with refuse(f"{path}:1: expected 2 columns, found 1"):
+        open_qa.run(embed_place, tmp_path)
+    path.write_text("")
+    with refuse(f"{path}: empty; it needs at least one question"):
+        open_qa.run(embed_place, tmp_path)
+    path.write_text("who?\t['a']\n")
+    (folder / "wikipedia_split" / "psgs_w100.tsv.gz").unlink()
+    with refuse("psgs_w100.tsv: no such file, nor psgs_w100.tsv.gz; expected the DPR download's"):
+        open_qa.run(embed_place, tmp_path)

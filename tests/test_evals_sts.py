@@ -1,0 +1,87 @@
+"""Similarity: equal to SciPy, per subset, mean and all; a constant model follows nothing."""
+
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxcpt.config import Refusal
+from jaxcpt.evals import published, sts
+
+
+def embed_angle(texts, side):
+    angles_n = np.array([float(text) for text in texts])
+    return np.stack([np.cos(angles_n), np.sin(angles_n)], axis=1).astype(np.float32)
+
+
+def write_subset(folder, name, scores, angles):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [f"{score}\t0\t{angle}" for score, angle in zip(scores, angles, strict=True)]
+    (folder / f"{name}.tsv").write_text("\n".join(["score\ttext_a\ttext_b", *rows]))
+
+
+def test_equals_scipy(tmp_path):
+    rng = np.random.default_rng(0)
+    gold = {name: rng.integers(0, 11, 30) / 2 for name in ("one", "two")}
+    angles = {name: rng.uniform(0, np.pi, 30).round(6) for name in gold}
+    for name in gold:
+        write_subset(tmp_path / "sts" / "sts13", name, gold[name], angles[name])
+    scores = sts.run(embed_angle, tmp_path)
+    cosines = {name: np.cos(angles[name]) for name in gold}
+    for kind, correlate in (("spearman", stats.spearmanr), ("pearson", stats.pearsonr)):
+        want = {name: correlate(cosines[name], gold[name]).statistic for name in gold}
+        want["mean"] = np.mean(list(want.values()))
+        together = [np.concatenate(list(side.values())) for side in (cosines, gold)]
+        want["all"] = correlate(*together).statistic
+        for name, value in want.items():
+            assert scores[f"sts13/{name}/{kind}"] == pytest.approx(value, rel=1e-6)
+    assert len(scores) == 8
+
+
+def test_planted_order_is_1_and_its_reverse_minus_1(tmp_path):
+    write_subset(tmp_path / "sts" / "sts14", "up", [5, 3, 1], [0.1, 0.2, 0.3])
+    write_subset(tmp_path / "sts" / "sts14", "down", [1, 3, 5], [0.1, 0.2, 0.3])
+    scores = sts.run(embed_angle, tmp_path)
+    assert scores["sts14/up/spearman"] == pytest.approx(1, abs=1e-12)
+    assert scores["sts14/down/spearman"] == pytest.approx(-1, abs=1e-12)
+    assert scores["sts14/mean/spearman"] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_constant_model_scores_0(tmp_path):
+    write_subset(tmp_path / "sts" / "sick-r", "test", range(50), range(50))
+    vector_d = np.random.default_rng(0).normal(size=77).astype(np.float32)
+    scores = sts.run(lambda texts, side: np.tile(vector_d, (len(texts), 1)), tmp_path)
+    assert set(scores.values()) == {0.0}
+
+
+def test_marks_sts12_only_while_a_subset_is_missing(tmp_path):
+    folder = tmp_path / "sts" / "sts12"
+    for name in ("MSRpar", "OnWN", "SMTeuroparl", "SMTnews"):
+        write_subset(folder, name, [1, 2], [0.1, 0.2])
+    caveats = published.list_caveats(tmp_path)
+    assert caveats["sts/sts12/mean/"] == "without MSRvid: published figures include it"
+    write_subset(folder, "MSRvid", [1, 2], [0.1, 0.2])
+    assert not [name for name in published.list_caveats(tmp_path) if name.startswith("sts/")]
+
+
+def refuse(text):
+    return pytest.raises(Refusal, match=re.escape(text))
+
+
+def test_refusals(tmp_path):
+    with refuse(f"{tmp_path / 'sts'}: none of the folders sts12, sts13, sts14, sts15, sts16, sick"):
+        sts.run(embed_angle, tmp_path)
+    folder = tmp_path / "sts" / "sts15"
+    folder.mkdir(parents=True)
+    with refuse(f"{folder}: no .tsv files; expected one a subset, with score text_a text_b"):
+        sts.run(embed_angle, tmp_path)
+    write_subset(folder, "belief", ["1", ""], [1, 2])
+    with refuse(f"{folder / 'belief.tsv'}:3: score must be a number, found ''"):
+        sts.run(embed_angle, tmp_path)
+    write_subset(folder, "belief", [], [])
+    with refuse(f"{folder / 'belief.tsv'}: 0 pairs, 0 scores; needs at least 2"):
+        sts.run(embed_angle, tmp_path)
+    write_subset(folder, "belief", [1, 2], [1, "nan"])
+    with refuse("1 of 2 embeddings of side x are not finite"):
+        sts.run(embed_angle, tmp_path)
