@@ -3,11 +3,13 @@
 In: a `TrainState` and facts about it (meta). Out: the same on any number of devices. Sole home of
 orbax, which neither notices a flipped bit in an array nor falls back to an older step, and which
 reports a failed write only at the next save. So every step gets a manifest of sha256 sums, written
-when the save has finished, and only a step that agrees with its manifest counts as saved.
+as soon as the save has finished, and only a step that agrees with its manifest counts as saved.
 """
 
 import hashlib
 import json
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +20,35 @@ from jax.experimental import multihost_utils
 from jaxcpt.config import Refusal
 from jaxcpt.update import TrainState
 
+# It logs hundreds of lines about what it also raises, which `Checkpoints` tells in one.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
 
 class Checkpoints:
     """The checkpoints folder of a run. A context manager: leaving it finishes the last save."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int | None = None) -> None:
+        """keep: how many steps to keep. None: only reads, and so leaves alone what a training
+        run may be writing at this moment."""
         self.folder = folder
         self.manager = ocp.CheckpointManager(
             folder.resolve(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                max_to_keep=keep,
+                create=keep is not None,
+                cleanup_tmp_directories=keep is not None,
+                enable_async_checkpointing=True,
             ),
         )
-        self.unproven: int | None = None
+        self.prover = ThreadPoolExecutor(max_workers=1)
+        self.proof: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.finish()
+        self.prover.shutdown()
         self.manager.close()
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
@@ -46,8 +58,7 @@ class Checkpoints:
         """
         self.finish()
         step = int(state.step)
-        if step in self.manager.all_steps():
-            return  # saved by an earlier process that was stopped right after
+        self.discard_after(step - 1)  # none of them is whole, or training would be beyond them
         self.manager.save(
             step,
             args=ocp.args.Composite(
@@ -56,23 +67,26 @@ class Checkpoints:
                 meta=ocp.args.JsonSave(meta),
             ),
         )
-        self.unproven = step
+        # At once and not at the next save: a run killed in between must find this step whole.
+        self.proof = self.prover.submit(self._prove, step)
 
     def finish(self) -> None:
-        """Waits for the save under way and writes its manifest."""
-        if self.unproven is None:
-            return
-        step, self.unproven = self.unproven, None
+        """Waits until the save under way has its manifest."""
+        if self.proof is not None:
+            proof, self.proof = self.proof, None
+            proof.result()
+
+    def _prove(self, step: int) -> None:
         try:
             self.manager.wait_until_finished()
             self.manager.check_for_errors()
             written = self._folder_of(step).is_dir()
+            if written and jax.process_index() == 0:
+                write_manifest(self._folder_of(step))
         except Exception as error:  # orbax raises whatever its storage raised
             raise Refusal(f"{self.folder}: step {step} could not be saved: {error}") from error
         if not written:
             raise Refusal(f"{self.folder}: step {step} did not reach the disk; is it full?")
-        if jax.process_index() == 0:
-            write_manifest(self._folder_of(step))
 
     def steps(self) -> list[int]:
         """Steps that claim to be saved, oldest first; `find_whole` says which are."""
@@ -176,10 +190,10 @@ def write_manifest(step_folder: Path) -> None:
 def check_manifest(step_folder: Path) -> str | None:
     """What is wrong with a saved step; None if nothing is."""
     try:
-        promised = json.loads(_manifest_of(step_folder).read_text())
+        promised = dict(json.loads(_manifest_of(step_folder).read_text()))
     except FileNotFoundError:
         return "its save did not finish"
-    except ValueError:
+    except (ValueError, TypeError):
         return "its manifest does not parse"
     found = hash_files(step_folder)
     for name in sorted({*promised, *found}):

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import sys
 import traceback
 import types
@@ -195,7 +196,7 @@ def load_experiment(path: str) -> Experiment:
     """Runs `experiment()` of the Python file at `path`. Raises Refusal with the file and line."""
     if not Path(path).is_file():
         raise Refusal(f"{path}: no such experiment file; see experiments/ for the ones there are")
-    spec = importlib.util.spec_from_file_location("jaxcpt_experiment", path)
+    spec = importlib.util.spec_from_file_location("jaxcpt_experiment", Path(path).resolve())
     if spec is None or spec.loader is None:
         raise Refusal(f"{path}: not a Python file; an experiment is a .py file")
     module = importlib.util.module_from_spec(spec)
@@ -210,9 +211,9 @@ def load_experiment(path: str) -> Experiment:
         raise
     except SyntaxError as error:
         raise Refusal(f"{error.filename}:{error.lineno}: not Python: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if Path(frame.filename) == Path(path)]
+        own = [frame for frame in frames if Path(frame.filename) == Path(path).resolve()]
         line = f":{own[-1].lineno}" if own else ""
         raise Refusal(f"{path}{line}: {type(error).__name__}: {error}") from error
     finally:
@@ -221,8 +222,8 @@ def load_experiment(path: str) -> Experiment:
         raise Refusal(
             f"{path}: experiment() returned {type(experiment).__name__}; it must return Experiment"
         )
-    # Through JSON and back, so that a value of a wrong type is found whoever wrote it.
-    return from_json(to_json(experiment), path)
+    # Taken apart and built anew, so that a value of a wrong type is found whoever wrote it.
+    return _build(Experiment, _plain(experiment), path)
 
 
 def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
@@ -280,8 +281,8 @@ def _build(hint: Any, value: Any, path: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         classes = {a.__name__: a for a in arguments if is_dataclass(a)}
-        if isinstance(value, dict) and value.get("type") in classes:
-            return _build(classes[value["type"]], value, path)
+        if isinstance(value, dict) and (named := str(value.get("type"))) in classes:
+            return _build(classes[named], value, path)
         others = [a for a in arguments if a is not type(None)]
         if len(others) == 1:
             return _build(others[0], value, path)
@@ -295,8 +296,10 @@ def _build(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, list):
             return tuple(_build(arguments[0], v, f"{path}.{i}") for i, v in enumerate(value))
         raise Refusal(f"{path}: expected a tuple, found {value!r}")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
+        raise Refusal(f"{path}: expected a finite number, found {value!r}")
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise Refusal(f"{path}: expected {hint.__name__}, found {value!r} ({type(value).__name__})")
@@ -333,7 +336,10 @@ def read_experiment(run_dir: Path) -> Experiment:
     path = run_dir / "experiment.json"
     if not path.is_file():
         raise Refusal(f"{run_dir}: not a run folder: it has no experiment.json")
-    return from_json(path.read_text(), str(path))
+    try:
+        return from_json(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{path}: byte {error.start} is not UTF-8; the file is damaged") from None
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:
@@ -356,7 +362,7 @@ def differences(old: Experiment, new: Experiment) -> list[str]:
 def validate(experiment: Experiment) -> Experiment:
     """Cross-checks that need no device. Returns the experiment; raises Refusal naming a field."""
     e, m, b, t = experiment, experiment.model, experiment.batching, experiment.tokenizer
-    kv_heads = m.kv_heads or m.heads
+    kv_heads = m.heads if m.kv_heads is None else m.kv_heads
     head_width = m.width // max(m.heads, 1)
     longest = max(t.x_tokens, t.y_tokens)
     positive = {
@@ -369,13 +375,20 @@ def validate(experiment: Experiment) -> Experiment:
         "batching.chunks": b.chunks,
         "model.width": m.width,
         "model.heads": m.heads,
+        "model.mlp_width": 1 if m.mlp_width is None else m.mlp_width,
+        "batching.rows_per_cell": 1 if b.rows_per_cell is None else b.rows_per_cell,
+        "tokenizer.vocabulary": t.vocabulary,
+        "data.weights": min(e.data.weights, default=1),
         "loss.scale_start": e.loss.scale_start,
         "optimizer.learning_rate": e.optimizer.learning_rate,
+        "optimizer.clip_norm": e.optimizer.clip_norm,
     }
     rules: list[tuple[bool, str]] = [
         (value > 0, f"{name}: must be above 0, found {value}") for name, value in positive.items()
     ]
     rules += [
+        (0 <= e.seed < 1 << 24, f"seed: must be from 0 to {(1 << 24) - 1}, found {e.seed}"),
+        (m.layers >= 0, f"model.layers: must be 0 or more, found {m.layers}"),
         (bool(e.data.train), "data.train: no data; name at least one source"),
         (
             len(e.data.weights) in (0, len(e.data.train)),
@@ -420,12 +433,16 @@ def validate(experiment: Experiment) -> Experiment:
             f"loss.scale_start: {e.loss.scale_start} is above loss.scale_max {e.loss.scale_max}",
         ),
         (
-            e.optimizer.warmup_steps < e.train_steps,
+            0 <= e.optimizer.warmup_steps < e.train_steps,
             f"optimizer.warmup_steps: {e.optimizer.warmup_steps} of {e.train_steps} steps",
         ),
         (
             e.baseline is None or e.baseline.baseline is None,
             "baseline.baseline: a baseline has no baseline of its own",
+        ),
+        (
+            e.baseline is None or (e.baseline.data, e.baseline.tokenizer) == (e.data, e.tokenizer),
+            "baseline: must have the data and the tokenizer of its run; --set both",
         ),
     ]
     for holds, message in rules:
@@ -475,9 +492,12 @@ def shrink(experiment: Experiment) -> Experiment:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's `main`; a Refusal becomes one line on stderr and exit code 2."""
+    """Runs a command's `main`; a Refusal becomes one line on stderr and exit code 2.
+
+    So does what the machine refuses: a full disk, a folder without permission.
+    """
     try:
         main()
-    except Refusal as refusal:
-        print(f"jaxcpt: {refusal}", file=sys.stderr)
+    except (Refusal, OSError) as refusal:
+        print("jaxcpt:", " ".join(str(refusal).split()), file=sys.stderr)
         sys.exit(2)

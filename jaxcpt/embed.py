@@ -79,6 +79,10 @@ class Embedder:
         self, texts: Iterable[str], side: Side, progress: bool = False
     ) -> Iterator[np.ndarray]:
         """The same vectors in parts of at most `TEXTS_AT_ONCE` texts."""
+        if isinstance(texts, str):
+            raise TypeError("expected an iterable of texts, found one text; put it in a list")
+        if side not in ("x", "y"):
+            raise ValueError(f"side must be 'x' or 'y', found {side!r}")
         source = iter(texts)
         while part := list(islice(source, TEXTS_AT_ONCE)):
             yield self._embed_part(part, side, progress)
@@ -86,7 +90,10 @@ class Embedder:
     def _embed_part(self, texts: Sequence[str], side: Side, progress: bool) -> np.ndarray:
         ids = self.tokenizer.encode(texts, side)
         row_tokens = self.experiment.batching.row_tokens
-        shards, rows = count_data_shards(self.mesh), max(1, TOKENS_PER_CALL // row_tokens)
+        shards = count_data_shards(self.mesh)
+        # A power of two, so that a lone query is cheap and few shapes are ever compiled.
+        needed = max(sum(map(len, ids)) / row_tokens, len(ids) / TEXTS_PER_ROW) / shards
+        rows = min(1 << int(needed).bit_length(), max(1, TOKENS_PER_CALL // row_tokens))
         cells = list(_pack(ids, rows, row_tokens))
         calls = [cells[first : first + shards] for first in range(0, len(cells), shards)]
         vectors_nd = np.empty((len(texts), self.width), np.float32)
@@ -156,11 +163,13 @@ def main() -> None:
     texts = read_texts(Path(arguments.input), arguments.side)
     use_cpu_cores()
     embedder = Embedder.load(arguments.run_dir, arguments.step)
-    vectors_nd = embedder.embed(texts, arguments.side, progress=True)
     output = Path(arguments.output)
+    partial = output.with_name(f"{output.name}.partial")
     try:
-        with output.open("wb") as file:
+        with partial.open("wb") as file:  # before the work, which may take hours
+            vectors_nd = embedder.embed(texts, arguments.side, progress=True)
             np.save(file, vectors_nd)
+        partial.rename(output)
     except OSError as error:
         raise Refusal(f"{output}: cannot be written: {error.strerror}") from None
     print(f"{output}: {vectors_nd.shape[0]} vectors of {vectors_nd.shape[1]}")

@@ -134,7 +134,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(text)
                 json.dumps(row, ensure_ascii=False).encode("utf-8")  # finds lone surrogates
-            except (json.JSONDecodeError, UnicodeEncodeError) as error:
+            except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
                 raise Refusal(f"{path}:{number}: does not parse as JSON: {error}") from None
             if not isinstance(row, dict):
                 raise Refusal(f"{path}:{number}: expected an object, found {type(row).__name__}")

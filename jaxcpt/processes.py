@@ -4,13 +4,15 @@ In: a coordinator's address, or a TPU or Slurm environment that tells it. Out: p
 one JAX runtime. It knows nothing of what they compute.
 """
 
+import contextlib
 import glob
 import importlib.util
-import json
 import os
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from jaxcpt.config import Experiment, Refusal, differences, from_json, to_json
 
 HEARTBEAT_SECONDS = 10
 LOST_PEER = 3  # the exit code of a process that has lost another
+_LOST = "another process is gone; start all of them again to resume at the last checkpoint"
 
 
 def join(coordinator: str | None, count: int | None, process: int | None, wait: int) -> None:
@@ -36,19 +39,91 @@ def join(coordinator: str | None, count: int | None, process: int | None, wait: 
         raise Refusal("--coordinator needs --num-processes and --process-id")
     if count is not None and process is not None and not 0 <= process < count:
         raise Refusal(f"--process-id {process}: must be from 0 to {count - 1}")
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            count,
-            process,
-            initialization_timeout=wait,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise Refusal(
-            f"process {process} of {count}: not all came to {coordinator} within {wait} s: {reason}"
-        ) from None
+    if coordinator is not None and count is not None and process is not None:
+        _call_the_roll(coordinator, count, process, wait)
+    _filter_stderr(f"jaxcpt: {_LOST}")
+    jax.distributed.initialize(
+        coordinator,
+        count,
+        process,
+        initialization_timeout=wait,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+
+
+def _call_the_roll(coordinator: str, count: int, process: int, wait: int) -> None:
+    """Waits until all processes are there, at the coordinator's port, before JAX listens to it.
+
+    JAX would end a process that waits in vain by an abort, and never tell whom it waited for.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise Refusal(f"--coordinator {coordinator}: must be HOST:PORT")
+    deadline = time.monotonic() + wait
+    if process == 0:
+        _await_others(int(port), count, wait, deadline)
+        return
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            with socket.create_connection((host, int(port)), timeout=max(left, 0.1)) as line:
+                line.sendall(process.to_bytes(4, "big"))
+                if line.recv(1) == b"+":
+                    return
+        except OSError:
+            pass
+        if left <= 0:
+            raise Refusal(
+                f"process {process}: waited {wait} s for process 0 at {coordinator} and the others"
+            )
+        time.sleep(0.2)
+
+
+def _await_others(port: int, count: int, wait: int, deadline: float) -> None:
+    present: dict[int, socket.socket] = {}
+    with socket.create_server(("", port), backlog=count) as server:
+        while len(present) < count - 1:
+            server.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                line, _ = server.accept()
+            except TimeoutError:
+                missing = [str(p) for p in range(1, count) if p not in present]
+                raise Refusal(
+                    f"process 0: waited {wait} s for {count} processes; did not come: "
+                    f"{', '.join(missing)}"
+                ) from None
+            line.settimeout(1.0)
+            with contextlib.suppress(OSError):  # whoever it was will come again
+                present[int.from_bytes(line.recv(4), "big")] = line
+    for line in present.values():
+        with contextlib.suppress(OSError), line:
+            line.sendall(b"+")
+
+
+# JAX ends a process that loses the coordinator, or hears nothing of a peer for HEARTBEAT_SECONDS,
+# by an abort with a stack trace of its own, before Python can say anything. What that writes is
+# read by a small process of its own, which says the one line that matters instead.
+_STDERR_FILTER = """
+import re, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+lost = said = False
+for line in sys.stdin:
+    lost = lost or bool(re.match(r"[EF]\\d{4} .*(coordination_service|client\\.h)", line))
+    said = said or line.startswith("jaxcpt:")
+    if line.startswith("jaxcpt:") or not (lost or line.startswith("[Gloo]")):
+        print(line, end="", file=sys.stderr, flush=True)
+if lost and not said:
+    print(sys.argv[1], file=sys.stderr)
+"""
+
+
+def _filter_stderr(farewell: str) -> None:
+    command = [sys.executable, "-c", _STDERR_FILTER, farewell]
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert reader.stdin is not None
+    os.dup2(reader.stdin.fileno(), 2)
+    reader.stdin.close()
 
 
 def _in_a_cluster() -> bool:
@@ -64,7 +139,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def first_goes_first(name: str) -> Iterator[None]:
     """The first process runs the block alone and then all others: what it writes, they find."""
     if jax.process_count() == 1:
@@ -111,7 +186,7 @@ def run_together(work: Callable[[], None]) -> None:
     """
     try:
         work()
-    except Refusal as refusal:
+    except (Refusal, OSError) as refusal:
         if jax.process_count() == 1:
             raise
         print(f"jaxcpt: {refusal}", file=sys.stderr, flush=True)
@@ -119,11 +194,6 @@ def run_together(work: Callable[[], None]) -> None:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = json.dumps(" ".join(str(error).split())[:200])
-        print(
-            f"jaxcpt: process {jax.process_index()} of {jax.process_count()}: another process is "
-            f"gone; start all again to resume: {reason}",
-            file=sys.stderr,
-            flush=True,
-        )
+        reason = " ".join(str(error).split())[:200]
+        print(f"jaxcpt: {_LOST} ({reason})", file=sys.stderr, flush=True)
         os._exit(LOST_PEER)

@@ -119,7 +119,7 @@ def test_refuses_vectors_that_are_not_finite(value):
 
 
 def test_refuses_no_pairs_and_a_wrong_number_of_vectors():
-    with pytest.raises(Refusal, match="no held-out pairs to search; set data.heldout"):
+    with pytest.raises(Refusal, match=r"no held-out pairs to search; set data.heldout"):
         pair_search.run(embed_one_hot, [])
     with pytest.raises(ValueError, match=r"embed_fn gave shape \(2, 3\) for 40 texts"):
         pair_search.run(lambda texts, side: np.zeros((2, 3)), PAIRS)

@@ -66,7 +66,7 @@ def find_duplicates(
         yield from ((pair_id, "exact duplicate", first[0]) for pair_id, _ in others)
         return
     leaders = [first]
-    sketches = np.empty((LEADERS, BANDS * ROWS), np.uint8)
+    sketches = np.empty((min(LEADERS, len(others) + 1), BANDS * ROWS), np.uint8)
     sketches[0] = np.frombuffer(first[1], np.uint8)
     for pair_id, sketch in others:
         row = np.frombuffer(sketch, np.uint8)

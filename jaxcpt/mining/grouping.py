@@ -9,7 +9,6 @@ import os
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,14 @@ Record = tuple[bytes, tuple[Any, ...]]
 
 
 class GroupOnDisk(beam.PTransform):
-    """(key, value) records -> (key, values), in memory only one of `buckets` at a time."""
+    """(key, value) records -> (key, values), in memory only one of `buckets` at a time.
 
-    def __init__(self, folder: Path, buckets: int) -> None:
+    Groups of fewer than `smallest` values are left out.
+    """
+
+    def __init__(self, folder: Path, buckets: int, smallest: int = 1) -> None:
         super().__init__()
-        self.folder, self.buckets = folder, buckets
+        self.folder, self.buckets, self.smallest = folder, buckets, smallest
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         self.folder.mkdir(parents=True)
@@ -38,7 +40,7 @@ class GroupOnDisk(beam.PTransform):
             | "Spill" >> beam.ParDo(Spill(self.folder, self.buckets))
             | "FilesOfBucket" >> beam.GroupByKey()
             | "OneBucketAtATime" >> beam.Reshuffle()
-            | "ReadBucket" >> beam.FlatMap(read_bucket)
+            | "ReadBucket" >> beam.FlatMap(read_bucket, self.smallest)
         )
 
 
@@ -56,7 +58,9 @@ class Spill(beam.DoFn):
 
     def process(self, record: Record) -> None:
         written = marshal.dumps(record)
-        self.held[int.from_bytes(record[0][:4]) % self.buckets] += written
+        held = self.held[int.from_bytes(record[0][:4]) % self.buckets]
+        held += len(written).to_bytes(4)
+        held += written
         self.held_bytes += len(written)
         if self.held_bytes > SPILL_BYTES:
             self._write()
@@ -79,14 +83,15 @@ class Spill(beam.DoFn):
             yield GlobalWindows.windowed_value(file)
 
 
-def read_bucket(files: tuple[int, Iterable[str]]) -> Iterator[tuple[bytes, list[tuple[Any, ...]]]]:
-    records: list[Record] = []
+def read_bucket(
+    files: tuple[int, Iterable[str]], smallest: int
+) -> Iterator[tuple[bytes, list[tuple[Any, ...]]]]:
+    """The groups of one bucket, from its files, which are removed."""
+    groups: dict[bytes, list[tuple[Any, ...]]] = defaultdict(list)
     for path in files[1]:
         with open(path, "rb") as file:
-            end = os.fstat(file.fileno()).st_size
-            while file.tell() < end:
-                records.append(marshal.load(file))
+            while size := file.read(4):
+                key, value = marshal.loads(file.read(int.from_bytes(size)))
+                groups[key].append(value)
         os.remove(path)
-    records.sort(key=lambda record: record[0])
-    for key, group in groupby(records, key=lambda record: record[0]):
-        yield key, [value for _, value in group]
+    yield from (group for group in groups.items() if len(group[1]) >= smallest)

@@ -201,8 +201,8 @@ def _run(
     )
     local = options.view_as(StandardOptions).runner in (None, "DirectRunner")
 
-    def group(name: str, buckets: int) -> beam.PTransform:
-        return GroupOnDisk(job.folder / name, buckets) if local else beam.GroupByKey()
+    def group(name: str, buckets: int, smallest: int = 1) -> beam.PTransform:
+        return GroupOnDisk(job.folder / name, buckets, smallest) if local else beam.GroupByKey()
 
     buckets = max(1, FINGERPRINT_EXPANSION * input_bytes // SHARD_BYTES)
     pipeline = beam.Pipeline(options=options)
@@ -214,7 +214,7 @@ def _run(
     )
     duplicates = (
         mined.fingerprints
-        | "GroupFingerprints" >> group("fingerprints", buckets)
+        | "GroupFingerprints" >> group("fingerprints", buckets, smallest=2)
         | "FindDuplicates" >> beam.FlatMap(_name_duplicates, job)
     )
     others: list[tuple[bytes, tuple[str, ...]]] = [
@@ -228,7 +228,7 @@ def _run(
         | "GroupShards" >> group("shards", job.shards)
         | "WriteShard" >> beam.Map(_write_shard, job)
     )
-    with _divert_stderr(job.folder / "log") as stderr, _show_progress(job, len(units), stderr):
+    with _mute_stderr() as stderr, _show_progress(job, len(units), stderr):
         pipeline.run().wait_until_finish()
 
 
@@ -243,11 +243,14 @@ def _write_shard(group: tuple[bytes, Any], job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _divert_stderr(path: Path) -> Iterator[TextIO]:
-    """Sends what Beam's processes write there to a file; gives the real one."""
+def _mute_stderr() -> Iterator[TextIO]:
+    """Mutes what Beam's processes write there, errors apart, which are raised; gives the old one.
+
+    A file on a full disk in its place would make a worker hang while it tells of the full disk.
+    """
     sys.stderr.flush()
-    with os.fdopen(os.dup(2), "w") as stderr, open(path, "w") as log:
-        os.dup2(log.fileno(), 2)
+    with os.fdopen(os.dup(2), "w") as stderr, open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
         try:
             yield stderr
         finally:

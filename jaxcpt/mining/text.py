@@ -16,9 +16,7 @@ import py3langid
 from jaxcpt.config import Refusal
 from jaxcpt.mining.documents import Document
 
-ENDS = re.compile(
-    r"""(?<=[.!?\u2026])\s|(?<=[.!?\u2026]["'\u201d\u2019)\]])\s|(?<=[\u3002\uff01\uff1f])"""
-)
+ENDS = re.compile(r"""[.!?\u2026]["'\u201d\u2019)\]]?\s|[\u3002\uff01\uff1f]""")
 """A sentence ends at white space after its mark and closing quote; CJK marks need no space."""
 PIECE_END_ONE_IN = 3
 """A piece that is long enough ends at one sentence in three, chosen by the sentence's hash."""
@@ -63,7 +61,7 @@ def mine_text(
     if not firsts:
         drops["document with fewer than two pieces"] += 1
         return
-    if options.languages and py3langid.classify(text[:500])[0] not in options.languages:
+    if options.languages and py3langid.classify(text[:300])[0] not in options.languages:
         drops["document in another language"] += 1
         return
     pairs = []
@@ -84,14 +82,15 @@ def cut_pieces(text: str, piece_chars: tuple[int, int]) -> tuple[str, list[tuple
     """The text with white space normalised, and (start, end) of its pieces, one after another."""
     shortest, longest = piece_chars
     # Hard-wrapped text has blank lines between paragraphs; other text has one paragraph a line.
-    blank_lines = re.search(r"\S[^\S\n]*\n[^\S\n]*\n\s*\S", text)
-    paragraphs = re.split(r"\n[^\S\n]*\n" if blank_lines else r"\n", text)
-    normal = " ".join(joined for p in paragraphs if (joined := " ".join(p.split())))
+    text = text.strip()
+    blank_line = r"\n[^\S\n]*\n"
+    paragraphs = re.split(blank_line if re.search(blank_line, text) else "\n", text)
+    paragraphs = [joined for p in paragraphs if (joined := " ".join(p.split()))]
+    normal = " ".join(paragraphs)
     sentences, position = [], 0
     for paragraph in paragraphs:
-        if joined := " ".join(paragraph.split()):
-            sentences += list(_cut_sentences(normal, position, position + len(joined), longest))
-            position += len(joined) + 1
+        sentences += list(_cut_sentences(normal, position, position + len(paragraph), longest))
+        position += len(paragraph) + 1
     pieces: list[tuple[int, int]] = []
     open_piece = False
     for start, end in sentences:

@@ -1,0 +1,133 @@
+"""Exact search against FAISS flat, side by side, and the memory of both as the corpus grows.
+
+    pip install faiss-cpu && python tools/bench_search.py
+
+Speed: both hold the corpus in memory and take turns; medians. Memory: each engine in a process of
+its own reads the corpus from files of 10,000 rows, one after another; what the process needs above
+a search of 1,000 rows is shown.
+"""
+
+import argparse
+import multiprocessing
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from jaxcpt.search import quantize, top_k
+from jaxcpt.sharding import use_cpu_cores
+
+ROWS_PER_FILE = 10_000
+MIB = 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 10, 100, 1000])
+    parser.add_argument("--k", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    use_cpu_cores()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(2 * arguments.rows // ROWS_PER_FILE):
+            np.save(folder / f"{number:05}.npy", draw(number, ROWS_PER_FILE, arguments.width))
+        compare_speed(folder, arguments)
+        compare_memory(folder, arguments)
+
+
+def draw(seed: int, rows: int, width: int) -> np.ndarray:
+    vectors_nd = np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32)
+    return vectors_nd / np.linalg.norm(vectors_nd, axis=1, keepdims=True)
+
+
+def read_shards(folder: Path, rows: int) -> Iterator[np.ndarray]:
+    for start in range(0, rows, ROWS_PER_FILE):
+        yield np.load(folder / f"{start // ROWS_PER_FILE:05}.npy")[: rows - start]
+
+
+def compare_speed(folder: Path, arguments: argparse.Namespace) -> None:
+    corpus_nd = np.concatenate(list(read_shards(folder, arguments.rows)))
+    index = faiss.IndexFlatIP(arguments.width)
+    index.add(corpus_nd)
+    np.save(folder / "whole.npy", corpus_nd)
+    np.save(folder / "int8.npy", quantize(corpus_nd))
+    del corpus_nd
+    # A mapped .npy is aligned as XLA wants its buffers, so that tiles are not copied on a CPU.
+    float_nd, int8_nd = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("whole", "int8"))
+    print(f"{arguments.rows:,} x {arguments.width} float32, k = {arguments.k}; medians, seconds")
+    print(" queries    FAISS   jaxcpt  jaxcpt/FAISS  int8/FAISS  same rows, first and all k")
+    for queries in arguments.queries:
+        queries_qd = draw(1_000_000, queries, arguments.width)
+        engines: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
+            "faiss": partial(index.search, queries_qd, arguments.k),
+            "jaxcpt": partial(top_k, queries_qd, float_nd, arguments.k),
+            "int8": partial(top_k, queries_qd, int8_nd, arguments.k),
+        }
+        found = {name: search()[1] for name, search in engines.items()}  # compiles, too
+        seconds: dict[str, list[float]] = {name: [] for name in engines}
+        for _ in range(arguments.repeats):
+            for name, search in engines.items():
+                start = time.perf_counter()
+                search()
+                seconds[name].append(time.perf_counter() - start)
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        same_qk = found["faiss"] == found["jaxcpt"]
+        print(
+            f"{queries:8} {median['faiss']:8.3f} {median['jaxcpt']:8.3f} "
+            f"{median['jaxcpt'] / median['faiss']:13.2f} {median['int8'] / median['faiss']:11.2f}"
+            f"  {same_qk[:, 0].mean():.4f} {same_qk.mean():.4f}"
+        )
+
+
+def compare_memory(folder: Path, arguments: argparse.Namespace) -> None:
+    print("\npeak memory of 100 queries above that of a tiny search, MiB")
+    print("    rows   corpus    FAISS   jaxcpt")
+    for rows in (arguments.rows // 4, arguments.rows // 2, arguments.rows, 2 * arguments.rows):
+        peaks = []
+        for engine in (search_faiss, search_jaxcpt):
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(1) as pool:  # a new process: peaks cannot be reset
+                peaks.append(pool.apply(measure_peak, (engine, folder, rows, arguments.width)))
+        corpus = rows * arguments.width * 4 / MIB
+        print(f"{rows:8,} {corpus:8.0f} {peaks[0]:8.0f} {peaks[1]:8.0f}")
+
+
+def measure_peak(
+    engine: Callable[[np.ndarray, Path, int], None], folder: Path, rows: int, width: int
+) -> float:
+    use_cpu_cores()
+    queries_qd = draw(1_000_000, 100, width)
+    engine(queries_qd, folder, 1_000)
+    before = read_peak()
+    engine(queries_qd, folder, rows)
+    return read_peak() - before
+
+
+def read_peak() -> float:
+    """MiB. From Linux's /proc, because getrusage passes a parent's peak on to its child."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024 / MIB
+
+
+def search_faiss(queries_qd: np.ndarray, folder: Path, rows: int) -> None:
+    index = faiss.IndexFlatIP(queries_qd.shape[1])
+    for shard_nd in read_shards(folder, rows):
+        index.add(shard_nd)
+    index.search(queries_qd, 100)
+
+
+def search_jaxcpt(queries_qd: np.ndarray, folder: Path, rows: int) -> None:
+    top_k(queries_qd, read_shards(folder, rows), 100)
+
+
+if __name__ == "__main__":
+    main()
