@@ -6,8 +6,10 @@ python -m jaxcpt.train --experiment experiments/quickstart.py
 from dataclasses import replace
 
 from jaxcpt.config import (
+    Baseline,
     Batching,
     Data,
+    Evals,
     Experiment,
     Loss,
     Model,
@@ -39,7 +41,7 @@ def experiment() -> Experiment:
             learning_rate=1e-3, embedding_learning_rate=1e-2, warmup_steps=10, final_share=0.1
         ),
         loss=Loss(scale_start=20.0),
-        eval_every_steps=50,
+        evals=Evals(every_steps=50),
     )
     bag = replace(run.model, layers=0)
-    return replace(run, baseline=replace(run, name="bag of subwords", model=bag))
+    return replace(run, baseline=Baseline("bag of subwords", 60, run.batching, bag, run.optimizer))

@@ -233,6 +233,8 @@ class Batches:
 
     def _pack(self, lengths_pt: np.ndarray, shards: int, sizes: Sizes) -> Packing:
         cells = sizes.chunks * shards
+        if not self.settings.pack:  # each text takes a whole row
+            lengths_pt = np.where(lengths_pt > 0, sizes.row_tokens, 0)
         return pack_pairs(
             lengths_pt, cells, sizes.pairs_per_cell, sizes.rows_per_cell, sizes.row_tokens
         )

@@ -1,22 +1,44 @@
-"""A run's held-out pairs searched by the run, its baseline, BM25 and chance, side by side.
+"""Scores a run: its held-out pairs beside the baselines, and the paper's suites on given data.
 
-python -m jaxcpt.evaluate --run-dir DIR [--step N]
+python -m jaxcpt.evaluate --run-dir DIR [--step N] [--data DIR --suite NAME] [--json FILE]
 """
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxcpt.config import Experiment, Refusal, read_experiment, run_command
 from jaxcpt.embed import Embedder
-from jaxcpt.evals import pair_search
-from jaxcpt.metrics import print_table
+from jaxcpt.evals import (
+    EmbedFn,
+    code_search,
+    linear_probe,
+    open_qa,
+    pair_search,
+    retrieval,
+    sts,
+)
+from jaxcpt.evals.table import tabulate
+from jaxcpt.metrics import print_table, record_evals
 from jaxcpt.mining import Pair
 from jaxcpt.pairs import open_source
+from jaxcpt.report import write_report
 from jaxcpt.search import top_k
 from jaxcpt.sharding import use_cpu_cores
 
+SUITES: dict[str, Callable[[EmbedFn, Path], dict[str, float]]] = {
+    "linear_probe": linear_probe.run,
+    "sts": sts.run,
+    "retrieval": retrieval.run,
+    "code_search": code_search.run,
+    "open_qa": open_qa.run,
+}
+FOLDERS = {name: name for name in SUITES} | {"open_qa": "dpr"}
+WORD_SUITES = {"retrieval": retrieval.bm25, "code_search": code_search.bm25}
+
+KEYS = ("mrr", "recall_at_1", "recall_at_10")
 EXAMPLES = 3
 RESULTS = 3
 
@@ -27,6 +49,40 @@ def read_heldout(experiment: Experiment, run_dir: Path) -> list[Pair]:
         return []
     pairs = open_source(experiment.data.heldout, run_dir, experiment.seed)
     return pairs.read(range(len(pairs)))
+
+
+def score(experiment: Experiment, embed_fn: EmbedFn, heldout: Sequence[Pair]) -> dict[str, float]:
+    """What a run measures of itself every so many steps."""
+    scores = {}
+    if heldout:
+        found = pair_search.run(embed_fn, heldout)
+        scores = {f"heldout/{name}": value for name, value in found.items()}
+    if experiment.evals.suites:
+        scores |= run_suites(embed_fn, Path(experiment.evals.data), experiment.evals.suites)
+    return scores
+
+
+def run_suites(embed_fn: EmbedFn, data: Path, names: Sequence[str]) -> dict[str, float]:
+    """Scores by `<suite>/<name>`. Raises Refusal for a suite that there is none of."""
+    if unknown := [name for name in names if name not in SUITES]:
+        raise Refusal(f"suite {unknown[0]}: there are {', '.join(SUITES)}")
+    return {
+        f"{suite}/{name}": value
+        for suite in names
+        for name, value in SUITES[suite](embed_fn, data).items()
+    }
+
+
+def list_suites(data: Path, asked: str) -> list[str]:
+    """The suites to run: the one asked for, or all whose folder is in `data`."""
+    if not data.is_dir():
+        raise Refusal(f"--data {data}: no such folder; it holds a folder for each suite")
+    if asked != "all":
+        return [asked]
+    present = [name for name, folder in FOLDERS.items() if (data / folder).is_dir()]
+    if not present:
+        raise Refusal(f"--data {data}: none of the folders {', '.join(FOLDERS.values())} is there")
+    return present
 
 
 def compare_heldout(
@@ -68,36 +124,72 @@ def find_examples(embedder: Embedder, heldout: Sequence[Pair]) -> list[dict[str,
 
 def show_comparison(summary: dict[str, Any]) -> None:
     """Prints what `compare_heldout` found."""
-    headings = ("", "MRR", "recall@1", "recall@10")
+    headings = ("searcher", "MRR", "recall@1", "recall@10")
     rows = [[row[key] for key in ("name", *KEYS)] for row in summary.get("table", [])]
     if rows:
-        print_table("held-out pairs: each x searches the y of all", rows, headings)
+        print_table("Each held-out x searches the y of all", rows, headings)
     for example in summary.get("examples", []):
-        print(f"\n{first_line(example['query'])}")
+        print(f"\n{example['query'].strip().splitlines()[0][:100]}")
         for result in example["results"]:
             mark = "  <- right" if result["right"] else ""
             print(f"  {result['score']:.3f}  {result['source']}{mark}")
 
 
-KEYS = ("mrr", "recall_at_1", "recall_at_10")
-
-
-def first_line(text: str) -> str:
-    return text.strip().split("\n")[0][:100]
+def show_suites(scores: dict[str, float], bm25: dict[str, float], data: Path) -> None:
+    """Prints a table for each suite, and below it what must not be compared."""
+    for suite, lines in tabulate(scores, bm25, data).items():
+        rows = [
+            (
+                line.name + ("*" if line.caveat else ""),
+                line.score,
+                "" if line.bm25 is None else f"{line.bm25:.3f}",
+                line.published,
+            )
+            for line in lines
+        ]
+        print_table(suite, rows, ("", "this run", "BM25", "published"))
+        for name, caveat in {line.name: line.caveat for line in lines if line.caveat}.items():
+            print(f"  * {name}: {caveat}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Search a run's held-out pairs.")
+    parser = argparse.ArgumentParser(description="Score a run.")
     parser.add_argument("--run-dir", required=True, type=Path)
     parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
+    parser.add_argument("--data", type=Path, help="folder with a folder for each suite")
+    parser.add_argument("--suite", default="all", choices=[*SUITES, "all"])
+    parser.add_argument("--json", type=Path, help="write all scores to this file, too")
     arguments = parser.parse_args()
-    experiment = read_experiment(arguments.run_dir)
+    run_dir = arguments.run_dir
+    experiment = read_experiment(run_dir)
     use_cpu_cores()
-    heldout = read_heldout(experiment, arguments.run_dir)
-    if not heldout:
-        raise Refusal(f"{arguments.run_dir}: its experiment holds out no pairs (data.heldout)")
-    embedder = Embedder.load(arguments.run_dir, arguments.step)
-    show_comparison(compare_heldout(arguments.run_dir, embedder, heldout))
+    heldout = read_heldout(experiment, run_dir)
+    if not heldout and arguments.data is None:
+        raise Refusal(f"{run_dir}: holds out no pairs (data.heldout); name --data to score it on")
+    suites = list_suites(arguments.data, arguments.suite) if arguments.data else []
+    embedder = Embedder.load(run_dir, arguments.step)
+    if arguments.data is None:
+        summary = compare_heldout(run_dir, embedder, heldout)
+        show_comparison(summary)
+        written: dict[str, Any] = {"step": embedder.step, **summary}
+    else:
+        scores = run_suites(embedder.embed, arguments.data, suites)
+        bm25 = {
+            f"{suite}/{name}": value
+            for suite in suites
+            if suite in WORD_SUITES
+            for name, value in WORD_SUITES[suite](arguments.data).items()
+        }
+        show_suites(scores, bm25, arguments.data)
+        record_evals(run_dir, embedder.step, scores)
+        written = {"step": embedder.step, "scores": scores, "bm25": bm25}
+        tables = tabulate(scores, bm25, arguments.data)
+        lines = {suite: [line._asdict() for line in table] for suite, table in tables.items()}
+        kept = json.dumps({"step": embedder.step, "suites": lines}, indent=1)
+        (run_dir / "suites.json").write_text(kept)
+        write_report(run_dir)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(written, indent=1) + "\n")
 
 
 if __name__ == "__main__":

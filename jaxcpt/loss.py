@@ -92,6 +92,9 @@ class Softmax(NamedTuple):
         return Softmax(top, total, lax.psum(self.rank, DATA_AXES))
 
 
+# Logits this near are equal: the product that compares them rounds otherwise than the sum that
+# makes the right one, and an encoder that has collapsed must not be credited for a tie.
+TIE = 1e-4
 EMPTY_TOP = -1e30  # finite, so that an absent row or column never makes a NaN
 
 
@@ -194,7 +197,7 @@ def _summarise(
     def reduce(axis: int, right: jax.Array) -> Softmax:
         top = jnp.max(logits, axis=axis)
         shifted = jnp.where(counts, jnp.exp(logits - jnp.expand_dims(top, axis)), 0.0)
-        beaten = wrong & (logits >= jnp.expand_dims(right, axis))
+        beaten = wrong & (logits >= jnp.expand_dims(right - TIE, axis))
         return Softmax(top, jnp.sum(shifted, axis=axis), jnp.sum(beaten, axis=axis))
 
     return reduce(1, rows.right), reduce(0, columns.right)
@@ -221,7 +224,9 @@ def _spread(
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of exp(-2 |zx - zy|^2) over wrong y candidates, and their number (uniformity)."""
     wrong = counts & (rows.pair[:, None] != columns.pair[None, :]) & (columns.pair >= 0)
-    return jnp.sum(jnp.where(wrong, jnp.exp(4.0 * logits / scale - 4.0), 0.0)), jnp.sum(wrong)
+    total = jnp.sum(jnp.where(wrong, jnp.exp(4.0 * logits / scale - 4.0), 0.0))
+    # A tile's number is exact as an integer; that of a large batch has no room in one.
+    return total, jnp.sum(wrong).astype(jnp.float32)
 
 
 def _finish(
@@ -337,7 +342,7 @@ def _on_one_shard_by_tiles(
         merged = jax.tree.map(own_slice, column_softmax.merge_shards())
         return (row_softmax, duplicates, spread), merged
 
-    start = (_empty(blocks.pair.shape), jnp.int32(0), (jnp.float32(0), jnp.int32(0)))
+    start = (_empty(blocks.pair.shape), jnp.int32(0), (jnp.float32(0), jnp.float32(0)))
     (row_softmax, duplicates, spread), column_softmax = lax.scan(sum_tile, start, tiles)
 
     def pull_tile(carry: Any, tile_and_sums: tuple[Columns, jax.Array]) -> Any:

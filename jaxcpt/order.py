@@ -72,7 +72,12 @@ def make_order(
     """
     strata: list[tuple[int, int, int, int]] = []
     ranking, start = [], 0
-    for quota, total in zip(quotas, totals, strict=True):
+    for source, (quota, total) in enumerate(zip(quotas, totals, strict=True)):
+        if not quota:
+            raise Refusal(
+                f"data.weights: source {source} would get none of the {pairs_per_batch} pairs of a "
+                "batch; raise its weight, or leave it out"
+            )
         count = total if isinstance(total, int) else len(total)
         if count < quota:
             raise Refusal(
@@ -83,7 +88,7 @@ def make_order(
             strata += [(start, count, quota, turn) for turn in range(quota)]
         else:
             ranking.append(start + np.argsort(total, kind="stable"))
-            edges = start + np.arange(quota + 1) * count // max(quota, 1)
+            edges = start + np.arange(quota + 1) * count // quota
             strata += [(a, b - a, 1, 0) for a, b in itertools.pairwise(edges.tolist())]
         start += count
     columns = np.array(strata, np.uint64).reshape(pairs_per_batch, 4).T

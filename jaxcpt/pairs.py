@@ -45,10 +45,20 @@ class TfdsReader:
         if not (Path(source.directory) / "dataset_info.json").is_file():
             how = f"; make it with: {source.prepare}" if source.prepare else ""
             raise Refusal(f"{source.directory}: no tensorflow-datasets directory{how}")
-        builder = tfds.builder_from_directory(source.directory)
-        if source.split not in builder.info.splits:
-            have = ", ".join(builder.info.splits)
+        try:
+            builder = tfds.builder_from_directory(source.directory)
+        except Exception as error:  # of protobuf, of etils, or its own
+            raise Refusal(f"{source.directory}: damaged dataset: {error}") from error
+        info = builder.info
+        if not {"x", "y"} <= set(info.features):
+            have = ", ".join(sorted(info.features))
+            raise Refusal(f"{source.directory}: its features are {have}; x and y are needed")
+        if source.split not in info.splits:
+            have = ", ".join(info.splits)
             raise Refusal(f"{source.directory}: has no split '{source.split}', only {have}")
+        for file in info.splits[source.split].filepaths:
+            if not Path(file).is_file() or ".array_record-" not in file.name:
+                raise Refusal(f"{file}: no such ArrayRecord file; write the dataset anew")
         self.rows = builder.as_data_source(split=source.split)
         self.name = source.directory
 

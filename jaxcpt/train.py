@@ -10,19 +10,20 @@ import json
 import math
 import signal
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxcpt.batches import Batches, size_batches
-from jaxcpt.budget import count_budget, describe
+from jaxcpt.budget import Budget, count_budget, describe
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
 from jaxcpt.config import (
     Experiment,
     Refusal,
     apply_overrides,
+    derive_baseline,
     differences,
     load_experiment,
     read_experiment,
@@ -32,8 +33,7 @@ from jaxcpt.config import (
     validate,
 )
 from jaxcpt.embed import Embedder
-from jaxcpt.evals import pair_search
-from jaxcpt.evaluate import compare_heldout, read_heldout, show_comparison
+from jaxcpt.evaluate import compare_heldout, read_heldout, score, show_comparison
 from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
 from jaxcpt.mining import Pair
 from jaxcpt.pairs import Pairs, open_training
@@ -56,15 +56,23 @@ from jaxcpt.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
 from jaxcpt.update import init_state, make_train_step, shard_state
 
 
-def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
-    """Trains to the last step and evaluates. `shared_dir`: the run folder that keeps mined pairs
-    and the tokenizer (a baseline uses those of the run that it is the baseline of)."""
-    # Devices, and a folder that is this experiment's and nobody else's.
+@dataclass(frozen=True)
+class Prepared:
+    """All that stays the same through a run."""
+
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    heldout: list[Pair]
+    batches: Batches
+    budget: Budget
+    derived: dict[str, str]
+
+
+def prepare(experiment: Experiment, run_dir: Path, shared_dir: Path) -> Prepared:
+    """Devices; a run folder that is this experiment's; pairs -> tokenizer -> batches."""
     mesh = make_mesh(experiment.mesh)
     check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
     check_agreement(experiment)
-
-    # Pairs -> tokenizer -> batches.
     with first_goes_first("prepare"):
         claim(run_dir, experiment)
         sources = open_training(experiment.data, shared_dir, experiment.seed)
@@ -73,41 +81,45 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
         if is_first():
             tokenizer.save(run_dir / "tokenizer")
     batches = Batches(experiment, sources, tokenizer, mesh)
-
-    if experiment.baseline is not None:
-        train(experiment.baseline, run_dir / "baseline", shared_dir)
     budget = count_budget(experiment, batches.sizes)
     derived = describe(experiment, batches.sizes, budget)
     derived |= {"mesh": describe_mesh(mesh), "run folder": str(run_dir)}
+    return Prepared(mesh, tokenizer, heldout, batches, budget, derived)
+
+
+def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
+    """Trains to the last step and evaluates. `shared_dir`: the run folder that keeps mined pairs
+    and the tokenizer (a baseline uses those of the run that it is the baseline of)."""
+    run = prepare(experiment, run_dir, shared_dir)
+    if (baseline := derive_baseline(experiment)) is not None:
+        train(baseline, run_dir / "baseline", shared_dir)
     if is_first():
-        print_table(experiment.name, list(derived.items()))
+        print_table(experiment.name, list(run.derived.items()))
 
     with (
-        jax.set_mesh(mesh),
+        jax.set_mesh(run.mesh),
+        jax.transfer_guard("disallow"),  # whatever moves between host and devices says so
         Checkpoints(run_dir / "checkpoints", experiment.checkpoints.keep) as checkpoints,
         Interruption() as interruption,
     ):
         # The state, in order of preference:
         # 1. the newest whole checkpoint of this run folder;
         # 2. a new one, each array born on the devices it belongs to.
-        start = checkpoints.find_whole()
-        if start is not None:
-            check_tokenizer(tokenizer.fingerprint, checkpoints.read_meta(start), run_dir)
-            checkpoints.discard_after(start)
-            state = checkpoints.restore(start, shard_state(experiment, mesh))
+        first, last = checkpoints.find_whole() or 0, experiment.train_steps
+        if first:
+            check_tokenizer(run.tokenizer.fingerprint, checkpoints.read_meta(first), run_dir)
+            state = checkpoints.restore(first, shard_state(experiment, run.mesh))
             if is_first():
-                print(f"resuming at step {start} of {experiment.train_steps}")
+                print(f"resuming at step {first} of {last}")
         else:
-            state = init_state(experiment, mesh)
+            state = init_state(experiment, run.mesh)
 
-        first, last = start or 0, experiment.train_steps
-        meta = {"tokenizer": tokenizer.fingerprint, "experiment": experiment.name}
-        train_step = make_train_step(experiment, mesh)
-        embedder = Embedder(experiment, state.params["encoder"], tokenizer, mesh)
-        peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-        speed = Throughput(peak and peak * mesh.size)
+        meta = {"tokenizer": run.tokenizer.fingerprint, "experiment": experiment.name}
+        train_step = make_train_step(experiment, run.mesh)
+        embedder = Embedder(experiment, state.params["encoder"], run.tokenizer, run.mesh)
+        speed = Throughput(find_peak_flops(run.mesh))
+        stream = run.batches.stream(first, last)
         waiting: list[dict[str, jax.Array]] = []
-        stream = batches.stream(first, last)
         with Metrics(run_dir, last, first, is_first()) as metrics:
             for step in range(first + 1, last + 1):
                 with speed.waiting_for_data():
@@ -115,44 +127,37 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
                 state, scalars = train_step(state, batch)
                 waiting.append(scalars)
 
-                if step % experiment.log_every_steps == 0 or step in (first + 1, last):
-                    rows = jax.device_get(waiting)
-                    waiting = []
+                logs = step % experiment.log_every_steps == 0 or step in (first + 1, last)
+                if logs:
+                    rows, waiting = jax.device_get(waiting), []
                     for row in rows:
-                        flops = budget.model_flops_per_step
-                        speed.count(int(row["pairs"]), int(row.pop("tokens")), flops)
+                        tokens = int(row.pop("tokens"))
+                        speed.count(int(row["pairs"]), tokens, run.budget.model_flops_per_step)
                     timing = speed.read()
                     metrics.log(step, rows[-1] | (timing if step > first + 1 else {}))
 
-                logged = step % experiment.log_every_steps == 0  # several processes ask only then
-                stopping = (logged or jax.process_count() == 1) and any_process(interruption.noted)
-                if step % experiment.checkpoints.every_steps == 0 or step == last or stopping:
+                # Several processes ask each other only when they wait for the devices anyway.
+                stops = (logs or jax.process_count() == 1) and any_process(interruption.noted)
+                if step % experiment.checkpoints.every_steps == 0 or step == last or stops:
                     with speed.paused():
                         checkpoints.save(state, meta)
-                if stopping and step < last:
+                if stops and step < last:
                     checkpoints.finish()
                     raise Refusal(f"stopped at step {step}, which is saved; start again to go on")
 
-                if heldout and (step % experiment.eval_every_steps == 0 or step == last):
+                if step % experiment.evals.every_steps == 0 or step == last:
                     with speed.paused():
                         embedder.params = state.params["encoder"]
-                        scores = pair_search.run(embedder.embed, heldout)
-                        metrics.log_evals(step, {f"heldout/{k}": v for k, v in scores.items()})
-
+                        metrics.log_evals(step, score(experiment, embedder.embed, run.heldout))
             embedder.params = state.params["encoder"]
-    conclude(run_dir, embedder, heldout, derived)
+    conclude(run_dir, embedder, run)
 
 
-def conclude(
-    run_dir: Path,
-    embedder: Embedder,
-    heldout: Sequence[Pair],
-    derived: dict[str, str],
-) -> None:
+def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:
     """The final table beside the baselines, example searches, and the report."""
-    summary: dict[str, Any] = {"derived": derived}
-    if heldout:
-        summary |= compare_heldout(run_dir, embedder, heldout)
+    summary: dict[str, Any] = {"derived": run.derived}
+    if run.heldout:
+        summary |= compare_heldout(run_dir, embedder, run.heldout)
     if not is_first():
         return
     show_comparison(summary)
@@ -199,6 +204,12 @@ def obtain_tokenizer(
 def describe_mesh(mesh: jax.sharding.Mesh) -> str:
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return f"{axes} on {mesh.size} {mesh.devices.flat[0].device_kind} devices"
+
+
+def find_peak_flops(mesh: jax.sharding.Mesh) -> float | None:
+    """FLOP/s of all devices together, from the vendors' data sheets; None where unknown."""
+    of_one = PEAK_FLOPS.get(mesh.devices.flat[0].device_kind)
+    return None if of_one is None else of_one * mesh.size
 
 
 class Interruption:

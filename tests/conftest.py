@@ -25,6 +25,7 @@ import pytest
 from jaxcpt.config import (
     Batching,
     Data,
+    Evals,
     Experiment,
     JsonlPairs,
     Model,
@@ -74,7 +75,7 @@ def make_experiment(path: Path | str = "pairs.jsonl", **changes: object) -> Expe
         model=Model(width=16, layers=2, heads=4, compute_dtype="float32"),
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=1),
         log_every_steps=1,
-        eval_every_steps=3,
+        evals=Evals(every_steps=3),
     )
     for name, value in changes.items():
         part, _, field = name.partition("__")

@@ -169,7 +169,9 @@ def test_falls_back_to_the_older_step_and_says_so(folder, capsys, mesh, damage):
 def test_finds_any_flipped_bit(folder):
     rng = random.Random(0)
     for _ in range(40):
-        path = rng.choice([p for p in (folder / "6").rglob("*") if p.is_file() and p.stat().st_size])
+        path = rng.choice(
+            [p for p in (folder / "6").rglob("*") if p.is_file() and p.stat().st_size]
+        )
         before = path.read_bytes()
         flip_bit(path, rng.randrange(len(before)))
         name = path.relative_to(folder / "6").as_posix()

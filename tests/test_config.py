@@ -224,9 +224,7 @@ def test_refuses_what_is_no_run_folder(tmp_path):
 def test_differences_name_each_leaf():
     old = make_experiment()
     assert differences(old, old) == []
-    new = replace(
-        make_experiment(model__width=32, loss__prefixes=(8,)), baseline=make_experiment()
-    )
+    new = replace(make_experiment(model__width=32, loss__prefixes=(8,)), baseline=make_experiment())
     found = differences(old, new)
     assert "model.width: 16 -> 32" in found
     assert "loss.prefixes.0: None -> 8" in found
@@ -236,7 +234,7 @@ def test_differences_name_each_leaf():
 VALID = {
     "train_steps": "must be above 0, found 0",
     "log_every_steps": "must be above 0, found 0",
-    "eval_every_steps": "must be above 0, found 0",
+    "evals.every_steps": "must be above 0, found 0",
     "checkpoints.every_steps": "must be above 0, found 0",
     "checkpoints.keep": "must be above 0, found 0",
     "batching.pairs_per_batch": "must be above 0, found 0",
@@ -312,7 +310,7 @@ def test_shrink_keeps_what_is_no_size():
     experiment = replace(EVERY_KIND_OF_VALUE, baseline=replace(EVERY_KIND_OF_VALUE, seed=5))
     small = validate(shrink(experiment))
     sizes = {"train_steps", "data", "tokenizer", "batching", "model", "optimizer", "mesh"}
-    sizes |= {"checkpoints", "log_every_steps", "eval_every_steps", "baseline"}
+    sizes |= {"checkpoints", "log_every_steps", "evals", "baseline"}
     for field in dataclasses.fields(experiment):
         if field.name not in sizes:
             assert getattr(small, field.name) == getattr(experiment, field.name)

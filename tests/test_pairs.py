@@ -1,6 +1,7 @@
 """Sources of pairs: JSONL and ArrayRecord read back, order and indices kept, refusals with place."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -41,7 +42,9 @@ def test_written_pairs_are_read_back(tmp_path_factory, written):
 
 
 def test_reads_other_keys_blank_lines_and_windows_lines(tmp_path):
-    path = write(tmp_path, '\n  \r\n{"q": "a\u2028b", "code": "", "z": 1}\r\n\n{"q": "", "code": "c"}')
+    path = write(
+        tmp_path, '\n  \r\n{"q": "a\u2028b", "code": "", "z": 1}\r\n\n{"q": "", "code": "c"}'
+    )
     assert list(read_pairs(path, "q", "code")) == [
         Pair("a\u2028b", "", "pairs.jsonl"),
         Pair("", "c", "pairs.jsonl"),
@@ -143,34 +146,30 @@ def test_refuses_a_missing_directory_and_split(array_records, tmp_path):
     assert "train" in said
 
 
-def test_refuses_a_damaged_directory(tmp_path):
-    (tmp_path / "dataset_info.json").write_text("{")
-    said = refuse(open_source, TfdsPairs(str(tmp_path)), tmp_path, 0)
-    assert said.startswith(f"{tmp_path}: ")
-    assert "\n" not in said
+def test_refuses_a_damaged_directory(array_records, tmp_path):
+    folder = shutil.copytree(array_records[0], tmp_path / "1.0.0")
+    (file,) = folder.glob("*train*")
+    file.unlink()
+    said = refuse(open_source, TfdsPairs(str(folder)), tmp_path, 0)
+    assert said == f"{file}: no such ArrayRecord file; write the dataset anew"
+    (folder / "dataset_info.json").write_text("{")
+    said = refuse(open_source, TfdsPairs(str(folder)), tmp_path, 0)
+    assert said.startswith(f"{folder}: damaged dataset: Failed to load JSON")
 
 
-def test_refuses_a_directory_without_the_features(tmp_path):
-    rows = [{"text": "a"}]
+def test_refuses_another_kind_of_dataset(array_records, tmp_path):
+    def change(name, old, new):
+        folder = shutil.copytree(array_records[0], tmp_path / name)
+        for path in folder.glob("*.json"):
+            path.write_text(path.read_text().replace(old, new))
+        return folder, refuse(open_source, TfdsPairs(str(folder)), tmp_path, 0)
 
-    class Other(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-        pkg_dir_path = tmp_path
-
-        def _info(self):
-            features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-            return tfds.core.DatasetInfo(builder=self, description="texts", features=features)
-
-        def _split_generators(self, _):
-            return {"train": enumerate(rows)}
-
-        def _generate_examples(self):
-            raise AssertionError("the generators are given above")
-
-    builder = Other(data_dir=tmp_path, file_format="array_record")
-    builder.download_and_prepare()
-    said = refuse(open_source, TfdsPairs(str(builder.data_dir)), tmp_path, 0)
-    assert said == f"{builder.data_dir}: its features are text; x and y are needed"
+    folder, said = change("features", '"x"', '"question"')
+    assert said == f"{folder}: its features are question, source, y; x and y are needed"
+    folder, said = change("format", "array_record", "tfrecord")
+    assert said.endswith(
+        "tfrecord-00000-of-00001: no such ArrayRecord file; write the dataset anew"
+    )
 
 
 def test_mined_pairs_stay_with_the_run(tmp_path):

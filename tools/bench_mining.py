@@ -13,6 +13,7 @@ import json
 import keyword
 import random
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ COPY_DOCUMENTS = 200
 
 def vary(texts: list[str], megabytes: float) -> Iterator[str]:
     """Copies of the texts with other words, until there are so many megabytes."""
-    tokens = [re.split(r"\b([a-zA-Z_]\w*)\b", text) for text in texts]
+    tokens = [re.split(r"\b([a-zA-Z_]\w{2,})\b", text) for text in texts]
     kept = {*keyword.kwlist, *keyword.softkwlist, "self", "cls"}
     rng = random.Random(0)
     left = megabytes * 1e6
@@ -39,9 +40,7 @@ def vary(texts: list[str], megabytes: float) -> Iterator[str]:
         for start in range(0, len(tokens), COPY_DOCUMENTS):
             part = tokens[start : start + COPY_DOCUMENTS]
             words = sorted({word for text in part for word in text[1::2]} - kept)
-            other = {
-                word: word + rng.choice("aeiou") for word in rng.sample(words, len(words) // 3)
-            }
+            other = {word: word + rng.choice("aeiou") for word in words if rng.random() < 1 / 3}
             for text in part:
                 varied = "".join([other.get(token, token) for token in text])
                 left -= len(varied.encode())
@@ -82,8 +81,9 @@ def resident_bytes(pid: int) -> int:
     return total
 
 
-def measure(command: list[str]) -> tuple[float, int, str]:
-    """(seconds, peak bytes, last line of its output)"""
+def measure(command: list[str]) -> tuple[float, float, int, str]:
+    """(seconds, seconds of all cores, peak bytes, last line of its output)"""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         peak = 0
@@ -100,7 +100,9 @@ def measure(command: list[str]) -> tuple[float, int, str]:
         watcher.join()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed with {process.returncode}")
-    return time.monotonic() - start, peak, output.strip().splitlines()[-1]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.monotonic() - start, busy, peak, output.strip().splitlines()[-1]
 
 
 def main() -> None:
@@ -111,8 +113,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", help="where to make inputs and outputs; default: temporary")
     arguments = parser.parse_args()
-    print("| input | MB | workers | s | MB/s per core | peak MB | result |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | --- |", flush=True)
+    print("| input | MB | workers | s | core s | MB per core s | peak MB | result |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |", flush=True)
     for kind, paths in (("text", arguments.text), ("code", arguments.code)):
         reading = Reading(source_suffixes=frozenset([".py"] if kind == "code" else []))
         texts = read_texts(paths, reading) if paths else []
@@ -123,12 +125,11 @@ def main() -> None:
                 size = write_inputs(made, vary(texts, megabytes), kind == "code") / 1e6
                 command = [sys.executable, str(TOOLS / f"mine_{kind}.py"), "--input", str(made)]
                 command += ["--output", f"{folder}/mined", "--workers", str(arguments.workers)]
-                seconds, peak, result = measure(command)
-            rate = size / seconds / arguments.workers
+                seconds, busy, peak, result = measure(command)
             result = result.split(": ")[1].split(";")[0]
             print(
-                f"| {kind} | {size:.0f} | {arguments.workers} | {seconds:.0f} | {rate:.2f} "
-                f"| {peak / 1e6:.0f} | {result} |",
+                f"| {kind} | {size:.0f} | {arguments.workers} | {seconds:.0f} | {busy:.0f} "
+                f"| {size / busy:.2f} | {peak / 1e6:.0f} | {result} |",
                 flush=True,
             )
 

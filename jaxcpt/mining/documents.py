@@ -19,9 +19,10 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow
 import pyarrow.parquet
-from fastwarc.warc import ArchiveIterator, WarcRecordType
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+from warcio.archiveiterator import ArchiveIterator
+from warcio.exceptions import ArchiveLoadFailed
 
 RECORD_BYTES = 16 * 2**20
 """Longest line, record, web page or source file that is read."""
@@ -32,7 +33,15 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LINES, HTML = {".jsonl", ".ndjson"}, {".html", ".htm", ".xhtml"}
 WARC, TAR, ZIP = {".warc", ".wet"}, {".tar", ".tgz"}, {".zip", ".whl", ".jar"}
 ARCHIVES = TAR | ZIP
-BROKEN = (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile)
+BROKEN = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    ArchiveLoadFailed,
+)
 """What the readers raise on damaged input; pyarrow's errors are OSError and ValueError."""
 
 
@@ -231,7 +240,7 @@ def _read_whole(name: str, stream: BinaryIO, html: bool) -> Iterator[Document | 
     if len(content) > RECORD_BYTES:
         yield _too_long(name)
     elif html:
-        yield Document(name, _extract(content, None))
+        yield Document(name, _extract(content))
     elif b"\0" in content:
         yield Problem("binary file", name, f"NUL byte at {content.index(0)}")
     else:
@@ -241,29 +250,31 @@ def _read_whole(name: str, stream: BinaryIO, html: bool) -> Iterator[Document | 
             yield Problem("bad UTF-8", f"{name}@{error.start}", tell_error(error))
 
 
-def _extract(content: bytes, charset: str | None) -> str:
-    text = bytes_to_str(
-        content, charset or detect_encoding(content, from_html_meta=True) or "utf-8"
-    )
-    return extract_plain_text(text, main_content=True)
+def _extract(content: bytes, charset: str = "utf-8") -> str:
+    try:
+        html = content.decode(charset)
+    except (UnicodeDecodeError, LookupError):
+        encoding = detect_encoding(content, from_html_meta=True) or "windows-1252"
+        html = bytes_to_str(content, encoding)
+    return extract_plain_text(html, main_content=True)
 
 
 def _read_warc(name: str, stream: BinaryIO) -> Iterator[Document | Problem]:
     """WET's extracted texts and WARC's HTML pages, named by their address."""
-    kinds = WarcRecordType.conversion | WarcRecordType.response
-    for record in ArchiveIterator(stream, record_types=kinds):
-        where = record.headers.get("WARC-Target-URI") or f"{name}@{record.stream_pos}"
-        page = record.record_type == WarcRecordType.response
-        if page and "html" not in (record.http_content_type or ""):
+    for record in ArchiveIterator(stream):
+        form = (record.http_headers and record.http_headers.get_header("Content-Type")) or ""
+        page = record.rec_type == "response" and "html" in form
+        if not page and record.rec_type != "conversion":
             continue
-        if record.content_length > RECORD_BYTES:
+        where = record.rec_headers.get_header("WARC-Target-URI") or name
+        content = record.content_stream().read(RECORD_BYTES + 1)
+        if len(content) > RECORD_BYTES:
             yield _too_long(where)
-            continue
-        content = record.reader.read()
-        if len(content) < record.content_length:
+        elif record.raw_stream.limit:
             yield Problem("broken warc", name, f"{where} ends early")
         elif page:
-            yield Document(where, _extract(content, record.http_charset))
+            charset = re.search(r"charset=[\"']?([\w-]+)", form)
+            yield Document(where, _extract(content, charset[1] if charset else "utf-8"))
         else:
             yield from _read_whole(where, io.BytesIO(content), html=False)
 

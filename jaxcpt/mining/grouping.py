@@ -8,7 +8,7 @@ import marshal
 import os
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ Record = tuple[bytes, tuple[Any, ...]]
 
 
 class GroupOnDisk(beam.PTransform):
-    """(key, value) records -> (key, values), in memory only one of `buckets` at a time.
+    """Collections of (key, value) -> (key, values), one of `buckets` in memory at a time.
 
     Groups of fewer than `smallest` values are left out.
     """
@@ -33,15 +33,27 @@ class GroupOnDisk(beam.PTransform):
         super().__init__()
         self.folder, self.buckets, self.smallest = folder, buckets, smallest
 
-    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+    def expand(self, pcolls: Sequence[beam.PCollection]) -> beam.PCollection:
         self.folder.mkdir(parents=True)
+        # Each is spilled before they meet: Flatten would hold what comes first in memory.
+        spilled = [
+            pcoll | f"Spill{number}" >> beam.ParDo(Spill(self.folder, self.buckets))
+            for number, pcoll in enumerate(pcolls)
+        ]
         return (
-            pcoll
-            | "Spill" >> beam.ParDo(Spill(self.folder, self.buckets))
+            spilled
+            | "AllFiles" >> beam.Flatten()
             | "FilesOfBucket" >> beam.GroupByKey()
             | "OneBucketAtATime" >> beam.Reshuffle()
             | "ReadBucket" >> beam.FlatMap(read_bucket, self.smallest)
         )
+
+
+class GroupInRunner(beam.PTransform):
+    """The same by the runner's own shuffle."""
+
+    def expand(self, pcolls: Sequence[beam.PCollection]) -> beam.PCollection:
+        return pcolls | beam.Flatten() | beam.GroupByKey()
 
 
 class Spill(beam.DoFn):

@@ -128,7 +128,7 @@ def _list_tfds(given: str) -> list[tuple[Part, int]]:
         is_folder = os.path.isdir(name)
         builder = tfds.builder_from_directory(name) if is_folder else tfds.builder(name)
         size, count = builder.info.splits[split].num_bytes, builder.info.splits[split].num_shards
-    except (tfds.core.DatasetNotFoundError, KeyError, AssertionError) as error:
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise Refusal(
             f"{given}: no prepared dataset with a split '{split}' here; prepare it with "
             "tfds.builder(NAME, file_format='array_record').download_and_prepare()"

@@ -28,7 +28,7 @@ from jaxcpt.config import Refusal
 from jaxcpt.mining.decontaminate import Index
 from jaxcpt.mining.dedupe import digest, find_duplicates, fingerprint, split_words
 from jaxcpt.mining.documents import Document, Problem, Reading, read_part
-from jaxcpt.mining.grouping import GroupOnDisk
+from jaxcpt.mining.grouping import GroupInRunner, GroupOnDisk
 from jaxcpt.mining.inputs import Mining, Unit, list_units
 from jaxcpt.mining.write import SPLITS, write_dataset, write_shard
 
@@ -202,7 +202,7 @@ def _run(
     local = options.view_as(StandardOptions).runner in (None, "DirectRunner")
 
     def group(name: str, buckets: int, smallest: int = 1) -> beam.PTransform:
-        return GroupOnDisk(job.folder / name, buckets, smallest) if local else beam.GroupByKey()
+        return GroupOnDisk(job.folder / name, buckets, smallest) if local else GroupInRunner()
 
     buckets = max(1, FINGERPRINT_EXPANSION * input_bytes // SHARD_BYTES)
     pipeline = beam.Pipeline(options=options)
@@ -213,7 +213,7 @@ def _run(
         | "Mine" >> beam.ParDo(MineUnit(job)).with_outputs("fingerprints", main="values")
     )
     duplicates = (
-        mined.fingerprints
+        (mined.fingerprints,)
         | "GroupFingerprints" >> group("fingerprints", buckets, smallest=2)
         | "FindDuplicates" >> beam.FlatMap(_name_duplicates, job)
     )
@@ -224,7 +224,6 @@ def _run(
     others += [(number.to_bytes(4), ()) for number in range(job.shards)]
     _ = (
         (mined.values, duplicates, pipeline | "Listed" >> beam.Create(others))
-        | beam.Flatten()
         | "GroupShards" >> group("shards", job.shards)
         | "WriteShard" >> beam.Map(_write_shard, job)
     )

@@ -25,7 +25,6 @@ PACKAGES = (
     "jaxcpt",
     "apache-beam",
     "array_record",
-    "fastwarc",
     "py3langid",
     "pyarrow",
     "rensa",
@@ -38,6 +37,7 @@ PACKAGES = (
     "tree-sitter-php",
     "tree-sitter-python",
     "tree-sitter-ruby",
+    "warcio",
 )
 
 

@@ -1,0 +1,245 @@
+"""The house stands as it was drawn: who may import whom, and one home for each library."""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import REPOSITORY, make_experiment
+
+import jaxcpt
+from jaxcpt import config, sharding
+from jaxcpt.model import make_encoder, name_axes
+
+# A module may import only those above it; this is also the order to read them in.
+ORDER = [
+    "config",
+    "mining",
+    "pairs",
+    "tokenizer",
+    "packing",
+    "order",
+    "sharding",
+    "processes",
+    "model",
+    "batches",
+    "loss",
+    "optimizer",
+    "update",
+    "budget",
+    "checkpoint",
+    "metrics",
+    "embed",
+    "search",
+    "evals",
+    "interop",
+    "report",
+    "evaluate",
+    "train",
+    "export",
+]
+
+HOMES = {
+    "flax": {"model"},
+    "optax": {"optimizer"},
+    "orbax": {"checkpoint"},
+    "sentencepiece": {"tokenizer"},
+    "tensorflow_datasets": {"pairs", "mining"},
+    "array_record": {"mining"},
+    "tree_sitter": {"mining"},
+    "apache_beam": {"mining"},
+    "rich": {"metrics"},
+    "tensorboardX": {"metrics"},
+    "matplotlib": {"report"},
+    "bm25s": {"evals"},
+    "pytrec_eval": {"evals"},
+    "sklearn": {"evals"},
+    "scipy": {"evals"},
+    "safetensors": {"interop"},
+}
+# Of JAX itself: what takes care to use right is called in one place.
+CALLS = {
+    "jax.shard_map": "loss",
+    "jax.distributed.initialize": "processes",
+    "jax.make_mesh": "sharding",
+    "jax.sharding.Mesh": "sharding",
+    "jax.lax.with_sharding_constraint": "sharding",
+}
+FORBIDDEN = {"tensorflow", "torch", "utils", "common", "helpers", "tools", "experiments"}
+
+PACKAGE = REPOSITORY / "jaxcpt"
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def part_of(path):
+    """The row of ORDER that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def find_imports(tree):
+    """Full names of all that a file imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def dotted(node):
+    """`a.b.c` of an expression, or ''."""
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value)
+        return f"{before}.{node.attr}" if before else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_imports_only_what_stands_above(path):
+    own = part_of(path)
+    assert own in ORDER, f"give {own} its place in ORDER"
+    for name in find_imports(parse(path)):
+        if name.startswith("jaxcpt."):
+            other = name.split(".")[1]
+            if other in ORDER:
+                assert ORDER.index(other) <= ORDER.index(own), f"{own} imports {other}"
+            else:
+                assert name == "jaxcpt.Embedder", f"{name} has no place in ORDER"
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_one_home_for_each_library(path):
+    tree, own = parse(path), part_of(path)
+    for name in find_imports(tree):
+        top = name.split(".")[0]
+        assert own in HOMES.get(top, {own}), f"{top} lives in {HOMES[top]}, not in {own}"
+        assert top not in FORBIDDEN, f"{own} imports {top}"
+    called = {dotted(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for name in called & set(CALLS):
+        assert own == CALLS[name], f"{name} lives in {CALLS[name]}, not in {own}"
+
+
+def test_every_library_is_a_dependency():
+    """Whatever a file imports is asked for in pyproject.toml, by the package or by an extra."""
+    asked = (REPOSITORY / "pyproject.toml").read_text().lower().replace("-", "_")
+    distributions = {"orbax": "orbax_checkpoint", "sklearn": "scikit_learn"}
+    missing = {
+        f"{top} of {path.relative_to(PACKAGE)}"
+        for path in FILES
+        for top in {name.split(".")[0] for name in find_imports(parse(path))}
+        if top not in sys.stdlib_module_names
+        and top != "jaxcpt"
+        and f'"{distributions.get(top, top).lower()}' not in asked
+    }
+    assert not missing
+
+
+def test_tools_may_know_the_package_and_never_the_reverse():
+    for path in (REPOSITORY / "experiments").glob("*.py"):
+        for name in find_imports(parse(path)):
+            top = name.split(".")[0]
+            fine = name.startswith("jaxcpt.config.") or top == "dataclasses"
+            assert fine or (path.parent / f"{top}.py").is_file(), f"{path.name} imports {name}"
+
+
+def test_every_field_is_read():
+    """A field that nothing reads is a promise that nothing keeps."""
+    read = {
+        node.attr
+        for path in [*FILES, *(REPOSITORY / "tools").glob("*.py")]
+        if path.name != "config.py"
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    for name, part in inspect.getmembers(config, dataclasses.is_dataclass):
+        for field in dataclasses.fields(part):
+            assert field.name in read, f"{name}.{field.name} is not read"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model__layers": 0, "model__pooling": "mean", "model__token_weights": True},
+        {"model__norm": "rmsnorm", "model__mlp": "swiglu", "model__qk_norm": True},
+        {"model__positions": "rotary", "model__biases": False, "model__kv_heads": 2},
+    ],
+)
+def test_every_axis_of_the_parameters_has_a_rule(changes):
+    # flax takes an unknown letter for "replicated" and says nothing.
+    experiment = make_experiment(**changes)
+    axes = name_axes(make_encoder(experiment))
+    for letters in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)):
+        assert set(letters) <= set(sharding.RULES), letters
+
+
+def test_letters_are_explained():
+    explained = set(re.findall(r"(?:^|\s)(\w) [a-z]", jaxcpt.__doc__))
+    assert set(sharding.RULES) <= explained
+
+
+def test_nothing_touches_a_device_when_imported():
+    """Else a command could neither choose its devices nor join other processes.
+
+    What only an optional library can import is passed over, and named.
+    """
+    names = [module.name for module in pkgutil.walk_packages(jaxcpt.__path__, "jaxcpt.")]
+    code = f"""
+import importlib, json
+missing, early = [], []
+from jax._src import xla_bridge
+for name in {names}:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing.append(error.name)
+    if xla_bridge.backends_are_initialized():
+        early.append(name)
+print(json.dumps([missing, early]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    missing, early = json.loads(done.stdout)
+    assert early == []
+    optional = {"apache_beam", "tree_sitter", "fastwarc", "resiliparse", "rensa", "py3langid"}
+    assert {name.split(".")[0] for name in missing} <= optional | {"pyarrow", "safetensors"}
+
+
+def test_configuration_needs_no_jax():
+    code = "import sys, jaxcpt.config, jaxcpt.mining; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_every_module_says_what_it_is(path):
+    tree = parse(path)
+    assert ast.get_docstring(tree), "a module says what comes in, what goes out"
+    forbidden = ("util", "common", "helper", "lib", "base", "manager")
+    assert not path.stem.startswith(forbidden)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= 150, f"{node.name} has {lines} lines"
+
+
+def test_the_package_offers_what_it_says():
+    for name in jaxcpt.__all__:
+        assert getattr(jaxcpt, name)
+    with pytest.raises(AttributeError, match="module 'jaxcpt' has no attribute 'nothing'"):
+        jaxcpt.nothing  # noqa: B018
+    assert importlib.import_module("jaxcpt.embed").Embedder is jaxcpt.Embedder
+    assert Path(jaxcpt.__file__).parent == PACKAGE
