@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -57,7 +58,7 @@ class Checkpoints:
         Raises Refusal where the save before it did not reach the disk.
         """
         self.finish()
-        step = int(state.step)
+        step = int(jax.device_get(state.step))
         self.discard_after(step - 1)  # none of them is whole, or training would be beyond them
         self.manager.save(
             step,
@@ -103,7 +104,7 @@ class Checkpoints:
                     whole = step
                     break
         if jax.process_count() > 1:
-            whole = int(multihost_utils.broadcast_one_to_all(jax.numpy.int32(whole)))
+            whole = int(multihost_utils.broadcast_one_to_all(np.int32(whole)))
         return None if whole < 0 else whole
 
     def choose(self, step: int | None) -> int:
@@ -128,8 +129,7 @@ class Checkpoints:
                 opt_state=ocp.args.StandardRestore(shapes.opt_state),
             ),
         )
-        where = shapes.step.sharding
-        at = jax.make_array_from_callback((), where, lambda _: jax.numpy.int32(step))
+        at = jax.make_array_from_callback((), shapes.step.sharding, lambda _: np.int32(step))
         return TrainState(at, restored["params"], restored["opt_state"])
 
     def restore_params(self, step: int, shapes: Any) -> Any:

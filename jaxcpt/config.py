@@ -125,6 +125,8 @@ class Model:
     """eos: hidden state at the closing delimiter (paper, section 2.1); mean: over the text."""
     token_weights: bool = False
     """Weigh each token in the mean by exp of a number learnt per vocabulary entry."""
+    position_weights: bool = False
+    """Weigh each position in the mean by exp of a number learnt per position."""
     residual_start: Literal["gpt", "zero"] = "gpt"
     """Start of a branch's last matrix: GPT's 0.02 / sqrt(2 layers), or zero."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -429,8 +431,8 @@ def validate(experiment: Experiment) -> Experiment:
             f"model.positions: rotary needs an even head width, found {head_width}",
         ),
         (
-            not m.token_weights or m.pooling == "mean",
-            "model.token_weights: only used with model.pooling=mean",
+            m.pooling == "mean" or not (m.token_weights or m.position_weights),
+            "model.token_weights, position_weights: only used with model.pooling=mean",
         ),
         (
             b.chunks <= b.pairs_per_batch,

@@ -101,7 +101,7 @@ class Embedder:
             local = _fill(call, ids, shards, rows, row_tokens)
             on_devices = jax.device_put(local, named(self.mesh, "g"))
             with jax.set_mesh(self.mesh):
-                z_gtd = np.asarray(self.embed_cells(self.params, on_devices))
+                z_gtd = jax.device_get(self.embed_cells(self.params, on_devices))
             for z_td, cell in zip(z_gtd, call, strict=False):
                 vectors_nd[list(cell)] = z_td[: len(cell)]
         return vectors_nd

@@ -230,13 +230,17 @@ class Encoder(nn.Module):
 
     def average(self, hidden_gsd: jax.Array, cells: Cells) -> jax.Array:
         """(Weighted) mean of each text's hidden states; the length cancels in the cosine."""
-        g, t = cells.ends_gt.shape
+        m, (g, t) = self.settings, cells.ends_gt.shape
         segments_gs = cells.segments_grl.reshape(g, -1)
-        if self.settings.token_weights:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("v",))
-            logs_v: Any = self.param("token_weights", zeros, (self.vocabulary,))
-            weights_gs = jnp.take(jnp.exp(logs_v), cells.tokens_grl.reshape(g, -1), axis=0)
-            hidden_gsd = hidden_gsd * weights_gs[..., None].astype(hidden_gsd.dtype)
+        for used, name, letter, size, ids_grl in (
+            (m.token_weights, "token_weights", "v", self.vocabulary, cells.tokens_grl),
+            (m.position_weights, "position_weights", "l", self.longest, cells.positions_grl),
+        ):
+            if used:
+                zeros = nn.with_logical_partitioning(nn.initializers.zeros, (letter,))
+                logs: Any = self.param(name, zeros, (size,))
+                weights_gs = jnp.take(jnp.exp(logs), ids_grl.reshape(g, -1), axis=0)
+                hidden_gsd = hidden_gsd * weights_gs[..., None].astype(hidden_gsd.dtype)
         add = jax.vmap(lambda h_sd, s_s: jax.ops.segment_sum(h_sd, s_s, num_segments=t + 1))
         return add(hidden_gsd.astype(jnp.float32), segments_gs)[:, 1:]
 

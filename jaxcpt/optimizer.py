@@ -10,7 +10,7 @@ import optax
 
 from jaxcpt import config
 
-TABLES = ("tokens", "positions", "token_weights")
+TABLES = ("tokens", "positions", "token_weights", "position_weights")
 
 
 def make_schedule(settings: config.Optimizer, train_steps: int) -> optax.Schedule:

@@ -9,6 +9,7 @@ import pytest
 from conftest import make_experiment
 
 from jaxcpt.config import (
+    Baseline,
     Data,
     JsonlPairs,
     Mesh,
@@ -16,6 +17,7 @@ from jaxcpt.config import (
     Refusal,
     TfdsPairs,
     apply_overrides,
+    derive_baseline,
     differences,
     from_json,
     load_experiment,
@@ -49,7 +51,7 @@ def refuse(function, *arguments):
 
 
 def test_json_and_back():
-    experiment = replace(EVERY_KIND_OF_VALUE, baseline=make_experiment(model__layers=0))
+    experiment = with_baseline(EVERY_KIND_OF_VALUE, train_steps=1)
     assert from_json(to_json(experiment), "here") == experiment
 
 
@@ -224,7 +226,7 @@ def test_refuses_what_is_no_run_folder(tmp_path):
 def test_differences_name_each_leaf():
     old = make_experiment()
     assert differences(old, old) == []
-    new = replace(make_experiment(model__width=32, loss__prefixes=(8,)), baseline=make_experiment())
+    new = with_baseline(make_experiment(model__width=32, loss__prefixes=(8,)))
     found = differences(old, new)
     assert "model.width: 16 -> 32" in found
     assert "loss.prefixes.0: None -> 8" in found
@@ -273,7 +275,10 @@ def test_refuses_nothing_of_it(field):
             ["model.positions=rotary", "model.heads=16"],
             "model.positions: rotary needs an even head width, found 1",
         ),
-        (["model.token_weights=True"], "model.token_weights: only used with model.pooling=mean"),
+        (
+            ["model.token_weights=True"],
+            "model.token_weights, position_weights: only used with model.pooling=mean",
+        ),
         (["batching.chunks=16"], "batching.chunks: 16 chunks for a batch of 15 pairs"),
         (
             ["tokenizer.y_tokens=33"],
@@ -293,30 +298,58 @@ def test_refuses_values_that_contradict(overrides, message):
     assert said == f"tiny: {message}"
 
 
-def test_refuses_a_baseline_of_a_baseline_or_of_other_data():
-    run, other = make_experiment(), make_experiment(tokenizer__vocabulary=500)
-    twice = replace(run, baseline=replace(run, baseline=run))
-    assert "baseline.baseline: a baseline has no baseline of its own" in refuse(validate, twice)
-    # Tables smaller than the shared tokenizer's ids would be read beyond their end.
-    assert "tiny: baseline: must have the data and the tokenizer of its run" in refuse(
-        validate, replace(run, baseline=other)
-    )
-    assert "model.heads" in refuse(
-        validate, replace(run, baseline=apply_overrides(run, ["model.heads=3"]))
-    )
+def with_baseline(run, **changes):
+    given = {f.name: getattr(run, f.name) for f in dataclasses.fields(Baseline)}
+    return replace(run, baseline=Baseline(**(given | {"name": "bag"} | changes)))
+
+
+def test_a_baseline_is_its_run_but_for_what_it_names():
+    run = with_baseline(EVERY_KIND_OF_VALUE, train_steps=3)
+    baseline = derive_baseline(run)
+    assert baseline == replace(EVERY_KIND_OF_VALUE, name="bag", train_steps=3)
+    assert derive_baseline(baseline) is None
+    # The tokenizer is shared: a table of another size would be read beyond its end.
+    larger = apply_overrides(run, ["tokenizer.vocabulary=500"])
+    assert derive_baseline(larger).tokenizer.vocabulary == 500
+
+
+def test_refuses_a_bad_baseline():
+    run = with_baseline(make_experiment(), model=replace(make_experiment().model, heads=3))
+    assert refuse(validate, run) == "bag: model.heads: 3 heads do not divide the width 16"
 
 
 def test_shrink_keeps_what_is_no_size():
-    experiment = replace(EVERY_KIND_OF_VALUE, baseline=replace(EVERY_KIND_OF_VALUE, seed=5))
+    experiment = with_baseline(EVERY_KIND_OF_VALUE, train_steps=900)
     small = validate(shrink(experiment))
     sizes = {"train_steps", "data", "tokenizer", "batching", "model", "optimizer", "mesh"}
     sizes |= {"checkpoints", "log_every_steps", "evals", "baseline"}
     for field in dataclasses.fields(experiment):
         if field.name not in sizes:
             assert getattr(small, field.name) == getattr(experiment, field.name)
+    for part in ("tokenizer", "model", "optimizer", "batching"):
+        changed = {
+            d.split(".")[1].split(":")[0]
+            for d in differences(experiment, small)
+            if d.startswith(part)
+        }
+        assert changed <= {
+            "vocabulary",
+            "x_tokens",
+            "y_tokens",
+            "width",
+            "layers",
+            "heads",
+            "kv_heads",
+            "mlp_width",
+            "pairs_per_batch",
+            "chunks",
+            "row_tokens",
+            "rows_per_cell",
+            "warmup_steps",
+        }
     assert small.model.kv_heads == 2
     assert small.mesh == Mesh(2, 2, 2)
-    assert small.baseline == shrink(experiment.baseline)
+    assert derive_baseline(small).train_steps == small.train_steps
 
 
 def test_a_command_says_one_line_and_2(capsys):

@@ -21,11 +21,12 @@ from jaxcpt.config import Refusal
 from jaxcpt.mining.documents import CHUNK_BYTES, RECORD_BYTES, Document, Part, Reading, read_part
 from jaxcpt.mining.inputs import PART_BYTES, UNIT_BYTES, list_units
 
+READING = Reading()
 TEXTS = ["First document.\nIt has two lines.", "Zweites, mit Umlaut: ü.", "Third one."]
 JSONL = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
 
 
-def read(path, reading=Reading()):
+def read(path, reading=READING):
     """(documents, problems) of a file or folder, and those found while listing."""
     units, _, problems = list_units([str(path)], reading)
     found = [item for unit in units for part in unit for item in read_part(part, reading)]
@@ -33,13 +34,13 @@ def read(path, reading=Reading()):
     return documents, problems + [item for item in found if not isinstance(item, Document)]
 
 
-def texts_of(path, reading=Reading()):
+def texts_of(path, reading=READING):
     documents, problems = read(path, reading)
     assert not problems
     return [document.text for document in documents]
 
 
-def reasons_of(path, reading=Reading()):
+def reasons_of(path, reading=READING):
     return [(problem.reason, problem.name) for problem in read(path, reading)[1]]
 
 

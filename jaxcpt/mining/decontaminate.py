@@ -97,6 +97,8 @@ class Index:
 
     def find(self, words: list[str]) -> tuple[str, str] | None:
         """(evaluation set, shared words) of the first match in a side's words."""
+        if not words:
+            return None
         short = len(words) < WHOLE_WORDS
         lengths = [len(words) + 1] if short else list(range(WHOLE_WORDS, self.ngram_words + 1))
         hashes = hash_ngrams([MARK, *words] if short else words, lengths)

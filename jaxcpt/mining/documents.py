@@ -111,18 +111,21 @@ def read_part(part: Part, reading: Reading) -> Iterator[Document | Problem]:
                 span = (size * part.index // part.count, size * (part.index + 1) // part.count)
                 whole = part.count == 1
                 yield from read_stream(part.name, file, reading, None if whole else span)
-    except BROKEN as error:
+    except BaseException as error:
+        # A panic in a Rust library is an exception, but no Exception.
+        if not isinstance(error, BROKEN) and type(error).__name__ != "PanicException":
+            raise
         yield _tell(part.name, error)
 
 
-def _tell(name: str, error: Exception) -> Problem:
+def _tell(name: str, error: BaseException) -> Problem:
     form, compression = suffixes(name)
     kind = COMPRESSIONS.get(compression) or form.lstrip(".") or "file"
     unreadable = isinstance(error, PermissionError | FileNotFoundError)
     return Problem("unreadable file" if unreadable else f"broken {kind}", name, tell_error(error))
 
 
-def tell_error(error: Exception) -> str:
+def tell_error(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 

@@ -16,7 +16,7 @@ import py3langid
 from jaxcpt.config import Refusal
 from jaxcpt.mining.documents import Document
 
-ENDS = re.compile(r"""[.!?\u2026]["'\u201d\u2019)\]]?\s|[\u3002\uff01\uff1f]""")
+ENDS = re.compile(r"""[.!?\u2026]["'\u201d\u2019)\]]?\s|[\u3002\uff01\uff1f]\s?""")
 """A sentence ends at white space after its mark and closing quote; CJK marks need no space."""
 PIECE_END_ONE_IN = 3
 """A piece that is long enough ends at one sentence in three, chosen by the sentence's hash."""

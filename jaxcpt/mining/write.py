@@ -123,7 +123,13 @@ def write_dataset(
     """Turns the shards in `folder` into a dataset; returns its card, also written beside it."""
     paths = sorted(folder.glob("report-*.json"))
     reports = [json.loads(path.read_text()) for path in paths]
+    sums = {file: sha for report in reports for file, sha in report["sha256"].items()}
     rows = {split: [report["rows"][split] for report in reports] for split in SPLITS}
+    for split in [split for split, shards in rows.items() if not any(shards)]:
+        del rows[split]  # tfds would call its size unknown
+        for file in [file for file in sums if file.startswith(f"{name}-{split}.")]:
+            del sums[file]
+            (folder / file).unlink()
     card = {
         "name": name,
         "version": version,
@@ -136,7 +142,7 @@ def write_dataset(
             for side in ("x", "y")
         },
         "versions": dict(_versions()),
-        "sha256": {file: sha for report in reports for file, sha in report["sha256"].items()},
+        "sha256": sums,
         "samples": sorted(
             (sample for report in reports for sample in report["samples"]),
             key=lambda sample: sample["id"],

@@ -1,0 +1,100 @@
+"""Planted evaluation texts are caught in what is mined; texts that merely look alike are not."""
+
+import gzip
+import json
+import random
+
+import numpy as np
+import pytest
+from conftest import DATA, needs_data
+
+pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxcpt.config import Refusal
+from jaxcpt.mining.decontaminate import Index, hash_ngrams, read_evaluations
+from jaxcpt.mining.dedupe import split_words
+
+WORDS = st.lists(st.text("aäz_1数", min_size=1, max_size=3), min_size=1, max_size=20)
+
+
+@settings(max_examples=200, deadline=None)
+@given(words=WORDS, lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3))
+def test_hashes_are_equal_where_the_words_are(words, lengths):
+    runs = [tuple(words[i : i + n]) for n in lengths for i in range(len(words) - n + 1)]
+    hashes = hash_ngrams(words, lengths)
+    assert len(hashes) == len(runs)
+    assert len(set(hashes.tolist())) == len(set(runs))
+    for run, value in zip(runs, hashes, strict=True):
+        assert hash_ngrams(list(run), [len(run)])[0] == value
+    assert not np.any(hashes & np.uint64(4095))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The layout of ../shared/data, with training text beside the evaluation sets."""
+    made = tmp_path / "data"
+    for name in ("linear_probe/mr", "retrieval/nq/qrels", "prose"):
+        (made / name).mkdir(parents=True)
+    long = " ".join(f"l{n}" for n in range(30))
+    rows = f"0\t{long}\n1\tone two three four five six seven eight\n1\tjust a few words\n1\t\n"
+    (made / "linear_probe/mr/all.tsv").write_text("label\ttext\n" + rows)
+    (made / "retrieval/nq/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    record = {"_id": "d1", "title": 'A "title', "text": " ".join(f"r{n}" for n in range(20))}
+    content = json.dumps(record).encode() + b"\n"
+    (made / "retrieval/nq/corpus.jsonl.gz").write_bytes(gzip.compress(content))
+    (made / "prose/a.jsonl").write_text(json.dumps({"text": "training text " * 9}) + "\n")
+    return made
+
+
+def test_reading_the_layout(folder):
+    texts = list(read_evaluations(str(folder)))
+    assert [name for name, _ in texts] == ["linear_probe/mr"] * 3 + ["retrieval/nq"] * 2
+    assert texts[3] == ("retrieval/nq", 'A "title')
+    assert [name for name, _ in read_evaluations(str(folder / "prose"))] == ["."]
+
+
+def test_planted_texts_are_caught(folder, tmp_path):
+    Index.build([str(folder)], 13).save(tmp_path / "index")
+    index = Index.load(tmp_path / "index")
+
+    def find(text):
+        return index.find(split_words(text))
+
+    thirteen = " ".join(f"l{n}" for n in range(5, 18))
+    assert find(f"Before it {thirteen.upper()}, and after.") == ("linear_probe/mr", thirteen)
+    assert find(thirteen.removesuffix(" l17") + " and after") is None  # twelve are too few
+    assert find("r0 r1 r2 r3 r4 r5 r6 r7 r8 r9 r10 r11 r12")[0] == "retrieval/nq"
+    # Fewer than thirteen words in all: found whole.
+    eight = "one two three four five six seven eight"
+    assert find(f"zero, {eight}; nine") == ("linear_probe/mr", eight)
+    assert find(eight.removesuffix(" eight")) is None
+    # Fewer than eight: only as the whole side.
+    assert find("Just a few words!") == ("linear_probe/mr", "just a few words")
+    assert find("there are just a few words here") is None
+    assert find("training text " * 9) is None
+    assert find("") is None
+
+
+@needs_data
+def test_sentences_of_the_real_sets_are_caught():
+    index = Index.build([str(DATA / "sts"), str(DATA / "linear_probe" / "mr")], 13)
+    rng = random.Random(0)
+    texts = [split_words(text) for _, text in read_evaluations(str(DATA / "sts" / "sts14"))]
+    for words in rng.sample([words for words in texts if words], 300):
+        planted = ["so", "it", "was", "said", *words, "and", "that", "was", "all"]
+        assert index.find(planted if len(words) >= 8 else words)
+        assert index.find([word + "x" for word in planted]) is None
+
+
+def test_refusals(folder, tmp_path):
+    with pytest.raises(Refusal, match=r"--decontaminate .*nowhere: no such folder"):
+        Index.build([str(tmp_path / "nowhere")], 13)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(Refusal, match=r"empty: no .tsv or .jsonl file with texts in it"):
+        Index.build([str(empty)], 13)
+    with pytest.raises(Refusal, match=r"--ngram-words 7: expected 8 or more"):
+        Index.build([str(folder)], 7)

@@ -1,0 +1,286 @@
+"""A run from start to end; stopped, killed, damaged, moved to other devices, and gone on with."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from conftest import CLOSE, PAIRS, REPOSITORY
+from test_checkpoint import array_files, flip_bit
+from tiny_run import PAIRS_FILE, copy_run, tiny_experiment, tiny_run
+
+from jaxcpt import train as train_module
+from jaxcpt.checkpoint import Checkpoints
+from jaxcpt.config import Baseline, Evals, Refusal, read_experiment, run_command, to_json
+from jaxcpt.config import Checkpoints as CheckpointSettings
+from jaxcpt.evals import pair_search
+from jaxcpt.metrics import read_rows
+from jaxcpt.report import write_report
+from jaxcpt.sharding import make_mesh
+from jaxcpt.train import train
+from jaxcpt.update import shard_state
+
+# What a clock measures differs from run to run.
+CLOCKED = {"pairs_per_s", "tokens_per_s", "data_wait", "mfu"}
+FILES = {
+    "checkpoints",
+    "evals.jsonl",
+    "experiment.json",
+    "metrics.jsonl",
+    "report.html",
+    "summary.json",
+    "tokenizer",
+}
+
+
+def read_state(run_dir, step=6):
+    experiment = read_experiment(run_dir)
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        assert checkpoints.choose(step) == step
+        shapes = shard_state(experiment, make_mesh(experiment.mesh))
+        return jax.device_get(checkpoints.restore(step, shapes))
+
+
+def read_metrics(run_dir):
+    rows = read_rows(run_dir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in rows]
+
+
+def assert_same_run(run_dir, other=None):
+    """Parameters, optimizer, metrics and scores are those of the run never stopped. EXACT."""
+    other = other or tiny_run()
+    jax.tree.map(np.testing.assert_array_equal, read_state(run_dir), read_state(other))
+    assert read_metrics(run_dir) == read_metrics(other)
+    assert read_rows(run_dir / "evals.jsonl") == read_rows(other / "evals.jsonl")
+    tables = [json.loads((d / "summary.json").read_text())["table"] for d in (run_dir, other)]
+    assert tables[0] == tables[1]
+
+
+def forget(run_dir, step):
+    """Leaves the run as if it had been killed before it saved `step`."""
+    shutil.rmtree(run_dir / "checkpoints" / str(step))
+    (run_dir / "checkpoints" / f"{step}.sha256.json").unlink()
+    for name in ("report.html", "summary.json"):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def test_a_run_leaves_what_it_promises():
+    run_dir = tiny_run()
+    names = {path.name for path in run_dir.iterdir()}
+    assert {name for name in names if not name.startswith("events.")} == FILES
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert (run_dir / "experiment.json").read_text() == to_json(tiny_experiment())
+    rows = read_metrics(run_dir)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert all(np.isfinite(value) for value in row.values()), row
+        assert row["pairs"] == 15
+        assert row["masked_overflow"] == 0
+        assert 0 <= row["padding"] < 0.9
+    evals = read_rows(run_dir / "evals.jsonl")
+    assert [row["step"] for row in evals] == [3, 6]
+    assert set(evals[0]) == {
+        "step",
+        *(f"heldout/{k}" for k in ("mrr", "recall_at_1", "recall_at_10")),
+    }
+    table = json.loads((run_dir / "summary.json").read_text())["table"]
+    assert [row["name"] for row in table] == ["this run", "BM25", "chance"]
+    assert table[0]["mrr"] == evals[-1]["heldout/mrr"]
+    assert table[1] == {"name": "BM25", **pair_search.bm25(PAIRS)}
+    report = (run_dir / "report.html").read_text()
+    assert "BM25" in report
+    assert not re.search(r'(src|href)="(?!data:|#)', report)  # loads nothing
+
+
+def test_3_steps_and_a_restart_and_3_are_6(tmp_path, capsys):
+    run_dir = copy_run(tmp_path)
+    forget(run_dir, 6)  # metrics.jsonl still has the steps 4 to 6, as after a kill
+    train(tiny_experiment(), run_dir, run_dir)
+    assert "resuming at step 3 of 6" in capsys.readouterr().out
+    assert_same_run(run_dir)
+
+
+def test_a_damaged_newest_checkpoint(tmp_path, capsys):
+    run_dir = copy_run(tmp_path)
+    flip_bit(array_files(run_dir / "checkpoints", 6)[0])
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # torn by the same accident
+    train(tiny_experiment(), run_dir, run_dir)
+    said = capsys.readouterr().out
+    assert "checkpoint of step 6 is damaged, trying an older one: params/" in said or (
+        "checkpoint of step 6 is damaged, trying an older one: opt_state/" in said
+    )
+    assert "resuming at step 3 of 6" in said
+    assert_same_run(run_dir)
+
+
+def test_all_checkpoints_damaged_is_a_run_from_the_start(tmp_path, capsys):
+    run_dir = copy_run(tmp_path)
+    for step in (3, 6):
+        flip_bit(array_files(run_dir / "checkpoints", step)[0])
+    train(tiny_experiment(), run_dir, run_dir)
+    said = capsys.readouterr().out
+    assert said.count("is damaged, trying an older one") == 2
+    assert "resuming" not in said
+    assert_same_run(run_dir)
+
+
+def test_a_finished_run_started_again_only_reports(tmp_path, capsys):
+    run_dir = copy_run(tmp_path)
+    (run_dir / "report.html").unlink()
+    before = {p: p.stat().st_mtime_ns for p in (run_dir / "checkpoints").rglob("*")}
+    train(tiny_experiment(), run_dir, run_dir)
+    assert "resuming at step 6 of 6" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in (run_dir / "checkpoints").rglob("*")}
+    assert (run_dir / "report.html").is_file()
+    assert_same_run(run_dir)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_goes_on_with_other_devices(tmp_path, monkeypatch, devices):
+    run_dir = copy_run(tmp_path)
+    forget(run_dir, 6)
+    fewer = replace(tiny_experiment().mesh, fsdp=min(devices, 2), tensor=min(devices, 2))
+    monkeypatch.setattr(
+        train_module, "make_mesh", lambda _: make_mesh(fewer, jax.devices()[:devices])
+    )
+    train(tiny_experiment(), run_dir, run_dir)
+    for ours, theirs in zip(read_metrics(run_dir), read_metrics(tiny_run()), strict=True):
+        for name in ("loss", "gradient_norm", "scale", "learning_rate", "pairs", "tokens"):
+            if name in theirs:
+                np.testing.assert_allclose(ours[name], theirs[name], **CLOSE)
+    ours, theirs = read_state(run_dir).params, read_state(tiny_run()).params
+    # Adam divides by the root of the second moment: a gradient that is nearly nothing but
+    # rounding moves a parameter as far as any other. 2e-3 is what two steps can move one.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), ours, theirs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_a_new_start_goes_on(tmp_path, monkeypatch, capsys, number):
+    run_dir = tmp_path / "run"
+    real, handlers = train_module.score, [signal.getsignal(n) for n in (15, 2)]
+
+    def score_and_signal(*arguments):
+        os.kill(os.getpid(), number)  # in the eval of step 3: noticed in step 4
+        return real(*arguments)
+
+    monkeypatch.setattr(train_module, "score", score_and_signal)
+    with pytest.raises(Refusal) as stopped:
+        train(tiny_experiment(), run_dir, run_dir)
+    assert str(stopped.value) == "stopped at step 4, which is saved; start again to go on"
+    assert [signal.getsignal(n) for n in (15, 2)] == handlers
+    assert [row["step"] for row in read_metrics(run_dir)] == [1, 2, 3, 4]
+    assert "stopped" not in write_report(run_dir).read_text()  # it has a report all the same
+    monkeypatch.setattr(train_module, "score", real)
+    train(tiny_experiment(), run_dir, run_dir)
+    assert "resuming at step 4 of 6" in capsys.readouterr().out
+    assert_same_run(run_dir)
+
+
+def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys):
+    # A process of its own, with as many devices as this one.
+    long_run = replace(
+        tiny_experiment(),
+        train_steps=5000,
+        checkpoints=CheckpointSettings(every_steps=40, keep=2),
+        evals=Evals(every_steps=5000),
+    )
+    run_dir = tmp_path / "run"
+    tiny_run()  # writes the pairs
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\n"
+        "from jaxcpt.config import from_json\n"
+        f"def experiment(): return from_json({to_json(long_run)!r}, 'here')\n"
+    )
+    code = (
+        "import sys, conftest, os\n"
+        "os.sched_getaffinity = lambda _: range(8)\n"
+        "from jaxcpt import train; from jaxcpt.config import run_command; run_command(train.main)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--experiment", "mine.py", "--run-dir", str(run_dir)],
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests"},
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 240
+    while len(read_rows(run_dir / "metrics.jsonl")) < 55:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    before = read_metrics(run_dir)
+    saved = (len(before) - 1) // 40 * 40  # that of the very last line may be under way
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        found = checkpoints.find_whole()
+    assert found >= saved >= 40
+    capsys.readouterr()
+
+    def stop_after(self, step, scalars, real=train_module.Metrics.log):
+        real(self, step, scalars)
+        if step == len(before):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module.Metrics, "log", stop_after)
+        with pytest.raises(Refusal, match=f"stopped at step {len(before)}, which is saved"):
+            train(long_run, run_dir, run_dir)
+    assert f"resuming at step {found} of 5000" in capsys.readouterr().out
+    assert read_metrics(run_dir) == before  # the steps lost are taken again, bit for bit
+
+
+def test_a_baseline_is_trained_beside_and_shown(tmp_path):
+    run = tiny_experiment()
+    bag = replace(run.model, layers=0, pooling="mean")
+    run = replace(
+        run,
+        train_steps=2,
+        evals=Evals(every_steps=2),
+        baseline=Baseline("bag of words", 3, run.batching, bag, run.optimizer),
+    )
+    tiny_run()  # writes the pairs
+    run_dir = tmp_path / "run"
+    train(run, run_dir, run_dir)
+    table = json.loads((run_dir / "summary.json").read_text())["table"]
+    assert [row["name"] for row in table] == ["this run", "bag of words", "BM25", "chance"]
+    assert len(read_rows(run_dir / "baseline" / "metrics.jsonl")) == 3
+    tokenizers = [
+        (d / "tokenizer" / "tokenizer.model").read_bytes() for d in (run_dir, run_dir / "baseline")
+    ]
+    assert tokenizers[0] == tokenizers[1]
+
+
+def test_without_heldout_pairs(tmp_path, capsys):
+    run = tiny_experiment()
+    run = replace(run, train_steps=2, data=replace(run.data, heldout=None))
+    tiny_run()  # writes the pairs
+    run_dir = tmp_path / "run"
+    train(run, run_dir, run_dir)
+    assert not read_rows(run_dir / "evals.jsonl")
+    assert "BM25" not in capsys.readouterr().out
+    assert (run_dir / "report.html").is_file()
+
+
+def test_dry_run_prints_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    for path in sorted((REPOSITORY / "experiments").glob("*.py")):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["train", "--experiment", str(path), "--dry-run"])
+        run_command(train_module.main)
+        said = capsys.readouterr().out
+        for name in ("parameters", "tokens per step", "FLOPs per step", "checkpoint", "mesh"):
+            assert name in said, path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pairs_are_read_from_where_the_experiment_says():
+    assert read_experiment(tiny_run()).data.train[0].path == str(PAIRS_FILE)
