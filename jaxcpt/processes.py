@@ -8,10 +8,12 @@ import contextlib
 import glob
 import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 import jax
@@ -22,6 +24,7 @@ from jaxcpt.config import Experiment, Refusal, differences, from_json, to_json
 
 HEARTBEAT_SECONDS = 10
 LOST_PEER = 3  # the exit code of a process that has lost another
+_SIGNS_OF_LOSS = re.compile(r"(?i)gloo|nccl|unavailable|deadline|heartbeat|connection|coordinat")
 _LOST = "another process is gone; start all of them again to resume at the last checkpoint"
 
 
@@ -181,7 +184,8 @@ def check_agreement(experiment: Experiment) -> None:
 def run_together(work: Callable[[], None]) -> None:
     """Runs `work`; when another process dies in the middle, leaves with one line at once.
 
-    A clean shutdown would wait for the dead one, so this process is ended as it stands. What the
+    After any error the others will not come to a clean shutdown, which would wait for them, so
+    this process is ended as it stands. What the
     last finished checkpoint holds is safe, and the next start goes on from it.
     """
     try:
@@ -191,9 +195,12 @@ def run_together(work: Callable[[], None]) -> None:
             raise
         print(f"jaxcpt: {refusal}", file=sys.stderr, flush=True)
         os._exit(2)
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
         reason = " ".join(str(error).split())[:200]
-        print(f"jaxcpt: {_LOST} ({reason})", file=sys.stderr, flush=True)
-        os._exit(LOST_PEER)
+        if isinstance(error, jax.errors.JaxRuntimeError) and _SIGNS_OF_LOSS.search(reason):
+            print(f"jaxcpt: {_LOST} ({reason})", file=sys.stderr, flush=True)
+            os._exit(LOST_PEER)
+        traceback.print_exc()
+        os._exit(1)

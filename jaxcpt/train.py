@@ -98,7 +98,6 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
 
     with (
         jax.set_mesh(run.mesh),
-        jax.transfer_guard("disallow"),  # whatever moves between host and devices says so
         Checkpoints(run_dir / "checkpoints", experiment.checkpoints.keep) as checkpoints,
         Interruption() as interruption,
     ):
@@ -124,7 +123,8 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
             for step in range(first + 1, last + 1):
                 with speed.waiting_for_data():
                     batch = next(stream)
-                state, scalars = train_step(state, batch)
+                with jax.transfer_guard("disallow"):  # nothing moves to or from the host unseen
+                    state, scalars = train_step(state, batch)
                 waiting.append(scalars)
 
                 logs = step % experiment.log_every_steps == 0 or step in (first + 1, last)
@@ -148,7 +148,8 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
                 if step % experiment.evals.every_steps == 0 or step == last:
                     with speed.paused():
                         embedder.params = state.params["encoder"]
-                        metrics.log_evals(step, score(experiment, embedder.embed, run.heldout))
+                        if scores := score(experiment, embedder.embed, run.heldout):
+                            metrics.log_evals(step, scores)
             embedder.params = state.params["encoder"]
     conclude(run_dir, embedder, run)
 

@@ -1,8 +1,6 @@
 """The whole way from files to a dataset: the same bytes however it is run, or nothing at all."""
 
-import itertools
 import json
-import logging
 import os
 import random
 import shutil
@@ -10,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 
 import pytest
 from conftest import DATA, REPOSITORY, needs_data
 
 pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
-logging.disable(logging.WARNING)  # Beam tells at import which clouds it lacks
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -96,7 +94,7 @@ def test_two_runs_one_worker_and_four_give_the_same_bytes(corpus, tmp_path):
     assert contents(tmp_path / "second") == first
     assert contents(tmp_path / "four") == first
     assert json.loads(first["data_card.json"]) == json.loads(json.dumps(card))
-    assert os.listdir(tmp_path) == ["first", "second", "four"] or len(os.listdir(tmp_path)) == 3
+    assert sorted(os.listdir(tmp_path)) == ["first", "four", "second"]
 
 
 def test_the_runners_own_shuffle_gives_the_same(corpus, tmp_path):
@@ -148,25 +146,17 @@ def test_every_pair_is_of_one_document_and_documents_stay_in_one_split(corpus, t
     assert set(homes.values()) == {"train", "heldout"}
 
 
+def mine_plain(texts):
+    return [pair for text in texts for pair in TEXT(Document("", text), Counter())]
+
+
 def test_near_duplicates_in_other_files_go_and_distinct_pairs_stay(corpus, tmp_path):
     card, pairs = run([corpus], tmp_path / "out")
-    rows = list(itertools.chain(*pairs.values()))
-    plain = [
-        pair for text in DOCUMENTS for pair in TEXT(Document("", text), drops := dict_counter())
-    ]
-    assert len(rows) == len(plain)
+    assert sum(map(len, pairs.values())) == len(mine_plain(DOCUMENTS))
     assert card["dropped"]["near duplicate"] >= 1
-    assert card["dropped"]["exact duplicate"] >= len(
-        list(TEXT(Document("", DOCUMENTS[0]), dict_counter()))
-    )
+    assert card["dropped"]["exact duplicate"] >= len(mine_plain(DOCUMENTS[:1]))
     exact_only, _ = run([corpus], tmp_path / "exact", near_duplicate=0)
     assert "near duplicate" not in exact_only["dropped"]
-
-
-def dict_counter():
-    from collections import Counter
-
-    return Counter()
 
 
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -306,11 +296,11 @@ def start(tool, *arguments):
 @pytest.mark.parametrize(
     ("tool", "arguments", "told"),
     [
-        ("mine_text.py", ["--languages", "xx"], "--languages: unknown language 'xx'; known: all, ace"),
+        ("mine_text.py", ["--languages", "xx"], "--languages: unknown language 'xx'"),
         ("mine_code.py", ["--languages", "c"], "--languages: unknown language 'c'; known: python"),
         ("mine_code.py", ["--name", "1st"], "--name 1st: expected a letter, then letters, digits"),
         ("mine_code.py", ["--version", "1"], "--version 1: expected three numbers, such as 1.0.0"),
-        ("mine_code.py", ["--heldout-share", "1"], "--heldout-share 1.0: expected a number in [0, 1)"),
+        ("mine_code.py", ["--heldout-share", "1"], "--heldout-share 1.0: expected a number"),
         ("mine_code.py", ["--near-duplicate", "2"], "--near-duplicate 2.0: expected a number in"),
         ("mine_code.py", ["--max-bad-share", "2"], "--max-bad-share 2.0: expected a number in"),
         ("mine_code.py", ["--shards", "0"], "--shards 0: expected a number 1 or more"),

@@ -4,6 +4,7 @@ In: texts. Out: a score for every query and document. Sole home of bm25s. It kno
 no right answers.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -32,6 +33,8 @@ def score(
 ) -> Iterator[np.ndarray]:
     """BM25 scores [n] of all documents for each query in turn, all given as words."""
     import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
 
     corpus = [list(words) for words in documents]
     index = bm25s.BM25(k1=k1, b=b)

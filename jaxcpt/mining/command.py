@@ -62,7 +62,7 @@ def run_mining(
         arguments.shards,
         arguments.max_bad_share,
     )
-    _check(mining)
+    _check(mining, arguments.workers)
     logging.disable(logging.WARNING)  # Beam tells at import which clouds it lacks
     from jaxcpt.mining.pipeline import mine  # takes seconds, so it comes after what may refuse
 
@@ -72,11 +72,12 @@ def run_mining(
     print(f"{output}: {sum(card['pairs'].values()):,} pairs; see {output / 'data_card.md'}")
 
 
-def _check(mining: Mining) -> None:
+def _check(mining: Mining, workers: int) -> None:
     rules = [
         (0 <= mining.heldout_share < 1, "--heldout-share", mining.heldout_share, "in [0, 1)"),
         (0 <= mining.near_duplicate <= 1, "--near-duplicate", mining.near_duplicate, "in [0, 1]"),
         (0 <= mining.max_bad_share <= 1, "--max-bad-share", mining.max_bad_share, "in [0, 1]"),
+        (workers > 0, "--workers", workers, "1 or more"),
         (mining.shards is None or mining.shards > 0, "--shards", mining.shards, "1 or more"),
     ]
     for holds, option, value, expected in rules:
