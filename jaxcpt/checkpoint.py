@@ -60,15 +60,14 @@ class Checkpoints:
         self.finish()
         step = int(jax.device_get(state.step))
         self.discard_after(step - 1)  # none of them is whole, or training would be beyond them
-        with jax.transfer_guard("allow"):  # all of the state, to the host
-            self.manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    opt_state=ocp.args.StandardSave(state.opt_state),
-                    meta=ocp.args.JsonSave(meta),
-                ),
-            )
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                opt_state=ocp.args.StandardSave(state.opt_state),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
         # At once and not at the next save: a run killed in between must find this step whole.
         self.proof = self.prover.submit(self._prove, step)
 
@@ -123,15 +122,14 @@ class Checkpoints:
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
         """The state of a step, laid out as the shardings in `shapes` (ShapeDtypeStructs) say."""
-        with jax.transfer_guard("allow"):  # all of the state, from the host
-            restored = self.manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(shapes.params),
-                    opt_state=ocp.args.StandardRestore(shapes.opt_state),
-                ),
-            )
-            at = jax.make_array_from_callback((), shapes.step.sharding, lambda _: np.int32(step))
+        restored = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(shapes.params),
+                opt_state=ocp.args.StandardRestore(shapes.opt_state),
+            ),
+        )
+        at = jax.make_array_from_callback((), shapes.step.sharding, lambda _: np.int32(step))
         return TrainState(at, restored["params"], restored["opt_state"])
 
     def restore_params(self, step: int, shapes: Any) -> Any:

@@ -210,13 +210,17 @@ def _weigh(
     counts: jax.Array,
     row_log_sum: jax.Array,
     column_log_sum: jax.Array,
+    scale: jax.Array,
     count: jax.Array,
-) -> jax.Array:
-    """The loss's derivative with respect to each logit."""
-    x_to_y = jnp.exp(logits - row_log_sum[:, None])
-    y_to_x = jnp.where(columns.pair >= 0, jnp.exp(logits - column_log_sum[None, :]), 0.0)
-    own = rows.pair[:, None] == columns.pair[None, :]
-    return jnp.where(counts, x_to_y + y_to_x - 2.0 * own, 0.0) / (2.0 * count)
+) -> tuple[jax.Array, jax.Array]:
+    """The loss's derivative with respect to each similarity, and to log_scale."""
+    x_to_y = jnp.where(counts, jnp.exp(logits - row_log_sum[:, None]), 0.0)
+    y_to_x = jnp.where(counts & (columns.pair >= 0), jnp.exp(logits - column_log_sum[None, :]), 0.0)
+    own = counts & (rows.pair[:, None] == columns.pair[None, :])
+    # Logits less the right one: what they have in common would cancel, but for its rounding.
+    slope = x_to_y * (logits - rows.right[:, None]) + y_to_x * (logits - columns.right[None, :])
+    share = 0.5 / count
+    return scale * share * (x_to_y + y_to_x - 2.0 * own), share * jnp.sum(slope)
 
 
 def _spread(
@@ -281,13 +285,12 @@ def _on_one_shard(
     row_softmax, column_softmax = _summarise(rows, columns, logits, counts)
     column_softmax = column_softmax.merge_shards()
 
-    weights = _weigh(
-        rows, columns, logits, counts, row_softmax.log_sum(), column_softmax.log_sum(), count
-    )
+    log_sums = row_softmax.log_sum(), column_softmax.log_sum()
+    weights, slope = _weigh(rows, columns, logits, counts, *log_sums, scale, count)
     gradient = (
-        scale * jnp.matmul(weights, columns.z, precision="highest"),
-        _scatter(scale * jnp.matmul(weights.T, rows.z, precision="highest")),
-        lax.psum(jnp.sum(weights * logits), DATA_AXES),
+        jnp.matmul(weights, columns.z, precision="highest"),
+        _scatter(jnp.matmul(weights.T, rows.z, precision="highest")),
+        lax.psum(slope, DATA_AXES),
     )
     first = lax.axis_index(DATA_AXES) * zc_cd.shape[0]
     of_own = jax.tree.map(
@@ -311,8 +314,8 @@ def _on_one_shard_by_tiles(
     count, pairs, width = _count(rows), *zx_bd.shape
     shards = lax.axis_size(DATA_AXES)
     shard = lax.axis_index(DATA_AXES)
-    blocks = _cut(rows, min(TILE_ROWS, pairs))
-    tiles = _cut(own_columns, min(max(TILE_COLUMNS // shards, 1), zc_cd.shape[0]))
+    blocks = _cut(rows, TILE_ROWS)
+    tiles = _cut(own_columns, max(TILE_COLUMNS // shards, 1))
     slice_length = tiles.pair.shape[1]
 
     def own_slice(tile: jax.Array) -> jax.Array:
@@ -346,35 +349,37 @@ def _on_one_shard_by_tiles(
     (row_softmax, duplicates, spread), column_softmax = lax.scan(sum_tile, start, tiles)
 
     def pull_tile(carry: Any, tile_and_sums: tuple[Columns, jax.Array]) -> Any:
-        gradient_rows, gradient_scale = carry
+        gradient_rows, slope = carry
         tile, log_sums = tile_and_sums
         columns = _gather(tile)
         column_log_sum = lax.all_gather(log_sums, DATA_AXES, tiled=True)
 
-        def pull_block(carry: Any, block_and_more: Any) -> Any:
-            gradient_columns, gradient_scale = carry
-            block, row_log_sum, gradient_block = block_and_more
+        def pull_block(carry: Any, numbered: tuple[jax.Array, Rows, jax.Array]) -> Any:
+            gradient_rows, gradient_columns, slope = carry
+            number, block, row_log_sum = numbered
             logits, counts, _ = _compare(block, columns, scale)
-            weights = _weigh(block, columns, logits, counts, row_log_sum, column_log_sum, count)
+            log_sums = row_log_sum, column_log_sum
+            weights, more = _weigh(block, columns, logits, counts, *log_sums, scale, count)
             gradient_columns += jnp.matmul(weights.T, block.z, precision="highest")
-            gradient_block += jnp.matmul(weights, columns.z, precision="highest")
-            return (gradient_columns, gradient_scale + jnp.sum(weights * logits)), gradient_block
+            gradient_block = jnp.matmul(weights, columns.z, precision="highest")
+            # In place: as inputs and outputs of the scan they would lie in memory twice.
+            gradient_rows = gradient_rows.at[number].add(gradient_block)
+            return (gradient_rows, gradient_columns, slope + more), None
 
-        start = (jnp.zeros_like(columns.z), gradient_scale)
-        (gradient_columns, gradient_scale), gradient_rows = lax.scan(
-            pull_block, start, (blocks, row_softmax.log_sum(), gradient_rows)
-        )
-        return (gradient_rows, gradient_scale), _scatter(gradient_columns)
+        start = (gradient_rows, jnp.zeros_like(columns.z), slope)
+        numbered = (jnp.arange(len(blocks.pair)), blocks, row_softmax.log_sum())
+        (gradient_rows, gradient_columns, slope), _ = lax.scan(pull_block, start, numbered)
+        return (gradient_rows, slope), _scatter(gradient_columns)
 
-    (gradient_rows, gradient_scale), gradient_columns = lax.scan(
+    (gradient_rows, slope), gradient_columns = lax.scan(
         pull_tile,
         (jnp.zeros_like(blocks.z), jnp.float32(0)),
         (tiles, column_softmax.log_sum()),
     )
     gradient = (
-        scale * gradient_rows.reshape(-1, width)[:pairs],
-        scale * gradient_columns.reshape(-1, width)[: zc_cd.shape[0]],
-        lax.psum(gradient_scale, DATA_AXES),
+        gradient_rows.reshape(-1, width)[:pairs],
+        gradient_columns.reshape(-1, width)[: zc_cd.shape[0]],
+        lax.psum(slope, DATA_AXES),
     )
     of_rows, of_own = (
         jax.tree.map(lambda a: a.reshape(-1)[:pairs], softmax)
@@ -384,12 +389,13 @@ def _on_one_shard_by_tiles(
     return loss, metrics, gradient
 
 
-def _cut(tree: Any, size: int) -> Any:
-    """[m, ...] -> [ceil(m / size), size, ...]; the padding is not present."""
+def _cut(tree: Any, most: int) -> Any:
+    """[m, ...] -> [parts, size, ...] with equal sizes of at most `most`; padding is not present."""
 
     def cut(a: jax.Array) -> jax.Array:
-        padding = [(0, -len(a) % size)] + [(0, 0)] * (a.ndim - 1)
-        return jnp.pad(a, padding).reshape(-1, size, *a.shape[1:])
+        parts = -(-len(a) // most)
+        padding = [(0, -len(a) % parts)] + [(0, 0)] * (a.ndim - 1)
+        return jnp.pad(a, padding).reshape(parts, -1, *a.shape[1:])
 
     return jax.tree.map(cut, tree)
 

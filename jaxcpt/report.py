@@ -1,6 +1,7 @@
 """A run folder to one HTML page: key numbers, curves, scores, example searches, configuration.
 
-In: `experiment.json`, `metrics.jsonl`, `evals.jsonl` and, once a run has ended, `summary.json`.
+In: `experiment.json`, `metrics.jsonl`, `evals.jsonl`; `summary.json` once a run has ended;
+`suites.json` once it has been evaluated on data.
 Out: `report.html`, which loads nothing and runs nothing, and is the same for the same files.
 It knows no model and no device, and shows what there is: a run that was killed has a report too.
 
@@ -8,38 +9,19 @@ It knows no model and no device, and shows what there is: a run that was killed 
 """
 
 import argparse
-import io
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
+from jaxcpt.charts import Chart, draw_chart, show
 from jaxcpt.config import Refusal, run_command
 from jaxcpt.metrics import EVALS_FILE, METRICS_FILE, Row, read_rows
-
-POINTS = 400
-"""Points that a curve is reduced to: more cannot be told apart on a screen."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One set of axes: the scalars it shows and how."""
-
-    title: str
-    names: tuple[str, ...]
-    percent: bool = False
-    logarithmic: bool = False
-    smooth: bool = True
-
 
 ACCURACIES = ("accuracy_x_to_y", "accuracy_y_to_x")
 CHARTS = (
@@ -60,29 +42,6 @@ CHARTS = (
 )
 """The order of the page. Scalars that are not named here get a chart each, at the end."""
 
-COLOURS = ("#3b82f6", "#e8710a", "#12a37a", "#a855f7", "#db2777", "#64748b")
-INK = "#010203"  # Stands for the page's text colour in a drawing, light or dark.
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "jaxcpt",
-    "text.parse_math": False,
-    "font.size": 10,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.edgecolor": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "ytick.major.size": 0,
-    "axes.formatter.limits": (-4, 6),
-}
-
-Curve = tuple[Sequence[float], Sequence[float]]
-"""Steps, and a value for each."""
-
 
 def write_report(run_dir: Path) -> Path:
     """Writes report.html into the run folder and returns its path.
@@ -101,6 +60,7 @@ def write_report(run_dir: Path) -> Path:
     table = summary.get("table", [])
     sections = {
         "Held-out search": _draw_table(table) + _grid(_draw_evals(evals, table)),
+        "The paper's suites": _list_suites(_read_json(run_dir / "suites.json") or {}),
         "Training": _grid(_draw_metrics(rows)),
         "Example searches": _list_examples(summary.get("examples", [])),
         "Derived numbers": _draw_tree(summary.get("derived", {})),
@@ -134,12 +94,6 @@ def _label(name: str) -> str:
     return re.sub(r"\bmrr\b", "MRR", name)
 
 
-def _show(value: float, percent: bool = False) -> str:
-    if percent:
-        return f"{100 * value:.3g}%"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def _draw_header(experiment: Mapping[str, Any], rows: Sequence[Row], evals: Sequence[Row]) -> str:
     """How far the run got, and its key numbers."""
     if not rows:
@@ -151,15 +105,15 @@ def _draw_header(experiment: Mapping[str, Any], rows: Sequence[Row], evals: Sequ
         numbers |= {_label(k): f"{v:.3f}" for k, v in row.items() if k.startswith("heldout/")}
     last = rows[-1]
     if "loss" in last:
-        numbers["loss"] = _show(last["loss"])
+        numbers["loss"] = show(last["loss"])
     if accuracies := [last[name] for name in ACCURACIES if name in last]:
-        numbers["in-batch accuracy"] = _show(sum(accuracies) / len(accuracies), percent=True)
+        numbers["in-batch accuracy"] = show(sum(accuracies) / len(accuracies), percent=True)
     # The median, since the first window of a run holds the compilation.
     for name in ("pairs_per_s", "tokens_per_s"):
         if values := [row[name] for row in rows if name in row]:
-            numbers[f"{_label(name)}, median"] = _show(float(np.median(values)))
+            numbers[f"{_label(name)}, median"] = show(float(np.median(values)))
     if values := [row["padding"] for row in rows if "padding" in row]:
-        numbers["padding, mean"] = _show(float(np.mean(values)), percent=True)
+        numbers["padding, mean"] = show(float(np.mean(values)), percent=True)
     cards = "".join(
         f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
         for name, value in numbers.items()
@@ -179,7 +133,7 @@ def _draw_metrics(rows: Sequence[Row]) -> list[str]:
             for name, those in having.items()
         }
         if curves:
-            figures.append(_draw_chart(chart, curves, {}))
+            figures.append(draw_chart(chart, curves, {}))
     return figures
 
 
@@ -195,88 +149,17 @@ def _draw_evals(evals: Sequence[Row], table: Sequence[Mapping[str, Any]]) -> lis
                 values.append(value)
     figures = []
     for score, of_data in curves.items():
+        # A suite that was run once stands in its table; a curve of one point says no more.
+        if "heldout" not in of_data and all(len(steps) < 2 for steps, _ in of_data.values()):
+            continue
         levels = {}
         if "heldout" in of_data:
             others = [row for row in table if row.get("name") != "this run" and score in row]
             levels = {str(row["name"]): float(row[score]) for row in others}
         # The baseline's own scores stand among the table's rows.
         shown = {k: v for k, v in of_data.items() if not (levels and k == "baseline")}
-        figures.append(_draw_chart(Chart(_label(score), (), smooth=False), shown, levels))
+        figures.append(draw_chart(Chart(_label(score), (), smooth=False), shown, levels))
     return figures
-
-
-def _draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, float]) -> str:
-    """A figure with its legend; `levels` are dashed lines across it."""
-    legend, notes = [], []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 2.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.patch.set_visible(False)
-        figure.patch.set_visible(False)
-        axes.grid(axis="y")
-        axes.set_xlim(0, 1.02 * max(1, *(step for steps, _ in curves.values() for step in steps)))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        every = np.array([value for _, values in curves.values() for value in values])
-        finite = every[np.isfinite(every)]
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        if chart.logarithmic and len(finite) and finite.min() > 0:
-            axes.set_yscale("log", subs=())
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: _show(value, chart.percent))
-        for index, (name, (steps, values)) in enumerate(curves.items()):
-            colour = COLOURS[index % len(COLOURS)]
-            _draw_curve(axes, np.array(steps), np.array(values), colour, chart.smooth)
-            legend.append((colour, "solid", name, _show(values[-1], chart.percent)))
-            if bad := [s for s, v in zip(steps, values, strict=True) if not math.isfinite(v)]:
-                marks = bad[:: math.ceil(len(bad) / POINTS)]
-                across = axes.get_xaxis_transform()
-                axes.plot(marks, [0.02] * len(marks), "|", color="#e11d48", transform=across)
-                notes.append(f"{name}: {len(bad)} not finite, first at step {bad[0]:,.0f}")
-        for index, (name, level) in enumerate(levels.items(), start=len(curves)):
-            colour = COLOURS[index % len(COLOURS)]
-            axes.axhline(level, color=colour, linestyle=(0, (4, 3)), linewidth=1.3)
-            legend.append((colour, "dashed", name, _show(level, chart.percent)))
-        drawing = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(drawing, format="svg", metadata=nothing)
-    keys = "".join(
-        f'<span><i style="border-top:3px {dash} {colour}"></i>{escape(name)} {value}</span>'
-        for colour, dash, name, value in legend
-    )
-    warnings = "".join(f'<span class="bad">{escape(note)}</span>' for note in notes)
-    title = escape(chart.title)
-    return (
-        f"<figure><figcaption><b>{title}</b>{keys}{warnings}</figcaption>"
-        f"{_to_inline(drawing.getvalue(), title)}</figure>"
-    )
-
-
-def _draw_curve(
-    axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, smooth: bool
-) -> None:
-    """Means of equal stretches; over many noisy ones a running mean, and they behind it, faint."""
-    stretches = np.array_split(np.arange(len(steps)), min(len(steps), POINTS))
-    xs = [steps[stretch].mean() for stretch in stretches]
-    ys = [_mean(values[stretch]) for stretch in stretches]
-    if smooth and len(ys) >= 40:
-        axes.plot(xs, ys, color=colour, alpha=0.3, linewidth=0.9)
-        reach = len(ys) // 40
-        ys = [_mean(np.array(ys[max(i - reach, 0) : i + reach + 1])) for i in range(len(ys))]
-    axes.plot(xs, ys, color=colour, linewidth=1.7, marker="o" if len(ys) < 20 else "", markersize=4)
-
-
-def _mean(values: np.ndarray) -> float:
-    """Of the finite ones; NaN, which leaves a gap in a curve, if there are none."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else math.nan
-
-
-def _to_inline(drawing: str, title: str) -> str:
-    """An SVG file as an element of a page: in its text colour, without ids that would repeat."""
-    drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
-    drawing = re.sub(r' id="[a-z0-9]+_\d+"', "", drawing)
-    return drawing.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 
 def _grid(figures: Sequence[str]) -> str:
@@ -299,6 +182,24 @@ def _draw_table(table: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{escape(_label(name))}</th>" for name in names)
     return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+
+
+def _list_suites(found: Mapping[str, Any]) -> str:
+    """A table for each suite: ours, BM25's and published scores, and what bars a comparison."""
+    parts = []
+    for suite, lines in found.get("suites", {}).items():
+        rows = ""
+        for line in lines:
+            bm25 = "-" if line["bm25"] is None else f"{line['bm25']:.3f}"
+            remark = line["published"] + (f" ({line['caveat']})" if line["caveat"] else "")
+            rows += (
+                f"<tr><th>{escape(_label(line['name']))}</th><td>{line['score']:.3f}</td>"
+                f"<td>{bm25}</td><td>{escape(remark)}</td></tr>"
+            )
+        head = "<tr><th></th><th>this run</th><th>BM25</th><th>published</th></tr>"
+        parts.append(f"<h3>{escape(_label(suite))}, step {found['step']:,}</h3>")
+        parts.append(f"<table>{head}{rows}</table>")
+    return "".join(parts)
 
 
 def _list_examples(examples: Sequence[Mapping[str, Any]]) -> str:

@@ -20,7 +20,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--input", nargs="+", default=[], metavar="PATH", help="files, folders, tfds:NAME#SPLIT")
+    add("--input", nargs="*", default=[], metavar="PATH", help="files, folders, tfds:NAME#SPLIT")
     add("--output", required=True, metavar="DIR", help="folder to make; must not exist")
     add("--name", help="name of the dataset; default: the output folder's")
     add("--version", default=Mining.version, help="version of the dataset")

@@ -1,0 +1,360 @@
+"""What a user can get wrong at a command: one line on stderr, exit code 2, no traceback."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import PAIRS, REPOSITORY
+from test_checkpoint import array_files, flip_bit
+from tiny_run import PAIRS_FILE, copy_run, tiny_experiment, tiny_run
+
+from jaxcpt import embed, evaluate, report, search, train
+from jaxcpt.config import run_command, to_json
+from jaxcpt.pairs import write_pairs
+from jaxcpt.tokenizer import Tokenizer, train_tokenizer
+
+GOOD = '{"x": "a", "y": "b", "text": "c"}\n'
+
+
+@pytest.fixture(autouse=True)
+def as_many_cores_as_devices(monkeypatch):
+    """The commands make each core a device; the devices of this process are there already."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+
+
+@pytest.fixture
+def refuse(monkeypatch, capsys):
+    """Runs a command that must refuse; returns its line."""
+
+    def call(module, *arguments):
+        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            run_command(module.main)
+        assert left.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("jaxcpt: ")
+        assert said.count("\n") == 1
+        return said.removeprefix("jaxcpt: ").rstrip("\n")
+
+    return call
+
+
+@pytest.fixture
+def experiment_file(tmp_path):
+    """An experiment on good pairs, as a file."""
+    write_pairs(PAIRS_FILE, PAIRS)
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from jaxcpt.config import from_json\n"
+        f"def experiment(): return from_json({to_json(tiny_experiment())!r}, 'here')\n"
+    )
+    return path
+
+
+@pytest.fixture
+def refuse_set(refuse, experiment_file, tmp_path):
+    """`jaxcpt.train` with these `--set`."""
+
+    def call(*changes):
+        options = [part for change in changes for part in ("--set", change)]
+        run_dir = tmp_path / "a new run"
+        return refuse(train, "--experiment", experiment_file, "--run-dir", run_dir, *options)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("optimizer.learning_rat=1", "--set optimizer.learning_rat: Optimizer has no field "
+         "'learning_rat'; nearest: learning_rate, embedding_learning_rate"),
+        ("model.width=wide", "--set model.width: expected int, found 'wide' (str)"),
+        ("baseline.model.width=8", "--set baseline.model.width: its parent is None, so there is "
+         "nothing to set below it"),
+        ("model.heads=3", "tiny: model.heads: 3 heads do not divide the width 16"),
+        ("batching.chunks=16", "tiny: batching.chunks: 16 chunks for a batch of 15 pairs"),
+        ("data.train=()", "tiny: data.train: no data; name at least one source"),
+    ],
+)  # fmt: skip
+def test_values(refuse_set, tmp_path, change, line):
+    assert refuse_set(change) == line
+    assert not (tmp_path / "a new run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["batching.pairs_per_batch=3"], "batching.pairs_per_batch: 3 pairs for 4 data shards of "
+         "the mesh; each needs at least one"),
+        (["batching.pairs_per_batch=91"], "batching.pairs_per_batch: 91 pairs of a batch come from "
+         "a source that has 90; lower it"),
+        (["mesh.data=2", "mesh.fsdp=3"], "mesh: data 2 x fsdp 3 x tensor 2 does not multiply to "
+         "the 8 devices here; set mesh.data=-1 to take what the other axes leave"),
+        (["mesh.fsdp=-1"], "mesh: only one axis may be -1, found data and fsdp"),
+        (["mesh.tensor=8", "mesh.fsdp=1"], "model.heads: 4 does not divide by the mesh axis "
+         "tensor=8"),
+        (["tokenizer.vocabulary=250"], "tokenizer.vocabulary: 250 is too small for bytes, "
+         "delimiters and the characters of the data; try 1000 or more"),
+        (["tokenizer.model_file=none.model"], "tokenizer.model_file: none.model: no such file"),
+    ],
+)  # fmt: skip
+def test_values_that_need_devices_or_data(refuse_set, monkeypatch, changes, line):
+    monkeypatch.setattr(train, "use_cpu_cores", lambda _: None)  # 12 devices are not to be had
+    assert refuse_set(*changes) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("none.py", None, ": no such experiment file; see experiments/ for the ones there are"),
+        ("mine.json", "{}", ": not a Python file; an experiment is a .py file"),
+        ("mine.py", "def f(:\n", ":1: not Python: invalid syntax"),
+        ("mine.py", "", ": defines no function `experiment() -> Experiment`"),
+        ("mine.py", "def experiment():\n  pass\n", ": experiment() returned NoneType; it must "
+         "return Experiment"),
+        ("mine.py", "def experiment():\n  x = 0\n  assert x, 'one\\ntwo'\n",
+         ":3: AssertionError: one two"),
+    ],
+)  # fmt: skip
+def test_experiment_files(refuse, tmp_path, monkeypatch, name, text, line):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    said = refuse(train, "--experiment", tmp_path / name, "--dry-run")
+    assert said == f"{tmp_path / name}{line}"
+    monkeypatch.chdir(tmp_path)
+    assert refuse(train, "--experiment", name, "--dry-run").endswith(line)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, ": no such file"),
+        (GOOD.encode() + b'{"x": "\xff"}\n', ": byte 41 is not UTF-8; convert the file"),
+        (GOOD + "{", ":2: does not parse as JSON: Expecting property name enclosed in double "
+         "quotes: line 1 column 2 (char 1)"),
+        (GOOD + '{"x": "a"}', ":2: no text under 'y'; keys: x"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["data.train.0", "data.heldout"])
+def test_data(refuse_set, tmp_path, content, line, where):
+    path = tmp_path / "data.jsonl"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert refuse_set(f"{where}.path={path}") == f"{path}{line}"
+
+
+def test_no_pairs(refuse_set, tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.touch()
+    said = refuse_set(f"data.train.0.path={path}")
+    assert said == f"{path}: no pairs in it; training needs some"
+
+
+def test_missing_data_says_what_makes_it(refuse, tmp_path):
+    for name in ("cpt_text_s", "cpt_code_m"):
+        path = REPOSITORY / "experiments" / f"{name}.py"
+        said = refuse(train, "--experiment", path, "--run-dir", tmp_path / name)
+        assert re.fullmatch(
+            r"data/\w+: no tensorflow-datasets directory; make it with: python tools/mine_.*", said
+        )
+
+
+def test_a_package_that_is_not_installed(refuse, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import replace\n"
+        "from conftest import make_experiment\n"
+        "from jaxcpt.config import Data, PythonPackages\n"
+        "mined = PythonPackages(packages=('nothing_here',))\n"
+        "def experiment(): return replace(make_experiment(), data=Data((mined,)))\n"
+    )
+    said = refuse(train, "--experiment", path, "--run-dir", tmp_path / "run")
+    assert said == "data: no package 'nothing_here' is installed; `pip install` it or drop it"
+
+
+def test_a_run_folder_of_another_experiment(refuse, experiment_file, tmp_path):
+    run_dir = copy_run(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    said = refuse(
+        train, "--experiment", experiment_file, "--run-dir", run_dir,
+        "--set", "seed=1", "--set", "model.causal=False",
+    )  # fmt: skip
+    assert said == (
+        f"{run_dir}: holds a run of a different experiment (model.causal: True -> False; "
+        "seed: 0 -> 1); choose another --run-dir"
+    )
+    assert before == {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+
+
+def test_a_run_folder_that_cannot_be_written(refuse, experiment_file, tmp_path):
+    (tmp_path / "a file").touch()
+    for run_dir, reason in (
+        (tmp_path / "a file", "File exists"),
+        (tmp_path / "a file" / "run", "Not a directory"),
+        ("/proc/run", "No such file or directory"),
+    ):
+        said = refuse(train, "--experiment", experiment_file, "--run-dir", run_dir)
+        assert said == f"{run_dir}: cannot be written: {reason}; choose --run-dir"
+
+
+def test_a_damaged_run_folder(refuse, experiment_file, tmp_path):
+    run_dir = copy_run(tmp_path)
+    config = run_dir / "experiment.json"
+    config.write_text(config.read_text()[:100])
+    commands = {
+        train: ["--experiment", experiment_file, "--run-dir", run_dir],
+        embed: ["--run-dir", run_dir, "--input", PAIRS_FILE, "--output", "none.npy", "--side", "x"],
+        search: ["--run-dir", run_dir, "a query"],
+        evaluate: ["--run-dir", run_dir],
+        report: ["--run-dir", run_dir],
+    }
+    for command, arguments in commands.items():
+        assert refuse(command, *arguments).startswith(f"{config}:")
+    config.write_text(to_json(tiny_experiment()))
+    (run_dir / "tokenizer" / "tokenizer.model").write_bytes(b"not a model")
+    for command in (train, embed, search, evaluate):
+        assert refuse(command, *commands[command]) == (
+            f"{run_dir}/tokenizer/tokenizer.model: not a SentencePiece model; name one or train one"
+        )
+    (run_dir / "tokenizer" / "tokenizer.model").unlink()
+    for command in (train, embed, search, evaluate):
+        assert refuse(command, *commands[command]) == (
+            f"{run_dir}/tokenizer/tokenizer.model: missing; this run has no whole tokenizer"
+        )
+    assert not (REPOSITORY / "none.npy.partial").exists()
+
+
+def test_damaged_metrics(refuse, experiment_file, tmp_path):
+    run_dir = copy_run(tmp_path)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    (run_dir / "metrics.jsonl").write_text("\n".join([lines[0], "{", *lines[2:]]))
+    for command, arguments in (
+        (train, ["--experiment", experiment_file, "--run-dir", run_dir]),
+        (report, ["--run-dir", run_dir]),
+    ):
+        said = refuse(command, *arguments)
+        assert said.startswith(f"{run_dir}/metrics.jsonl:2: not an object of a step")
+
+
+def test_a_tokenizer_of_another_vocabulary(refuse, experiment_file, tmp_path):
+    run_dir = copy_run(tmp_path)
+    settings = tiny_experiment().tokenizer
+    train_tokenizer(["quite another text than before"], settings).save(run_dir / "tokenizer")
+    fingerprint = Tokenizer.load(run_dir / "tokenizer").fingerprint
+    for command, arguments in (
+        (train, ["--experiment", experiment_file]),
+        (embed, ["--input", PAIRS_FILE, "--output", tmp_path / "out.npy", "--side", "x"]),
+        (search, ["a query"]),
+        (evaluate, []),
+    ):
+        said = refuse(command, "--run-dir", run_dir, *arguments)
+        assert said.startswith(
+            f"{run_dir}/tokenizer: another vocabulary than the checkpoint was trained with "
+            f"(sha256 {fingerprint[:12]}, expected "
+        )
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_no_run(refuse, tmp_path):
+    for command, arguments in (
+        (embed, ["--input", PAIRS_FILE, "--output", "none.npy", "--side", "x"]),
+        (search, ["a query"]),
+        (evaluate, []),
+        (report, []),
+    ):
+        said = refuse(command, "--run-dir", tmp_path, *arguments)
+        assert said.startswith(f"{tmp_path}: not a run folder: it has no experiment.json")
+
+
+def test_no_checkpoint_yet_and_none_that_is_whole(refuse, tmp_path):
+    run_dir = copy_run(tmp_path)
+    for step in (3, 6):
+        flip_bit(array_files(run_dir / "checkpoints", step)[0])
+    line = f"{run_dir}/checkpoints: no whole checkpoint; train the run first"
+    assert refuse(search, "--run-dir", run_dir, "a query") == line
+    said = refuse(evaluate, "--run-dir", run_dir, "--step", 3)
+    assert said.startswith(f"{run_dir}/checkpoints: checkpoint of step 3 is damaged: ")
+    said = refuse(evaluate, "--run-dir", run_dir, "--step", 4)
+    assert said == f"{run_dir}/checkpoints: no checkpoint of step 4; there are: 3, 6"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, ": no such file"),
+        ("", ": no texts in it; it needs one JSON object a line"),
+        ("\n\n", ": no texts in it; it needs one JSON object a line"),
+        (GOOD + "c\n", ":2: does not parse as JSON: Expecting value: line 1 column 1 (char 0)"),
+        (GOOD + '{"z": "c"}\n', ":2: no text under 'text' or 'y'"),
+        (GOOD + '{"text": 1}\n', ":2: no text under 'text' or 'y'"),
+        (b"\xff\xfe", ": byte 0 is not UTF-8; convert the file"),
+    ],
+)
+def test_texts_to_embed_and_to_search(refuse, tmp_path, content, line):
+    path = tmp_path / "texts.jsonl"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    output = ["--output", tmp_path / "out.npy", "--side", "y"]
+    assert refuse(embed, "--run-dir", tiny_run(), "--input", path, *output) == f"{path}{line}"
+    assert refuse(search, "--run-dir", tiny_run(), "--corpus", path, "query") == f"{path}{line}"
+
+
+def test_side(refuse):
+    arguments = ["--run-dir", tiny_run(), "--input", PAIRS_FILE, "--output", "none.npy"]
+    for side in ("z", "X", ""):
+        said = refuse(embed, *arguments, "--side", side)
+        assert said == f"--side {side}: must be x (queries) or y (what is searched)"
+
+
+def test_output_that_cannot_be_written(refuse, tmp_path):
+    arguments = ["--run-dir", tiny_run(), "--input", PAIRS_FILE, "--side", "x", "--output"]
+    missing = tmp_path / "none" / "out.npy"
+    said = refuse(embed, *arguments, missing)
+    assert said == f"{missing}: cannot be written: No such file or directory"
+    assert refuse(embed, *arguments, tmp_path) == f"{tmp_path}: cannot be written: Is a directory"
+
+
+def test_top(refuse):
+    said = refuse(search, "--run-dir", tiny_run(), "--top", 0, "query")
+    assert said == "--top 0: must be at least 1"
+
+
+def test_nothing_held_out(refuse, tmp_path):
+    run_dir = copy_run(tmp_path)
+    tree = json.loads((run_dir / "experiment.json").read_text())
+    tree["data"]["heldout"] = None
+    (run_dir / "experiment.json").write_text(json.dumps(tree))
+    said = refuse(evaluate, "--run-dir", run_dir)
+    assert said.startswith(f"{run_dir}: ")
+    assert "data.heldout" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "--experiment", "none.py"], "none.py: no such experiment file"),
+        (["train", "--experiment", "{quickstart}", "--smoke", "--set", "model.heads=5"],
+         "quickstart: model.heads: 5 heads do not divide the width 32"),
+        (["embed", "--run-dir", "none", "--input", "{pairs}", "--output", "o", "--side", "x"],
+         "none: not a run folder: it has no experiment.json"),
+    ],
+)  # fmt: skip
+def test_as_a_process(tmp_path, experiment_file, arguments, line):
+    names = {"quickstart": REPOSITORY / "experiments" / "quickstart.py", "pairs": PAIRS_FILE}
+    command, *rest = (argument.format(**names) for argument in arguments)
+    done = subprocess.run(
+        [sys.executable, "-m", f"jaxcpt.{command}", *rest],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"jaxcpt: {line}")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == [experiment_file.name]
