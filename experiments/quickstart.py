@@ -1,6 +1,14 @@
-"""A small code-embedding model from the Python source on this machine: no download, minutes.
+"""A small cpt-code model from the Python source on this machine: nothing is downloaded.
 
-python -m jaxcpt.train --experiment experiments/quickstart.py
+    python -m jaxcpt.train --experiment experiments/quickstart.py
+    python -m jaxcpt.search --run-dir runs/quickstart "parse a date from a string"
+
+Hardware: two CPU cores, about five minutes; everything else is faster.
+Data: some 21,000 (docstring, function) pairs of the standard library and of the packages that
+jaxcpt needs, 1,000 more held out by module.
+Expect: MRR 0.61 among the 1,000, where a bag of subwords reaches 0.56 and BM25 0.52 (the sets of
+installed packages differ a little, so the last digit does). docs/quickstart.md tells how each
+choice below was made.
 """
 
 from dataclasses import replace
@@ -22,26 +30,29 @@ from jaxcpt.config import (
 def experiment() -> Experiment:
     run = Experiment(
         name="quickstart",
-        train_steps=60,
+        train_steps=150,
         data=Data(train=(PythonPackages(),), heldout=PythonPackages("heldout")),
         tokenizer=Tokenizer(vocabulary=8192, split_identifiers=True, x_tokens=64, y_tokens=128),
         batching=Batching(pairs_per_batch=512, row_tokens=128, token_dropout=0.3),
+        # A bag of weighted subwords to start with, to which the layer adds what it learns.
         model=Model(
             width=256,
             layers=1,
             heads=4,
+            mlp_width=512,
             causal=False,
             pooling="mean",
             token_weights=True,
+            position_weights=True,
+            final_norm=False,
+            embedding_scale=8.0,
             residual_start="zero",
             compute_dtype="float32",
             remat="nothing",
         ),
-        optimizer=Optimizer(
-            learning_rate=1e-3, embedding_learning_rate=1e-2, warmup_steps=10, final_share=0.1
-        ),
+        optimizer=Optimizer(learning_rate=1e-3, embedding_learning_rate=1e-2, warmup_steps=10),
         loss=Loss(scale_start=20.0),
         evals=Evals(every_steps=50),
     )
-    bag = replace(run.model, layers=0)
-    return replace(run, baseline=Baseline("bag of subwords", 60, run.batching, bag, run.optimizer))
+    bag = replace(run.model, layers=0, position_weights=False)
+    return replace(run, baseline=Baseline("bag of subwords", 150, run.batching, bag, run.optimizer))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish()
-        self.prover.shutdown()
-        self.manager.close()
+        try:
+            self.finish()
+        finally:
+            self.prover.shutdown()
+            with suppress(Exception):  # it raises again what `finish` has told
+                self.manager.close()
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Begins a save of the state's step; arrays are copied, so training may go on at once.

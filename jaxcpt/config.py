@@ -127,6 +127,10 @@ class Model:
     """Weigh each token in the mean by exp of a number learnt per vocabulary entry."""
     position_weights: bool = False
     """Weigh each position in the mean by exp of a number learnt per position."""
+    final_norm: bool = True
+    """Off, a hidden state's length counts in the mean, as it does in a bag of tokens."""
+    embedding_scale: float = 1.0
+    """Multiplies what is looked up, and so says how large the stream is beside its branches."""
     residual_start: Literal["gpt", "zero"] = "gpt"
     """Start of a branch's last matrix: GPT's 0.02 / sqrt(2 layers), or zero."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -304,7 +308,8 @@ def _build(hint: Any, value: Any, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        classes = {a.__name__: a for a in arguments if is_dataclass(a)}
+        dataclass_hints: list[Any] = list(filter(is_dataclass, arguments))
+        classes = {a.__name__: a for a in dataclass_hints}
         if isinstance(value, dict) and (named := str(value.get("type"))) in classes:
             return _build(classes[named], value, path)
         others = [a for a in arguments if a is not type(None)]
@@ -403,6 +408,7 @@ def validate(experiment: Experiment) -> Experiment:
         "batching.rows_per_cell": 1 if b.rows_per_cell is None else b.rows_per_cell,
         "tokenizer.vocabulary": t.vocabulary,
         "data.weights": min(e.data.weights, default=1),
+        "model.embedding_scale": m.embedding_scale,
         "loss.scale_start": e.loss.scale_start,
         "optimizer.learning_rate": e.optimizer.learning_rate,
         "optimizer.clip_norm": e.optimizer.clip_norm,

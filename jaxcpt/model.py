@@ -212,7 +212,8 @@ class Encoder(nn.Module):
                 unroll=m.layers if m.layers <= 4 else 1,
                 metadata_params={nn.PARTITION_NAME: "i"},
             )(m, name="blocks")(hidden_rld, segments_rl, positions_rl)
-            hidden_rld = Norm(m, name="final_norm")(hidden_rld)
+            if m.final_norm:
+                hidden_rld = Norm(m, name="final_norm")(hidden_rld)
 
         hidden_gsd = constrain(hidden_rld.reshape(g, r * l, m.width), "gld")
         if m.pooling == "eos":
@@ -226,7 +227,7 @@ class Encoder(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), tuple(letters))
         table: Any = self.param(name, init, (size, self.settings.width))
         table = constrain(table.astype(self.settings.compute_dtype), letters)
-        return jnp.take(table, ids_rl, axis=0)
+        return jnp.take(table, ids_rl, axis=0) * self.settings.embedding_scale
 
     def average(self, hidden_gsd: jax.Array, cells: Cells) -> jax.Array:
         """(Weighted) mean of each text's hidden states; the length cancels in the cosine."""

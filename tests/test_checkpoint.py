@@ -84,7 +84,8 @@ def test_restores_bit_for_bit_onto_any_mesh(mesh, saved):
             found = checkpoints.restore(6, shapes_of(wanted))
             assert_equal(found, state)
             assert int(found.step) == 6
-            jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail(), found, wanted)
+            layouts = [[leaf.sharding for leaf in jax.tree.leaves(t)] for t in (found, wanted)]
+            assert layouts[0] == layouts[1]
             assert_equal(checkpoints.restore_params(6, shapes_of(wanted).params), state.params)
 
 
@@ -242,17 +243,19 @@ def test_says_when_a_save_does_not_reach_the_disk(mesh, tmp_path):
     # No file above 64 KiB: a write fails in the middle, as on a full disk.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     small, large = make_state(mesh, 3), make_state(mesh, 6, rows=1 << 17)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-    checkpoints.save(small, META)
-    checkpoints.finish()
+    folder = tmp_path / "checkpoints"
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-        with pytest.raises(Refusal, match="checkpoints: step 6 could not be saved: .*too large"):
-            checkpoints.save(large, META)
+        with (
+            pytest.raises(Refusal, match=r"checkpoints: step 6 could not be saved: .*too large"),
+            Checkpoints(folder, keep=2) as checkpoints,
+        ):
+            checkpoints.save(small, META)
             checkpoints.finish()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+            checkpoints.save(large, META)  # told at the next save, or on leaving
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert find_newest(tmp_path / "checkpoints") == 3
+    assert find_newest(folder) == 3
 
 
 def test_refuses_a_tokenizer_of_another_vocabulary(tmp_path):

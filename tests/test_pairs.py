@@ -1,4 +1,4 @@
-"""Sources of pairs: JSONL and ArrayRecord read back, order and indices kept, refusals with place."""
+"""Sources of pairs: JSONL and ArrayRecord read back, by index, and refused by line or byte."""
 
 import json
 import shutil

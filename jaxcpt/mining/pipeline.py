@@ -14,6 +14,7 @@ import shutil
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -58,14 +59,15 @@ def mine(
         raise Refusal(f"{output}: exists; remove it or give another --output")
     output = output.absolute()
     units, input_bytes, problems = list_units(mining.inputs, reading)
-    unfinished = output.with_name(output.name + ".unfinished")
     try:
-        with _claim(unfinished):
+        with _claim(output.with_name(output.name + ".unfinished")) as folder:
             if mining.decontaminate:
-                Index.build(mining.decontaminate, mining.ngram_words).save(unfinished / "index")
+                Index.build(mining.decontaminate, mining.ngram_words).save(folder / "index")
             shards = mining.shards or max(1, -(-input_bytes // SHARD_BYTES))
-            job = Job(mining, reading, miner, unfinished, shards)
-            _run(job, units, problems, input_bytes, list(runner_arguments), workers)
+            beam_options = _make_beam_options(runner_arguments, workers)
+            local = beam_options.view_as(StandardOptions).runner in (None, "DirectRunner")
+            job = Job(mining, reading, miner, folder, shards, os.getpid() if local else None)
+            _run(job, units, problems, input_bytes, beam_options)
             counts = _count(job, problems)
             card = write_dataset(
                 job.dataset, mining.name, mining.version, counts, asdict(mining) | (options or {})
@@ -80,8 +82,11 @@ def mine(
 
 
 @contextlib.contextmanager
-def _claim(folder: Path) -> Iterator[None]:
-    """The folder, empty, for this run alone; removed in the end, whatever a killed run left."""
+def _claim(folder: Path) -> Iterator[Path]:
+    """A new folder in `folder`, which one run has at a time and in the end removes.
+
+    What a killed run left there goes. Its workers may still write, so no folder is used twice.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")  # noqa: SIM115
@@ -92,14 +97,14 @@ def _claim(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise Refusal(f"{folder}: another run is writing there; wait for it to end") from error
     try:
-        for entry in folder.iterdir():
-            if entry.name != "lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for left in folder.glob("run-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        run = folder / f"run-{uuid.uuid4().hex}"
         for name in ("dataset", "units"):
-            (folder / name).mkdir()
-        yield
+            (run / name).mkdir(parents=True)
+        yield run
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         lock.close()
 
 
@@ -112,6 +117,8 @@ class Job:
     miner: Miner
     folder: Path
     shards: int
+    command: int | None
+    """Process of the command, where the workers run beside it."""
 
     @property
     def dataset(self) -> Path:
@@ -129,6 +136,8 @@ class MineUnit(beam.DoFn):
 
     def process(self, numbered: tuple[int, Unit]) -> Iterator[Any]:
         number, unit = numbered
+        if self.job.command:
+            os.kill(self.job.command, 0)  # ends a worker whose command was killed
         counts: Counter[str] = Counter()
         for part in unit:
             for found in read_part(part, self.job.reading):
@@ -157,8 +166,11 @@ class MineUnit(beam.DoFn):
             if isinstance(found, Problem):
                 yield self._list(found, counts)
                 continue
-            counts["pairs mined"] += 1
             x_words, y_words = map(split_words, found)
+            if x_words == y_words:
+                counts["left out: pair of equal sides"] += 1
+                continue
+            counts["pairs mined"] += 1
             if index and (hit := index.find(x_words) or index.find(y_words)):
                 counts[f"contaminated: {hit[0]}"] += 1
                 problem = Problem("contaminated", document.name, f"{hit[0]}: {hit[1]}")
@@ -183,26 +195,28 @@ def choose_split(document: Document, content: bytes, mining: Mining) -> str:
     return SPLITS[1] if share < mining.heldout_share else SPLITS[0]
 
 
-def _run(
-    job: Job,
-    units: Sequence[Unit],
-    problems: Sequence[Problem],
-    input_bytes: int,
-    runner_arguments: list[str],
-    workers: int,
-) -> None:
-    options = PipelineOptions(
-        runner_arguments,
+def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> PipelineOptions:
+    return PipelineOptions(
+        list(runner_arguments),
         direct_num_workers=workers,
         direct_running_mode="multi_processing" if workers > 1 else "in_memory",
         pipeline_type_check=False,  # a DoFn with two outputs has no one type
         allow_unsafe_triggers=True,  # or DirectRunner tries to download an engine; none is used
         default_sdk_harness_log_level="ERROR",
     )
-    local = options.view_as(StandardOptions).runner in (None, "DirectRunner")
 
+
+def _run(
+    job: Job,
+    units: Sequence[Unit],
+    problems: Sequence[Problem],
+    input_bytes: int,
+    options: PipelineOptions,
+) -> None:
     def group(name: str, buckets: int, smallest: int = 1) -> beam.PTransform:
-        return GroupOnDisk(job.folder / name, buckets, smallest) if local else GroupInRunner()
+        if job.command is None:
+            return GroupInRunner()
+        return GroupOnDisk(job.folder / name, buckets, smallest)
 
     buckets = max(1, FINGERPRINT_EXPANSION * input_bytes // SHARD_BYTES)
     pipeline = beam.Pipeline(options=options)
