@@ -131,8 +131,8 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
                 if logs:
                     rows, waiting = jax.device_get(waiting), []
                     for row in rows:
-                        tokens = int(row.pop("tokens"))
-                        speed.count(int(row["pairs"]), tokens, run.budget.model_flops_per_step)
+                        pairs, tokens = int(row.pop("pairs")), int(row.pop("tokens"))
+                        speed.count(pairs, tokens, run.budget.model_flops_per_step)
                     timing = speed.read()
                     metrics.log(step, rows[-1] | (timing if step > first + 1 else {}))
 
@@ -151,7 +151,8 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
                         if scores := score(experiment, embedder.embed, run.heldout):
                             metrics.log_evals(step, scores)
             embedder.params = state.params["encoder"]
-    conclude(run_dir, embedder, run)
+    if run_dir == shared_dir:  # a baseline is shown with its run
+        conclude(run_dir, embedder, run)
 
 
 def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:

@@ -160,3 +160,51 @@ def test_refuses_when_jaxcpt_is_not_installed(monkeypatch):
     mine_packages.cache_clear()
     with pytest.raises(Refusal, match=r"jaxcpt is not installed, .* `pip install -e .`"):
         mine_packages((), 0, seed=0)
+
+
+def test_neighbours_are_for_training_only(package):
+    text = '''
+class Stack:
+    """A stack of items."""
+
+    def pop(self):
+        """Remove the top item.
+
+        The item is returned to the caller afterwards.
+        """
+        return self.items.pop()
+
+    def copied(self, a, b):
+        """A docstring that only the class would show."""
+        # the sum
+        return a + b
+
+# These names are made up
+# for the test
+first = 1
+second = 2
+
+# too few lines below this one
+third = 3
+'''
+    names = package({"a.py": text, "b.py": SECOND})
+    seed = next(
+        s for s in range(9) if mine_packages(names, 3, s)[1][0].source == "planted.b:sum_up"
+    )
+    train, heldout = mine_packages(names, 3, seed, neighbours=True)
+    plain, _ = mine_packages(names, 3, seed)
+    assert train[: len(plain)] == plain
+    others = {(pair.x, pair.y) for pair in train[len(plain) :]}
+    rest = "The item is returned to the caller afterwards."
+    pop = "def pop(self):\n    return self.items.pop()"
+    class_text = "class Stack:\n\n    def pop(self):"
+    stack = next(pair for pair in others if pair[0] == "A stack of items.")
+    assert others == {
+        (rest, pop),
+        ("Remove the top item.", rest),
+        ("These names are made up for the test", "first = 1\nsecond = 2"),
+        stack,
+    }
+    assert stack[1].startswith(class_text)
+    assert "a + b" not in stack[1]  # its body is held out
+    assert len(heldout) == 3

@@ -1,0 +1,143 @@
+"""Real processes that train one run: equal numbers; who does not come, disagrees, dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from jaxcpt.config import Refusal
+from jaxcpt.processes import LOST_PEER, join
+
+EXPERIMENT = "experiments/cpt_text_s.py"
+FLOAT32 = ["--set", "model.compute_dtype=float32"]
+
+
+def find_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def start(run_dir, *options, port=None, process=0, count=2, wait=120):
+    """A process of a smoke run of two devices in all."""
+    command = [sys.executable, "-m", "jaxcpt.train", "--experiment", EXPERIMENT, "--smoke"]
+    command += ["--run-dir", str(run_dir), *FLOAT32, *options]
+    if port is not None:
+        command += ["--coordinator", f"localhost:{port}", "--num-processes", str(count)]
+        command += ["--process-id", str(process), "--wait", str(wait)]
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_losses(run_dir) -> list[float]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def wait_for(path, processes, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+
+
+def said(errors: str) -> list[str]:
+    """The lines on stderr that are for the user."""
+    return [line for line in errors.splitlines() if line.startswith("jaxcpt:")]
+
+
+def test_two_processes_train_like_one(tmp_path):
+    port = find_port()
+    several = [start(tmp_path / "two", port=port, process=i) for i in range(2)]
+    outputs = [process.communicate(timeout=500) for process in several]
+    assert [process.returncode for process in several] == [0, 0], outputs
+    assert "report.html" in outputs[0][0]
+    assert "report.html" not in outputs[1][0]  # only the first one speaks
+    alone = start(tmp_path / "one")
+    assert alone.communicate(timeout=500)[0]
+    losses = read_losses(tmp_path / "one")
+    assert len(losses) == 4
+    # Other cells, so other sums: float32's last digits, carried through four steps of AdamW.
+    np.testing.assert_allclose(read_losses(tmp_path / "two"), losses, rtol=1e-4)
+
+
+def test_processes_that_disagree_are_named(tmp_path):
+    port = find_port()
+    several = [
+        start(tmp_path / "run", "--set", f"seed={i}", port=port, process=i) for i in range(2)
+    ]
+    for process in several:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 2
+        wanted = "jaxcpt: process 1 runs another experiment than process 0: seed: 0 -> 1"
+        assert said(errors) == [wanted]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path, victim):
+    port, run_dir = find_port(), tmp_path / "run"
+    long = ["--set", "train_steps=100000", "--set", "evals.every_steps=100000"]
+    several = [start(run_dir, *long, port=port, process=i) for i in range(2)]
+    try:
+        wait_for(run_dir / "checkpoints" / "2.sha256.json", several)
+        several[victim].kill()
+        killed_at = time.monotonic()
+        other = several[1 - victim]
+        _, errors = other.communicate(timeout=60)
+        assert time.monotonic() - killed_at < 15
+        # The coordinator's death may reach XLA first, which aborts; then the line is all there is.
+        assert other.returncode in (LOST_PEER, -signal.SIGABRT)
+        (line,) = said(errors)
+        assert "another process is gone; start all of them again to resume" in line
+        assert "stack trace" not in errors
+
+        port = find_port()
+        several = [start(run_dir, *long, port=port, process=i) for i in range(2)]
+        for output in several[0].stdout:
+            if "resuming at step" in output:
+                break
+        assert "resuming at step" in output
+    finally:
+        for process in several:
+            process.kill()
+            process.communicate()
+
+
+def test_says_who_did_not_come():
+    with pytest.raises(Refusal, match="process 0: waited 1 s for 3 processes; did not come: 1, 2"):
+        join(f"localhost:{find_port()}", 3, 0, wait=1)
+
+
+def test_says_that_the_coordinator_did_not_come():
+    port = find_port()
+    with pytest.raises(Refusal, match=f"process 2: waited 1 s for process 0 at localhost:{port}"):
+        join(f"localhost:{port}", 3, 2, wait=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, 2, 0), "--num-processes and --process-id go with --coordinator HOST:PORT"),
+        (("localhost:1", None, 0), "--coordinator needs --num-processes and --process-id"),
+        (("localhost:1", 2, 2), "--process-id 2: must be from 0 to 1"),
+        (("localhost", 2, 0), "--coordinator localhost: must be HOST:PORT"),
+    ],
+)
+def test_refuses_half_an_address(arguments, message):
+    with pytest.raises(Refusal, match=message):
+        join(*arguments, wait=1)

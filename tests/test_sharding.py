@@ -1,0 +1,124 @@
+"""Meshes multiply to the devices, rules are one table, and every parameter divides or is refused.
+"""
+
+import jax
+import numpy as np
+import pytest
+from conftest import EXACT, make_experiment
+from jax.sharding import PartitionSpec
+
+from jaxcpt import config
+from jaxcpt.config import Refusal
+from jaxcpt.sharding import (
+    DATA_AXES,
+    RULES,
+    check_model_fits,
+    constrain,
+    count_data_shards,
+    make_mesh,
+    named,
+    partition_spec,
+    size_mesh,
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices", "sizes"),
+    [
+        ((-1, 1, 1), 8, (8, 1, 1)),
+        ((-1, 2, 2), 8, (2, 2, 2)),
+        ((1, -1, 4), 8, (1, 2, 4)),
+        ((2, 4, 1), 8, (2, 4, 1)),
+        ((-1, 1, 1), 1, (1, 1, 1)),
+    ],
+)
+def test_one_axis_takes_what_the_others_leave(shape, devices, sizes):
+    assert tuple(size_mesh(config.Mesh(*shape), devices).values()) == sizes
+    mesh = make_mesh(config.Mesh(*shape), jax.devices()[:devices])
+    assert mesh.devices.shape == sizes
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert count_data_shards(mesh) == sizes[0] * sizes[1]
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (-1, 3, 1), (16, 1, 1), (-1, 16, 1), (0, 1, 8)])
+def test_a_mesh_that_does_not_multiply_is_refused(shape):
+    asked = " x ".join(
+        f"{name} {size}" for name, size in zip(("data", "fsdp", "tensor"), shape, strict=True)
+    )
+    with pytest.raises(Refusal) as refusal:
+        make_mesh(config.Mesh(*shape))
+    assert str(refusal.value) == (
+        f"mesh: {asked} does not multiply to the 8 devices here; "
+        "set mesh.data=-1 to take what the other axes leave"
+    )
+
+
+def test_two_open_axes_are_refused():
+    with pytest.raises(Refusal, match="^mesh: only one axis may be -1, found data and tensor$"):
+        size_mesh(config.Mesh(-1, 1, -1), 8)
+
+
+def test_every_rule_names_axes_of_the_mesh():
+    mesh = make_mesh(config.Mesh())
+    for letter, columns in RULES.items():
+        assert len(letter) == 1
+        for axes in columns:
+            assert {*np.ravel(axes)} <= {None, *mesh.axis_names}
+    with pytest.raises(KeyError):
+        partition_spec("dq")
+
+
+def test_parameters_are_cut_at_rest_and_whole_in_width_in_the_step():
+    assert partition_spec("dhk", "storage") == PartitionSpec("fsdp", "tensor", None)
+    assert partition_spec("dhk") == PartitionSpec(None, "tensor", None)
+    assert partition_spec("bd") == PartitionSpec(DATA_AXES, None)
+
+
+def test_constrain_lays_out_in_a_mesh_and_does_nothing_outside():
+    array = np.arange(64.0).reshape(8, 8)
+    np.testing.assert_allclose(jax.jit(lambda a: constrain(a, "vd"))(array), array, **EXACT)
+    mesh = make_mesh(config.Mesh(2, 2, 2))
+    with jax.set_mesh(mesh):
+        stored = jax.jit(lambda a: constrain(a, "vd", "storage"))(array)
+    assert stored.sharding.is_equivalent_to(
+        jax.sharding.NamedSharding(mesh, PartitionSpec("tensor", "fsdp")), 2
+    )
+    assert {shard.data.shape for shard in stored.addressable_shards} == {(4, 4)}
+    assert named(mesh).is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("mesh", "model", "vocabulary", "text"),
+    [
+        ((1, 1, 8), {"heads": 4}, 400, "model.heads: 4 does not divide by the mesh axis tensor=8"),
+        (
+            (1, 4, 2),
+            {"kv_heads": 1},
+            400,
+            "model.kv_heads: 1 does not divide by the mesh axis tensor=2",
+        ),
+        (
+            (1, 1, 8),
+            {"heads": 8, "mlp_width": 20},
+            400,
+            "model.mlp_width: 20 does not divide by the mesh axis tensor=8",
+        ),
+        ((4, 1, 2), {}, 399, "tokenizer.vocabulary: 399 does not divide by the mesh axis tensor=2"),
+        (
+            (1, 8, 1),
+            {"width": 12},
+            400,
+            "model.width: 12 does not divide by the mesh axis fsdp=8",
+        ),
+    ],
+)
+def test_what_an_axis_does_not_divide_is_refused(mesh, model, vocabulary, text):
+    changes = {f"model__{name}": value for name, value in model.items()}
+    settings = make_experiment(**changes).model
+    with pytest.raises(Refusal) as refusal:
+        check_model_fits(make_mesh(config.Mesh(*mesh)), settings, vocabulary)
+    assert str(refusal.value) == text
+
+
+def test_what_divides_is_let_through():
+    check_model_fits(make_mesh(config.Mesh(2, 2, 2)), make_experiment().model, 400)
