@@ -40,6 +40,8 @@ class PythonPackages:
     heldout_functions: int = 1000
     packages: tuple[str, ...] = ()
     """Import names to mine, such as `json`; empty: the standard library and jaxcpt's own needs."""
+    neighbours: bool = False
+    """Train on other texts of the same files too: later paragraphs, classes, comments."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from jaxcpt.config import Refusal
 
@@ -146,8 +148,11 @@ class Metrics:
         file = open(self._run_dir / METRICS_FILE, "a", encoding="utf-8", buffering=1)
         self._file = self._stack.enter_context(file)
         self._board = self._stack.enter_context(
-            SummaryWriter(str(self._run_dir), purge_step=self._start_step + 1, flush_secs=10)
+            closing(EventsWriter(str(self._run_dir / "events")))
         )
+        # Tells TensorBoard to forget what an earlier process wrote of later steps.
+        begin = SessionLog(status=SessionLog.START)
+        self._board.write_event(Event(step=self._start_step + 1, session_log=begin))
         self._console = _console()
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             # Redrawn when there is news, so that no thread competes with the run for a core.
@@ -173,7 +178,8 @@ class Metrics:
         scalars = {name: float(value) for name, value in scalars.items()}
         self._file.write(_to_line({"step": step, **scalars}))
         for name, value in scalars.items():
-            self._board.add_scalar(f"train/{name}", value, step)
+            self._plot(f"train/{name}", value, step)
+        self._board.flush()
         self._warn_of_not_finite(step, scalars)
         now = time.perf_counter()
         numbers, left = _numbers(scalars), self._time_left(step, now)
@@ -192,11 +198,17 @@ class Metrics:
         scores = {name: float(value) for name, value in scores.items()}
         record_evals(self._run_dir, step, scores)
         for name, value in scores.items():
-            self._board.add_scalar(name, value, step)
+            self._plot(name, value, step)
         self._board.flush()
         self._warn_of_not_finite(step, scores)
         listed = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self._print(Text(f"evals at step {step}  {listed}"))
+
+    def _plot(self, name: str, value: float, step: int) -> None:
+        """To TensorBoard. Written here and not in a thread of tensorboardX's SummaryWriter: on a
+        full disk that thread dies, and its queue then blocks the run for ever."""
+        event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+        self._board.write_event(event)
 
     def _print(self, text: Text) -> None:
         self._console.print(text, soft_wrap=True)

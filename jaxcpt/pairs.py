@@ -98,7 +98,7 @@ def _mined(source: PythonPackages, run_dir: Path, seed: int) -> list[Pair]:
     whatever has been installed since."""
     files = {split: run_dir / "pairs" / f"{split}.jsonl" for split in ("train", "heldout")}
     if not all(file.is_file() for file in files.values()):
-        mined = mine_packages(source.packages, source.heldout_functions, seed)
+        mined = mine_packages(source.packages, source.heldout_functions, seed, source.neighbours)
         files["train"].parent.mkdir(parents=True, exist_ok=True)
         for file, pairs in zip(files.values(), mined, strict=True):
             write_pairs(file, pairs)

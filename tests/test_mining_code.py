@@ -148,6 +148,11 @@ def test_no_documentation_remains(words, body, language, crlf):
         assert f" {' '.join(split_words(x))} " not in f" {' '.join(split_words(y))} "
 
 
+def test_half_a_character_in_documentation():
+    pairs, _, _ = mine("repo/a.py", change("something of use", "some \\ud800 use"))
+    assert pairs[0][0] == "Does some ? use."
+
+
 def test_the_standard_library():
     """Every function mined parses alone, and its documentation is what Python sees."""
     import ast

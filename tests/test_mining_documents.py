@@ -255,6 +255,7 @@ GOOD = JSONL.splitlines(keepends=True)[0]
             f"a.jsonl@{len(GOOD)}",
         ),
         ("a.jsonl", GOOD + b'{"text": 3}\n' + GOOD, "record without text", f"a.jsonl@{len(GOOD)}"),
+        ("a.jsonl", GOOD + b'{"text": "\\ud800"}\n' + GOOD, "bad UTF-8", f"a.jsonl@{len(GOOD)}"),
         ("a.jsonl", GOOD + b'"text"\n' + GOOD, "record without text", f"a.jsonl@{len(GOOD)}"),
         ("a.jsonl.gz", gzip.compress(GOOD * 2)[:-9], "broken gzip", "a.jsonl.gz"),
         ("a.jsonl.gz", gzip.compress(GOOD * 2) + b"garbage", "broken gzip", "a.jsonl.gz"),
@@ -328,6 +329,11 @@ def test_links_out_of_the_input_are_told_and_not_followed(tmp_path):
     ]
     (tmp_path / "named").symlink_to(inside)
     assert len(read(tmp_path / "named")[0]) == 1  # the user's own link is an input like any
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    (tmp_path / os.fsdecode(b"b\xff.txt")).write_text("One.")
+    assert [item.name for item in read(tmp_path)[0]] == [f"{tmp_path.name}/b\ufffd.txt"]
 
 
 def test_sources_only(tmp_path):

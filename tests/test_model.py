@@ -1,5 +1,4 @@
-"""The encoder equals a short float64 NumPy forward pass, packed or alone, and padding never counts.
-"""
+"""The encoder equals a short float64 NumPy forward pass, packed or alone; padding never counts."""
 
 import jax
 import numpy as np

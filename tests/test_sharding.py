@@ -1,5 +1,4 @@
-"""Meshes multiply to the devices, rules are one table, and every parameter divides or is refused.
-"""
+"""Meshes multiply to the devices, one table rules, and what does not divide is refused."""
 
 import jax
 import numpy as np
@@ -54,7 +53,7 @@ def test_a_mesh_that_does_not_multiply_is_refused(shape):
 
 
 def test_two_open_axes_are_refused():
-    with pytest.raises(Refusal, match="^mesh: only one axis may be -1, found data and tensor$"):
+    with pytest.raises(Refusal, match=r"^mesh: only one axis may be -1, found data and tensor$"):
         size_mesh(config.Mesh(-1, 1, -1), 8)
 
 

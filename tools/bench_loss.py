@@ -32,7 +32,8 @@ def shape_inputs(pairs: int, width: int, mesh: jax.sharding.Mesh) -> tuple[Any, 
     z_bd = shape("bd", jnp.float32, pairs, width)
     present_b = shape("b", jnp.bool, pairs)
     hash_b2 = shape("bt", jnp.uint32, pairs, 2)
-    labels = Labels(present_b, hash_b2, present_b, hash_b2)
+    labels: Any = Labels
+    labels = labels(present_b, hash_b2, present_b, hash_b2)
     return z_bd, z_bd, shape("", jnp.float32), labels
 
 
@@ -52,9 +53,7 @@ def draw_inputs(pairs: int, width: int, mesh: jax.sharding.Mesh) -> tuple[Any, .
 
 
 def compile_loss(form: Form, pairs: int, width: int, mesh: jax.sharding.Mesh) -> Any:
-    find = jax.value_and_grad(
-        partial(contrastive_loss, form=form), argnums=(0, 1, 2), has_aux=True
-    )
+    find = jax.value_and_grad(partial(contrastive_loss, form=form), argnums=(0, 1, 2), has_aux=True)
     with jax.set_mesh(mesh):
         return jax.jit(find).lower(*shape_inputs(pairs, width, mesh)).compile()
 

@@ -64,7 +64,7 @@ def find_truth(params: Tree, log_scale: float, pairs: Sequence[TextPair]) -> Tru
 
 def find_counted(pairs: Sequence[TextPair]) -> Array:
     """Which candidate is in the softmax of which pair: [b, c]. See `jaxcpt.loss`."""
-    candidates = [(pair.y.words, pair.x.words) for pair in pairs]
+    candidates: list[tuple[str, str | None]] = [(pair.y.words, pair.x.words) for pair in pairs]
     candidates += [(text.words, None) for pair in pairs for text in pair.negatives]
     return np.array(
         [
@@ -122,7 +122,7 @@ def encode_text(w: Tree, ids: Array) -> tuple[Array, Callable[[Array], Tree]]:
 
     def pull(dz: Array) -> Tree:
         dhidden, dfinal = pull_norm(np.pad(dz[None], ((len(ids) - 1, 0), (0, 0))))
-        dblocks = []
+        dblocks: list[Tree] = []
         for pull_block in reversed(pulls):
             dhidden, dblock = pull_block(dhidden)
             dblocks.insert(0, dblock)

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -102,12 +102,12 @@ class Row:
 def list_meshes(devices: int) -> list[tuple[int, int, int]]:
     """Every data x fsdp x tensor that multiplies to `devices`."""
     sizes = [size for size in (1, 2, 4, 8) if size <= devices]
-    return [m for m in itertools.product(sizes, repeat=3) if m[0] * m[1] * m[2] == devices]
+    return [m for m in itertools.product(sizes, sizes, sizes) if m[0] * m[1] * m[2] == devices]
 
 
 CUTS: list[tuple[int, Form]] = list(itertools.product((1, 2, 4, 8), ("dense", "streaming")))
 # 64 pairs are one for each of 8 devices and 8 chunks; 61 divide by nothing.
-CONTENTS = list(itertools.product((True, False), (0, 2), (64, 61)))
+CONTENTS: list[tuple[bool, int, int]] = list(itertools.product((True, False), (0, 2), (64, 61)))
 
 COVERED = """Covered in full: every mesh x chunks x form; every mesh x packing x negatives x \
 remainder; and every
@@ -225,7 +225,7 @@ def shift_labels(
 prepare = loss._prepare
 # What is wrong in the loss under each plant. A temperature counted once per chunk is no fault of
 # the loss: `find_gradients` multiplies.
-FAULTS: dict[Plant, dict[str, Callable]] = {
+FAULTS: dict[Plant, dict[str, Any]] = {
     "none": {},
     "gather": {"_scatter": keep_own_part},
     "temperature": {},
@@ -243,7 +243,7 @@ def find_gradients(case: Case, plant: Plant = "none") -> list[tuple[float, float
     def place(value: np.ndarray, layout: jax.sharding.Sharding) -> jax.Array:
         return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
 
-    with jax.set_mesh(mesh), patch.multiple(loss, **SMALL_TILES, **FAULTS[plant]):
+    with jax.set_mesh(mesh), patch.multiple(loss, **(SMALL_TILES | FAULTS[plant])):
         # As many pairs as a batch holds: each batch is all of them.
         pairs = PairList(make_pairs(case.pairs))
         batch = Batches(experiment, [pairs], make_tokenizer(), mesh).make(0)
@@ -332,10 +332,10 @@ def measure_processes(processes: int, quick: bool, plant: Plant) -> Iterator[Row
             process.kill()
 
 
-def join(coordinator: str, processes: str, number: str, quick: bool, plant: Plant) -> None:
+def join(coordinator: str, processes: int, number: int, quick: bool, plant: Plant) -> None:
     """One of several processes. Each makes its own part of the batch; the first prints rows."""
-    jax.distributed.initialize(coordinator, int(processes), int(number))
-    for case in list_process_cases(int(processes), quick):
+    jax.distributed.initialize(coordinator, processes, number)
+    for case in list_process_cases(processes, quick):
         for row in measure(case, plant):
             if jax.process_index() == 0:
                 print(json.dumps(dataclasses.asdict(row)), flush=True)
@@ -358,20 +358,8 @@ def compare_bfloat16(quick: bool) -> Iterator[tuple[Case, float, float]]:
             yield cut, float(encoder), float(temperature)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
-    parser.add_argument("--quick", action="store_true", help="a part of the table, for CI")
-    parser.add_argument("--plant", default="none", choices=FAULTS, help="a fault to be found")
-    parser.add_argument("--join", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}"
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 2 if options.join else 8)
-    if options.join:
-        join(*options.join, options.quick, options.plant)
-        return
-
+def print_table(options: argparse.Namespace) -> int:
+    """Prints every line as it is found. Returns how many are wrong."""
     begun = time.monotonic()
     print(COVERED_QUICKLY if options.quick else COVERED)
     print(f"Streaming in tiles of {SMALL_TILES}. Planted fault: {options.plant}.\n\n{COLUMNS}")
@@ -393,8 +381,24 @@ def main() -> None:
     print(f"\n{len(rows) + len(rounded)} lines, {wrong} wrong; {time.monotonic() - begun:.0f} s")
     if options.json:
         options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
-    if wrong:
-        sys.exit(1)
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    parser.add_argument("--quick", action="store_true", help="a part of the table, for CI")
+    parser.add_argument("--plant", default="none", choices=FAULTS, help="a fault to be found")
+    parser.add_argument("--join", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}"
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 2 if options.join else 8)
+    if options.join:
+        coordinator, processes, number = options.join
+        join(coordinator, int(processes), int(number), options.quick, options.plant)
+        return
+    sys.exit(print_table(options) > 0)
 
 
 if __name__ == "__main__":

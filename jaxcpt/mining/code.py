@@ -219,6 +219,7 @@ def _cut_docstring(
         doc = None
     if not isinstance(doc, str):
         return "", source[start:end]
+    doc = doc.encode(errors="replace").decode()  # an escape can stand for half a character
     first = source.rfind(b"\n", 0, statement.start_byte) + 1
     after = source.find(b"\n", statement.end_byte)
     last = len(source) if after < 0 else after + 1

@@ -118,6 +118,11 @@ def read_part(part: Part, reading: Reading) -> Iterator[Document | Problem]:
         yield _tell(part.name, error)
 
 
+def mend_name(name: str) -> str:
+    """A file's name as UTF-8 can hold it."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def _tell(name: str, error: BaseException) -> Problem:
     form, compression = suffixes(name)
     kind = COMPRESSIONS.get(compression) or form.lstrip(".") or "file"
@@ -202,6 +207,10 @@ def _read_jsonl(
 def _record(where: str, record: Any, reading: Reading) -> Document | Problem:
     text = record.get(reading.text_field) if isinstance(record, dict) else None
     if isinstance(text, str) and text.strip():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a character, as JSON can escape it
+            return Problem("bad UTF-8", where, tell_error(error))
         return Document(where, text)
     return Problem("record without text", where, f"no text under '{reading.text_field}'")
 
@@ -307,8 +316,8 @@ def _read_zip(part: Part, reading: Reading) -> Iterator[Document | Problem]:
 def _member(archive: str, name: str, reading: Reading) -> str | Problem | None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        return Problem("archive member climbs out of its folder", archive, name)
-    return f"{archive}/{path}" if is_wanted(path.name, reading) else None
+        return Problem("archive member climbs out of its folder", archive, mend_name(name))
+    return mend_name(f"{archive}/{path}") if is_wanted(path.name, reading) else None
 
 
 def _read_member(name: str, file: BinaryIO, reading: Reading) -> Iterator[Document | Problem]:

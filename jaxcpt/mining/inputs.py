@@ -20,6 +20,7 @@ from jaxcpt.mining.documents import (
     Problem,
     Reading,
     is_wanted,
+    mend_name,
     suffixes,
     tell_error,
 )
@@ -69,7 +70,7 @@ def list_units(inputs: Sequence[str], reading: Reading) -> tuple[list[Unit], int
                 elif is_wanted(found.name, reading):
                     files += _list_parts(str(found), _below(found, Path(given)), reading)
         elif os.path.isfile(given):
-            files += _list_parts(given, os.path.basename(given), reading)
+            files += _list_parts(given, mend_name(os.path.basename(given)), reading)
         else:
             raise Refusal(f"{given}: no such file or folder; --input takes paths and tfds:NAME")
     if not files:
@@ -86,7 +87,7 @@ def list_units(inputs: Sequence[str], reading: Reading) -> tuple[list[Unit], int
 
 
 def _below(path: Path, root: Path) -> str:
-    return (Path(root.resolve().name) / path.relative_to(root)).as_posix()
+    return mend_name((Path(root.resolve().name) / path.relative_to(root)).as_posix())
 
 
 def _walk(root: Path) -> Iterator[Path | Problem]:
@@ -98,7 +99,7 @@ def _walk(root: Path) -> Iterator[Path | Problem]:
             path = Path(folder, name)
             if path.is_symlink():
                 if inside not in path.resolve().parents:
-                    target = os.readlink(path)
+                    target = mend_name(os.readlink(path))
                     yield Problem("symbolic link out of the input", _below(path, root), target)
             elif name in names and not name.startswith("."):
                 if stat.S_ISREG(path.stat().st_mode):

@@ -59,24 +59,7 @@ def write_shard(folder: Path, name: str, shard: tuple[int, int], values: Iterabl
     """
     number, count = shard
     suffix = f"{number:05d}-of-{count:05d}"
-    by_kind: dict[str, list[tuple]] = {"pair": [], "drop": [], "list": []}
-    for kind, *value in values:
-        by_kind[kind].append(tuple(value))
-    reasons = {}
-    for pair_id, reason, kept in sorted(by_kind["drop"], reverse=True):
-        reasons[pair_id] = (reason, kept.hex())
-    pairs: dict[bytes, tuple] = {}
-    listed = sorted(by_kind["list"])
-    drops: Counter[str] = Counter()
-    for pair_id, *pair in sorted(by_kind["pair"]):
-        reason, kept = reasons.get(pair_id, ("", ""))
-        if pair_id in pairs:
-            reason, kept = "exact duplicate", pair_id.hex()
-        if reason:
-            drops[reason] += 1
-            listed.append((reason, pair[-1], f"repeats pair {kept}"))
-        else:
-            pairs[pair_id] = tuple(pair)
+    pairs, drops, listed = _settle(values)
     lines = [
         json.dumps({"reason": reason, "name": where, "detail": detail}, ensure_ascii=False)
         for reason, where, detail in listed
@@ -87,13 +70,13 @@ def write_shard(folder: Path, name: str, shard: tuple[int, int], values: Iterabl
     report: dict[str, Any] = {"drops": drops, "rows": {}, "bytes": {}, "sha256": {}}
     report["sha256"][list_file] = _sha256(folder / list_file)
     for split in SPLITS:
-        rows = [(pair_id, *pair) for pair_id, (at, *pair) in pairs.items() if at == split]
+        rows = [pair for at, *pair in pairs.values() if at == split]
         file = f"{name}-{split}.array_record-{suffix}"
         # group_size 1 is what makes each record readable alone.
         writer = ArrayRecordWriter(os.fspath(folder / file), "group_size:1")
         size = 0
-        for _, x, y, source in rows:
-            example = serialize(x, y, source)
+        for row in rows:
+            example = serialize(*row)
             size += len(example)
             writer.write(example)
         writer.close()
@@ -110,6 +93,31 @@ def write_shard(folder: Path, name: str, shard: tuple[int, int], values: Iterabl
     path = folder / f"report-{suffix}.json"
     path.with_suffix(".part").write_text(json.dumps(report, sort_keys=True))
     os.replace(path.with_suffix(".part"), path)
+
+
+def _settle(
+    values: Iterable[tuple],
+) -> tuple[dict[bytes, tuple], Counter[str], list[tuple[str, str, str]]]:
+    """The pairs that stay, by id and in its order; how many go by reason; what is listed."""
+    by_kind: dict[str, list[tuple]] = {"pair": [], "drop": [], "list": []}
+    for kind, *value in values:
+        by_kind[kind].append(tuple(value))
+    reasons = {}
+    for pair_id, reason, kept in sorted(by_kind["drop"], reverse=True):
+        reasons[pair_id] = (reason, kept.hex())
+    pairs: dict[bytes, tuple] = {}
+    drops: Counter[str] = Counter()
+    listed = sorted(by_kind["list"])
+    for pair_id, *pair in sorted(by_kind["pair"]):
+        reason, kept = reasons.get(pair_id, ("", ""))
+        if pair_id in pairs:
+            reason, kept = "exact duplicate", pair_id.hex()
+        if reason:
+            drops[reason] += 1
+            listed.append((reason, pair[-1], f"repeats pair {kept}"))
+        else:
+            pairs[pair_id] = tuple(pair)
+    return pairs, drops, listed
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,120 @@
+"""The gradient table finds every planted fault, and its reference is a derivative."""
+
+import json
+from itertools import product
+from types import SimpleNamespace
+
+import gradient_reference
+import gradient_table
+import jax
+import numpy as np
+import pytest
+from gradient_reference import Text, TextPair
+from gradient_table import Case, list_cases, list_meshes, list_process_cases, measure
+
+CUT = Case(2, 2, 2, 4, "streaming", pack=True, negatives=2, pairs=61)
+
+
+def test_the_reference_is_the_derivative_of_its_loss():
+    """Central differences in float64, of one number in each parameter."""
+    random = np.random.default_rng(0)
+    params = gradient_table.draw_encoder()
+    params = gradient_reference.map_tree(lambda a: a.astype(np.float64), params)
+
+    def draw(length):
+        return Text(random.integers(1, 300, length), str(random.integers(0, 6)))
+
+    pairs = [TextPair(draw(3), draw(5), (draw(4),) * (n % 2)) for n in range(5)]
+    assert not gradient_reference.find_counted(pairs).all()
+    truth = gradient_reference.find_truth(params, 2.0, pairs)
+
+    def slope(move):
+        step = 1e-5
+        above = gradient_reference.find_truth(params, 2.0 + move(step), pairs).loss
+        move(-step)  # back
+        below = gradient_reference.find_truth(params, 2.0 + move(-step), pairs).loss
+        move(step)
+        return (above - below) / (2 * step)
+
+    np.testing.assert_allclose(slope(lambda step: step), truth.log_scale, rtol=1e-6)
+    for leaf, derivative in zip(
+        jax.tree.leaves(params), jax.tree.leaves(truth.encoder), strict=True
+    ):
+        index = np.unravel_index(np.argmax(np.abs(derivative)), derivative.shape)
+
+        def move(step, leaf=leaf, index=index):
+            leaf[index] += step
+            return 0.0
+
+        np.testing.assert_allclose(slope(move), derivative[index], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", [CUT, Case(8, 1, 1, 1, "dense", False, 0, 64)])
+def test_what_is_cut_is_exact(case):
+    rows = list(measure(case))
+    assert [row.scale for row in rows] == list(gradient_table.SCALES)
+    assert all(row.exact for row in rows)
+
+
+@pytest.mark.parametrize("plant", ["gather", "temperature", "labels"])
+def test_a_planted_fault_shows(plant):
+    for row in measure(CUT, plant):
+        assert not row.exact
+        assert gradient_table.show(row).endswith("WRONG")
+        if plant == "gather":  # the temperature and the loss do not notice
+            assert abs(row.encoder - 1) > 0.1
+            assert abs(row.temperature - 1) < 1e-5
+            assert abs(row.loss) < 1e-5
+        if plant == "temperature":  # nor does anything else
+            assert abs(row.temperature - CUT.chunks) < 1e-4
+            assert abs(row.encoder - 1) < 1e-5
+        if plant == "labels":
+            assert row.cosine < 0.9
+            assert abs(row.loss) > 0.1
+    assert all(row.exact for row in measure(CUT))  # and is gone afterwards
+
+
+def test_several_processes_are_exact():
+    rows = list(gradient_table.measure_processes(2, quick=True, plant="none"))
+    assert [row.case for row in rows[::2]] == list_process_cases(2, quick=True)
+    assert all(row.exact for row in rows)
+
+
+def test_the_table_covers_what_it_says():
+    meshes = [mesh for devices in (1, 2, 4, 8) for mesh in list_meshes(devices)]
+    assert len(meshes) == 1 + 3 + 6 + 10
+    cuts, contents = gradient_table.CUTS, gradient_table.CONTENTS
+
+    def found(cases):
+        return [
+            ((c.data, c.fsdp, c.tensor), (c.chunks, c.form), (c.pack, c.negatives, c.pairs))
+            for c in cases
+        ]
+
+    table = found(list_cases(quick=False))
+    assert {(mesh, cut) for mesh, cut, _ in table} == set(product(meshes, cuts))
+    assert {(mesh, content) for mesh, _, content in table} == set(product(meshes, contents))
+    assert {(cut, content) for _, cut, content in table} == set(product(cuts, contents))
+    quick = found(list_cases(quick=True))
+    assert {cut for _, cut, _ in quick} == set(cuts)
+    assert {content for _, _, content in quick} == set(contents)
+    assert set(quick) <= set(table)
+    for processes in (2, 4):
+        cases = list_process_cases(processes, quick=False)
+        assert {mesh for mesh, _, _ in found(cases)} == set(list_meshes(2 * processes))
+
+
+@pytest.mark.parametrize("plant", ["none", "labels"])
+def test_the_command_fails_where_a_line_is_wrong(plant, monkeypatch, tmp_path, capsys):
+    case = Case(2, 1, 1, 2, "dense", True, 0, 61)
+    monkeypatch.setattr(gradient_table, "list_cases", lambda quick: [case])
+    monkeypatch.setattr(gradient_table, "measure_processes", lambda *_: iter(()))
+    monkeypatch.setattr(gradient_table, "compare_bfloat16", lambda _: iter([(case, 0.001, 0.0)]))
+    options = SimpleNamespace(quick=True, plant=plant, json=tmp_path / "rows.json")
+    wrong = gradient_table.print_table(options)
+    printed = capsys.readouterr().out
+    assert wrong == (0 if plant == "none" else 2)
+    assert printed.count("exact\n") == 2 - wrong
+    assert f"3 lines, {wrong} wrong" in printed
+    rows = json.loads(options.json.read_text())
+    assert [row["case"]["chunks"] for row in rows] == [2, 2]
