@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxcpt import config
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
-from jaxcpt.config import Experiment, Refusal, Side, read_experiment, run_command
+from jaxcpt.config import Experiment, Refusal, Side, run_command
+from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import track
 from jaxcpt.model import Cells, Params, encode, make_cells, make_encoder, normalise
 from jaxcpt.packing import CellArrays, Place, Rows

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcpt.config import Experiment, Refusal, read_experiment, run_command
+from jaxcpt.config import Experiment, Refusal, run_command
 from jaxcpt.embed import Embedder
 from jaxcpt.evals import (
     EmbedFn,
@@ -21,6 +21,7 @@ from jaxcpt.evals import (
     sts,
 )
 from jaxcpt.evals.table import tabulate
+from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import print_table, record_evals
 from jaxcpt.mining import Pair
 from jaxcpt.pairs import open_source

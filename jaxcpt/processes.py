@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxcpt.config import Experiment, Refusal, differences, from_json, to_json
+from jaxcpt.config import Experiment, Refusal
+from jaxcpt.experiments import differences, from_json, to_json
 
 HEARTBEAT_SECONDS = 10
 LOST_PEER = 3  # the exit code of a process that has lost another

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcpt.config import Refusal, TfdsPairs, read_experiment, run_command
+from jaxcpt.config import Refusal, TfdsPairs, run_command
 from jaxcpt.embed import Embedder, read_texts
+from jaxcpt.experiments import read_experiment
 from jaxcpt.pairs import open_source, read_jsonl
 from jaxcpt.sharding import use_cpu_cores
 

@@ -19,21 +19,16 @@ import jax
 from jaxcpt.batches import Batches, size_batches
 from jaxcpt.budget import Budget, count_budget, describe
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
-from jaxcpt.config import (
-    Experiment,
-    Refusal,
+from jaxcpt.config import Experiment, Refusal, derive_baseline, run_command, shrink, validate
+from jaxcpt.embed import Embedder
+from jaxcpt.evaluate import compare_heldout, read_heldout, score, show_comparison
+from jaxcpt.experiments import (
     apply_overrides,
-    derive_baseline,
     differences,
     load_experiment,
     read_experiment,
-    run_command,
-    shrink,
     to_json,
-    validate,
 )
-from jaxcpt.embed import Embedder
-from jaxcpt.evaluate import compare_heldout, read_heldout, score, show_comparison
 from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
 from jaxcpt.mining import Pair
 from jaxcpt.pairs import Pairs, open_training

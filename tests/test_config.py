@@ -16,16 +16,18 @@ from jaxcpt.config import (
     PythonPackages,
     Refusal,
     TfdsPairs,
-    apply_overrides,
     derive_baseline,
+    run_command,
+    shrink,
+    validate,
+)
+from jaxcpt.experiments import (
+    apply_overrides,
     differences,
     from_json,
     load_experiment,
     read_experiment,
-    run_command,
-    shrink,
     to_json,
-    validate,
 )
 
 EVERY_KIND_OF_VALUE = replace(

@@ -18,14 +18,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jaxcpt.batches import size_batches
 from jaxcpt.budget import count_budget, describe
-from jaxcpt.config import (
-    derive_baseline,
-    from_json,
-    load_experiment,
-    shrink,
-    to_json,
-    validate,
-)
+from jaxcpt.config import derive_baseline, shrink, validate
+from jaxcpt.experiments import from_json, load_experiment, to_json
 from jaxcpt.sharding import check_model_fits, count_data_shards, size_mesh
 from jaxcpt.update import shard_state
 

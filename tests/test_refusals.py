@@ -12,7 +12,8 @@ from test_checkpoint import array_files, flip_bit
 from tiny_run import PAIRS_FILE, copy_run, tiny_experiment, tiny_run
 
 from jaxcpt import embed, evaluate, report, search, train
-from jaxcpt.config import run_command, to_json
+from jaxcpt.config import run_command
+from jaxcpt.experiments import to_json
 from jaxcpt.pairs import write_pairs
 from jaxcpt.tokenizer import Tokenizer, train_tokenizer
 
@@ -49,7 +50,7 @@ def experiment_file(tmp_path):
     write_pairs(PAIRS_FILE, PAIRS)
     path = tmp_path / "mine.py"
     path.write_text(
-        "from jaxcpt.config import from_json\n"
+        "from jaxcpt.experiments import from_json\n"
         f"def experiment(): return from_json({to_json(tiny_experiment())!r}, 'here')\n"
     )
     return path

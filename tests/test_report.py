@@ -19,8 +19,8 @@ from jaxcpt.config import (
     Refusal,
     Tokenizer,
     run_command,
-    to_json,
 )
+from jaxcpt.experiments import to_json
 from jaxcpt.metrics import Metrics
 from jaxcpt.report import main, write_report
 

@@ -21,8 +21,8 @@ from jaxcpt.model import make_encoder, name_axes
 
 # A module may import only those above it; this is also the order to read them in.
 ORDER = """
-config mining pairs tokenizer packing order sharding processes model batches loss optimizer
-update budget checkpoint metrics embed search evals interop charts report evaluate train export
+config experiments mining pairs tokenizer packing order sharding processes model batches loss
+optimizer update budget checkpoint metrics embed search evals interop charts report evaluate train export
 """.split()  # noqa: SIM905
 
 HOMES = {

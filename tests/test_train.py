@@ -19,9 +19,10 @@ from tiny_run import PAIRS_FILE, copy_run, tiny_experiment, tiny_run
 
 from jaxcpt import train as train_module
 from jaxcpt.checkpoint import Checkpoints
-from jaxcpt.config import Baseline, Evals, Refusal, read_experiment, run_command, to_json
+from jaxcpt.config import Baseline, Evals, Refusal, run_command
 from jaxcpt.config import Checkpoints as CheckpointSettings
 from jaxcpt.evals import pair_search
+from jaxcpt.experiments import read_experiment, to_json
 from jaxcpt.metrics import read_rows
 from jaxcpt.report import write_report
 from jaxcpt.sharding import make_mesh
@@ -204,7 +205,7 @@ def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys)
     tiny_run()  # writes the pairs
     (tmp_path / "mine.py").write_text(
         "from pathlib import Path\n"
-        "from jaxcpt.config import from_json\n"
+        "from jaxcpt.experiments import from_json\n"
         f"def experiment(): return from_json({to_json(long_run)!r}, 'here')\n"
     )
     code = (

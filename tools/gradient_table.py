@@ -119,7 +119,7 @@ def list_cases(quick: bool) -> list[Case]:
     """Those of one process. Content number (mesh + cut) mod 8 makes a Latin square of both."""
     meshes = [mesh for devices in (1, 2, 4, 8) for mesh in list_meshes(devices)]
     return [
-        Case(*mesh, *cut, *CONTENTS[(number + at) % 8])
+        make_case(mesh, cut, CONTENTS[(number + at) % 8])
         for number, mesh in enumerate(meshes)
         for at, cut in enumerate(CUTS)
         if not quick or at == (2 * number + number // 4) % 8
@@ -129,10 +129,20 @@ def list_cases(quick: bool) -> list[Case]:
 def list_process_cases(processes: int, quick: bool) -> list[Case]:
     """Those of several processes with two devices each: every mesh, with all else in turn."""
     return [
-        Case(*mesh, *CUTS[3 * number % 8], *CONTENTS[5 * number % 8], processes=processes)
+        make_case(mesh, CUTS[(4 + 3 * number) % 8], CONTENTS[(2 + 5 * number) % 8], processes)
         for number, mesh in enumerate(list_meshes(2 * processes))
-        if not quick or number % 3 == 2
+        if not quick or number % 5 == 0
     ]
+
+
+def make_case(
+    mesh: tuple[int, int, int],
+    cut: tuple[int, Form],
+    content: tuple[bool, int, int],
+    processes: int = 1,
+) -> Case:
+    (data, fsdp, tensor), (chunks, form), (pack, negatives, pairs) = mesh, cut, content
+    return Case(data, fsdp, tensor, chunks, form, pack, negatives, pairs, processes)
 
 
 def make_pairs(count: int) -> list[Pair]:
