@@ -6,13 +6,16 @@ does not know the model that made the embeddings.
 
 Each data shard compares its own x against the y of the whole batch. One similarity serves both
 directions: a row's softmax is x -> y, a column's is y -> x, its sums merged across shards. Only the
-y side travels: gathered on the way in, reduce-scattered as gradient on the way out.
+y side travels.
 
-`dense` holds [local x, global candidates] at once; `streaming` never more than a tile of it, at the
-price of computing each similarity twice. Loss and gradient are computed together, by hand, so that
-no collective is ever differentiated: that is where the gradient scales of others go wrong.
+`dense` gathers all candidates, holds [local x, global candidates] at once, and reduce-scatters their
+gradient. `streaming` never holds more than a tile of that, at the price of computing each similarity
+twice: candidates go round the ring of shards and come home with their sums, then their gradient.
+Loss and gradient are computed together, by hand, so that no collective is ever differentiated: that
+is where the gradient scales of others go wrong.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -90,6 +93,14 @@ class Softmax(NamedTuple):
         top = lax.pmax(self.top, DATA_AXES)
         total = lax.psum(self.total * jnp.exp(self.top - top), DATA_AXES)
         return Softmax(top, total, lax.psum(self.rank, DATA_AXES))
+
+
+class Tally(NamedTuple):
+    """Sums over what was compared, float32."""
+
+    spread: jax.Array  # exp(-2 |zx - zy|^2) of wrong y candidates (uniformity)
+    wrong: jax.Array  # their number
+    duplicates: jax.Array
 
 
 # Logits this near are equal: the product that compares them rounds otherwise than the sum that
@@ -223,23 +234,27 @@ def _weigh(
     return scale * share * (x_to_y + y_to_x - 2.0 * own), share * jnp.sum(slope)
 
 
-def _spread(
-    logits: jax.Array, counts: jax.Array, rows: Rows, columns: Columns, scale: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Sum of exp(-2 |zx - zy|^2) over wrong y candidates, and their number (uniformity)."""
+def _tally(
+    rows: Rows,
+    columns: Columns,
+    logits: jax.Array,
+    counts: jax.Array,
+    duplicates: jax.Array,
+    scale: jax.Array,
+) -> Tally:
     wrong = counts & (rows.pair[:, None] != columns.pair[None, :]) & (columns.pair >= 0)
     total = jnp.sum(jnp.where(wrong, jnp.exp(4.0 * logits / scale - 4.0), 0.0))
-    # A tile's number is exact as an integer; that of a large batch has no room in one.
-    return total, jnp.sum(wrong).astype(jnp.float32)
+    # A shard's or a tile's number is exact as an integer; that of a large batch overflows one.
+    number, doubled = (jnp.sum(a).astype(jnp.float32) for a in (wrong, duplicates))
+    return Tally(total, number, doubled)
 
 
 def _finish(
     rows: Rows,
     row_softmax: Softmax,
     column_softmax: Softmax,
+    tally: Tally,
     count: jax.Array,
-    duplicates: jax.Array,
-    spread: tuple[jax.Array, jax.Array],
     scale: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
     """Global loss and metrics from this shard's rows and the columns of its own y."""
@@ -249,14 +264,14 @@ def _finish(
 
     x_to_y = row_softmax.log_sum() - rows.right
     y_to_x = column_softmax.log_sum() - rows.right
-    total, number = lax.psum(spread, DATA_AXES)
+    tally = jax.tree.map(lambda a: lax.psum(a, DATA_AXES), tally)
     return mean(x_to_y + y_to_x) / 2.0, {
         "accuracy_x_to_y": mean(row_softmax.rank == 0),
         "accuracy_y_to_x": mean(column_softmax.rank == 0),
         "mrr": mean(1.0 / (1.0 + row_softmax.rank)),
         "alignment": mean(2.0 - 2.0 * rows.right / scale),
-        "uniformity": jnp.log(total / jnp.maximum(number, 1)),
-        "masked_duplicates": lax.psum(duplicates, DATA_AXES).astype(jnp.float32),
+        "uniformity": jnp.log(tally.spread / jnp.maximum(tally.wrong, 1.0)),
+        "masked_duplicates": tally.duplicates,
         "pairs": count,
     }
 
@@ -296,8 +311,8 @@ def _on_one_shard(
     of_own = jax.tree.map(
         lambda a: lax.dynamic_slice_in_dim(a, first, zx_bd.shape[0]), column_softmax
     )
-    spread = _spread(logits, counts, rows, columns, scale)
-    loss, metrics = _finish(rows, row_softmax, of_own, count, jnp.sum(duplicates), spread, scale)
+    tally = _tally(rows, columns, logits, counts, duplicates, scale)
+    loss, metrics = _finish(rows, row_softmax, of_own, tally, count, scale)
     return loss, metrics, gradient
 
 
@@ -306,56 +321,72 @@ def _on_one_shard_by_tiles(
 ) -> tuple[jax.Array, Metrics, Gradient]:
     """The streaming form, with the same contract as `_on_one_shard`.
 
-    Columns come tile by tile, each gathered from an equal slice of every shard's candidates; rows
-    are taken block by block. Pass one collects the softmax sums, pass two the gradient.
+    Pass one collects the softmax sums, pass two the gradient. In each, every shard's tiles of
+    columns go round all shards, and are compared with the rows there block by block.
     """
     scale = jnp.exp(log_scale)
-    rows, own_columns = _prepare(zx_bd, zc_cd, scale, labels)
+    rows, columns = _prepare(zx_bd, zc_cd, scale, labels)
     count, pairs, width = _count(rows), *zx_bd.shape
-    shards = lax.axis_size(DATA_AXES)
-    shard = lax.axis_index(DATA_AXES)
-    blocks = _cut(rows, TILE_ROWS)
-    tiles = _cut(own_columns, max(TILE_COLUMNS // shards, 1))
-    slice_length = tiles.pair.shape[1]
+    blocks, tiles = _cut(rows, TILE_ROWS), _cut(columns, TILE_COLUMNS)
 
-    def own_slice(tile: jax.Array) -> jax.Array:
-        return lax.dynamic_slice_in_dim(tile, shard * slice_length, slice_length)
+    row_softmax, column_softmax, tally = _sum_tiles(blocks, tiles, scale)
+    log_sums = row_softmax.log_sum(), column_softmax.log_sum()
+    gradient_rows, gradient_columns, slope = _pull_tiles(blocks, tiles, *log_sums, scale, count)
+    gradient = (
+        gradient_rows.reshape(-1, width)[:pairs],
+        gradient_columns.reshape(-1, width)[: zc_cd.shape[0]],
+        lax.psum(slope, DATA_AXES),
+    )
+    softmaxes = (
+        jax.tree.map(lambda a: a.reshape(-1)[:pairs], softmax)
+        for softmax in (row_softmax, column_softmax)
+    )
+    loss, metrics = _finish(rows, *softmaxes, tally, count, scale)
+    return loss, metrics, gradient
+
+
+def _sum_tiles(blocks: Rows, tiles: Columns, scale: jax.Array) -> tuple[Softmax, Softmax, Tally]:
+    """Of this shard's rows over all columns, and of its columns over all rows."""
+
+    def visit(carry: Any, columns: Columns, column_softmax: Softmax) -> Any:
+        def add_block(carry: Any, block_and_softmax: tuple[Rows, Softmax]) -> Any:
+            column_softmax, tally = carry
+            block, row_softmax = block_and_softmax
+            logits, counts, duplicates = _compare(block, columns, scale)
+            of_rows, of_columns = _summarise(block, columns, logits, counts)
+            more = _tally(block, columns, logits, counts, duplicates, scale)
+            carry = column_softmax.merge(of_columns), jax.tree.map(jnp.add, tally, more)
+            return carry, row_softmax.merge(of_rows)
+
+        row_softmax, tally = carry
+        (column_softmax, tally), row_softmax = lax.scan(
+            add_block, (column_softmax, tally), (blocks, row_softmax)
+        )
+        return (row_softmax, tally), column_softmax
 
     def sum_tile(carry: Any, tile: Columns) -> Any:
-        row_softmax, duplicates, spread = carry
-        columns = _gather(tile)
+        return _send_round(visit, carry, tile, _empty(tile.pair.shape))
 
-        def sum_block(carry: Any, block_and_softmax: tuple[Rows, Softmax]) -> Any:
-            column_softmax, duplicates, spread = carry
-            block, block_softmax = block_and_softmax
-            logits, counts, doubled = _compare(block, columns, scale)
-            of_rows, of_columns = _summarise(block, columns, logits, counts)
-            more = _spread(logits, counts, block, columns, scale)
-            carry = (
-                column_softmax.merge(of_columns),
-                duplicates + jnp.sum(doubled),
-                (spread[0] + more[0], spread[1] + more[1]),
-            )
-            return carry, block_softmax.merge(of_rows)
+    start = _empty(blocks.pair.shape), Tally(*jnp.zeros(3))
+    (row_softmax, tally), column_softmax = lax.scan(sum_tile, start, tiles)
+    return row_softmax, column_softmax, tally
 
-        start = (_empty(columns.pair.shape), duplicates, spread)
-        (column_softmax, duplicates, spread), row_softmax = lax.scan(
-            sum_block, start, (blocks, row_softmax)
-        )
-        merged = jax.tree.map(own_slice, column_softmax.merge_shards())
-        return (row_softmax, duplicates, spread), merged
 
-    start = (_empty(blocks.pair.shape), jnp.int32(0), (jnp.float32(0), jnp.float32(0)))
-    (row_softmax, duplicates, spread), column_softmax = lax.scan(sum_tile, start, tiles)
+def _pull_tiles(
+    blocks: Rows,
+    tiles: Columns,
+    row_log_sum: jax.Array,
+    column_log_sum: jax.Array,
+    scale: jax.Array,
+    count: jax.Array,
+) -> Gradient:
+    """With respect to this shard's rows and columns; and its rows' part of that of log_scale."""
 
-    def pull_tile(carry: Any, tile_and_sums: tuple[Columns, jax.Array]) -> Any:
-        gradient_rows, slope = carry
-        tile, log_sums = tile_and_sums
-        columns = _gather(tile)
-        column_log_sum = lax.all_gather(log_sums, DATA_AXES, tiled=True)
+    def visit(carry: Any, visitor: tuple[Columns, jax.Array], gradient_columns: jax.Array) -> Any:
+        columns, column_log_sum = visitor
 
-        def pull_block(carry: Any, numbered: tuple[jax.Array, Rows, jax.Array]) -> Any:
-            gradient_rows, gradient_columns, slope = carry
+        def add_block(carry: Any, numbered: tuple[jax.Array, Rows, jax.Array]) -> Any:
+            gradient_rows, slope, gradient_columns = carry
             number, block, row_log_sum = numbered
             logits, counts, _ = _compare(block, columns, scale)
             log_sums = row_log_sum, column_log_sum
@@ -364,29 +395,39 @@ def _on_one_shard_by_tiles(
             gradient_block = jnp.matmul(weights, columns.z, precision="highest")
             # In place: as inputs and outputs of the scan they would lie in memory twice.
             gradient_rows = gradient_rows.at[number].add(gradient_block)
-            return (gradient_rows, gradient_columns, slope + more), None
+            return (gradient_rows, slope + more, gradient_columns), None
 
-        start = (gradient_rows, jnp.zeros_like(columns.z), slope)
-        numbered = (jnp.arange(len(blocks.pair)), blocks, row_softmax.log_sum())
-        (gradient_rows, gradient_columns, slope), _ = lax.scan(pull_block, start, numbered)
-        return (gradient_rows, slope), _scatter(gradient_columns)
+        numbered = jnp.arange(len(blocks.pair)), blocks, row_log_sum
+        (*carry, gradient_columns), _ = lax.scan(add_block, (*carry, gradient_columns), numbered)
+        return tuple(carry), gradient_columns
 
-    (gradient_rows, slope), gradient_columns = lax.scan(
-        pull_tile,
-        (jnp.zeros_like(blocks.z), jnp.float32(0)),
-        (tiles, column_softmax.log_sum()),
-    )
-    gradient = (
-        gradient_rows.reshape(-1, width)[:pairs],
-        gradient_columns.reshape(-1, width)[: zc_cd.shape[0]],
-        lax.psum(slope, DATA_AXES),
-    )
-    of_rows, of_own = (
-        jax.tree.map(lambda a: a.reshape(-1)[:pairs], softmax)
-        for softmax in (row_softmax, column_softmax)
-    )
-    loss, metrics = _finish(rows, of_rows, of_own, count, duplicates, spread, scale)
-    return loss, metrics, gradient
+    def pull_tile(carry: Any, visitor: tuple[Columns, jax.Array]) -> Any:
+        return _send_round(visit, carry, visitor, jnp.zeros_like(visitor[0].z))
+
+    start = jnp.zeros_like(blocks.z), jnp.float32(0)
+    (gradient_rows, slope), gradient_columns = lax.scan(pull_tile, start, (tiles, column_log_sum))
+    return gradient_rows, gradient_columns, slope
+
+
+def _send_round(visit: Callable, carry: Any, visitor: Any, sums: Any) -> tuple[Any, Any]:
+    """Sends `visitor` to every shard in turn, and home again with what each added to its `sums`.
+
+    `visit(carry, visitor, sums) -> carry, sums`, where the carry stays on its shard.
+    """
+    shards = lax.axis_size(DATA_AXES)
+    ring = [(shard, (shard + 1) % shards) for shard in range(shards)]
+
+    def send(tree: Any) -> Any:
+        return jax.tree.map(lambda a: lax.ppermute(a, DATA_AXES, ring), tree)
+
+    def hop(state: Any, _: None) -> Any:
+        carry, visitor, sums = state
+        leaving = send(visitor)  # first, so that it travels while it is compared here
+        carry, sums = visit(carry, visitor, sums)
+        return (carry, leaving, send(sums)), None
+
+    (carry, _, sums), _ = lax.scan(hop, (carry, visitor, sums), length=shards)
+    return carry, sums
 
 
 def _cut(tree: Any, most: int) -> Any:

@@ -17,7 +17,7 @@ from jaxcpt.sharding import make_mesh
 
 PAIRS, WIDTH = 24, 12
 FORMS = ["dense", "streaming"]
-SMALL_TILES = {"TILE_ROWS": 5, "TILE_COLUMNS": 14}  # several of each, none of which fits
+SMALL_TILES = {"TILE_ROWS": 5, "TILE_COLUMNS": 4}  # several of each, none of which fits
 
 
 @pytest.fixture
@@ -201,17 +201,13 @@ def test_duplicates_are_masked_as_documented():
         assert metrics["masked_duplicates"] == count == batch.expect(2.0)[1]["masked_duplicates"]
 
 
-def test_counts_of_candidates_do_not_overflow():
-    """More than 2 ** 31 wrong candidates in the batch, and uniformity is still their mean."""
-    spread = loss._spread(
-        logits=jnp.zeros((4, 4)),
-        counts=jnp.ones((4, 4), bool),
-        rows=loss.Rows(*[jnp.arange(4)] * 6),
-        columns=loss.Columns(*[jnp.arange(4)] * 6),
-        scale=jnp.float32(1),
-    )
-    assert spread[1] == 12
-    assert spread[1].dtype == jnp.float32
+def test_large_numbers_of_candidates_do_not_overflow():
+    """65,536 pairs have 2 ** 32 candidates: int32 would not hold their number."""
+    rows, columns = loss.Rows(*[jnp.arange(4)] * 6), loss.Columns(*[jnp.arange(4)] * 6)
+    every = jnp.ones((4, 4), bool)
+    tally = loss._tally(rows, columns, jnp.zeros((4, 4)), every, every, jnp.float32(1))
+    assert (tally.wrong, tally.duplicates) == (12, 16)
+    assert {number.dtype for number in tally} == {np.dtype("float32")}
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -48,7 +49,7 @@ RATIO = 1e-5
 COSINE = 1e-6
 WORST = 1e-4
 BFLOAT16 = 2.0**-7  # the spacing of bfloat16 numbers, relative
-SMALL_TILES: dict[str, Any] = {"TILE_ROWS": 8, "TILE_COLUMNS": 16}  # so that there are several
+SMALL_TILES: dict[str, Any] = {"TILE_ROWS": 4, "TILE_COLUMNS": 6}  # so that there are several
 XLA_FLAGS = (  # much to compile and little to compute; busy machines are late for collectives
     "--xla_backend_optimization_level=0"
     " --xla_cpu_collective_call_terminate_timeout_seconds=600"
@@ -243,6 +244,18 @@ FAULTS: dict[Plant, dict[str, Any]] = {
 }
 
 
+@contextmanager
+def patch_loss(plant: Plant) -> Iterator[None]:
+    """Small tiles, and the fault. JAX keeps what it traced of a function that a fault is put into,
+    so it must forget that before and after."""
+    if FAULTS[plant]:
+        jax.clear_caches()
+    with patch.multiple(loss, **(SMALL_TILES | FAULTS[plant])):
+        yield
+    if FAULTS[plant]:
+        jax.clear_caches()
+
+
 def find_gradients(case: Case, plant: Plant = "none") -> list[tuple[float, float, Any]]:
     """(scale, loss, gradient as NumPy) at each of SCALES, from the code that trains."""
     experiment = make_experiment(case)
@@ -253,7 +266,7 @@ def find_gradients(case: Case, plant: Plant = "none") -> list[tuple[float, float
     def place(value: np.ndarray, layout: jax.sharding.Sharding) -> jax.Array:
         return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
 
-    with jax.set_mesh(mesh), patch.multiple(loss, **(SMALL_TILES | FAULTS[plant])):
+    with jax.set_mesh(mesh), patch_loss(plant):
         # As many pairs as a batch holds: each batch is all of them.
         pairs = PairList(make_pairs(case.pairs))
         batch = Batches(experiment, [pairs], make_tokenizer(), mesh).make(0)
@@ -267,7 +280,7 @@ def find_gradients(case: Case, plant: Plant = "none") -> list[tuple[float, float
                 gradient = multihost_utils.process_allgather(gradient, tiled=True)
             gradient = jax.device_get(gradient)
             if plant == "temperature":
-                gradient["log_scale"] *= case.chunks
+                gradient["log_scale"] = gradient["log_scale"] * case.chunks
             found.append((scale, float(metrics["loss"]), gradient))
         return found
 
