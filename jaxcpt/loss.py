@@ -8,11 +8,11 @@ Each data shard compares its own x against the y of the whole batch. One similar
 directions: a row's softmax is x -> y, a column's is y -> x, its sums merged across shards. Only the
 y side travels.
 
-`dense` gathers all candidates, holds [local x, global candidates] at once, and reduce-scatters their
-gradient. `streaming` never holds more than a tile of that, at the price of computing each similarity
-twice: candidates go round the ring of shards and come home with their sums, then their gradient.
-Loss and gradient are computed together, by hand, so that no collective is ever differentiated: that
-is where the gradient scales of others go wrong.
+`dense` gathers all candidates, holds [local x, global candidates] at once, and reduce-scatters
+their gradient. `streaming` never holds more than a tile of that, at the price of computing each
+similarity twice: candidates go round the ring of shards and come home with their sums, then with
+their gradient. Loss and gradient are computed together, by hand, so that no collective is ever
+differentiated: that is where the gradient scales of others go wrong.
 """
 
 from collections.abc import Callable
@@ -93,6 +93,18 @@ class Softmax(NamedTuple):
         top = lax.pmax(self.top, DATA_AXES)
         total = lax.psum(self.total * jnp.exp(self.top - top), DATA_AXES)
         return Softmax(top, total, lax.psum(self.rank, DATA_AXES))
+
+
+class Comparison(NamedTuple):
+    """Of rows with columns; all [rows, columns] but the first two and the scale."""
+
+    rows: Rows
+    columns: Columns
+    scale: jax.Array
+    logits: jax.Array
+    own: jax.Array  # the right answer
+    wrong: jax.Array  # another candidate that counts
+    duplicates: jax.Array  # another candidate that is left out
 
 
 class Tally(NamedTuple):
@@ -182,11 +194,7 @@ def _prepare(
     return rows, columns
 
 
-def _compare(
-    rows: Rows, columns: Columns, scale: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits, which of them count, and which are duplicates left out; all [rows, columns]."""
-
+def _compare(rows: Rows, columns: Columns, scale: jax.Array) -> Comparison:
     def equal(a: jax.Array, b: jax.Array) -> jax.Array:
         return (a[:, None, 0] == b[None, :, 0]) & (a[:, None, 1] == b[None, :, 1])
 
@@ -195,58 +203,44 @@ def _compare(
     alike = equal(rows.hash_x, columns.hash_x) & (columns.pair >= 0)[None, :]
     alike |= equal(rows.hash_y, columns.hash_c) | equal(rows.hash_x, columns.hash_c)
     present = rows.present[:, None] & columns.present[None, :]
-    return logits, present & (own | ~alike), present & alike & ~own
+    other = present & ~own
+    return Comparison(rows, columns, scale, logits, present & own, other & ~alike, other & alike)
 
 
-def _summarise(
-    rows: Rows, columns: Columns, logits: jax.Array, counts: jax.Array
-) -> tuple[Softmax, Softmax]:
-    """The softmax sums of these rows over these columns, and of the columns over the rows."""
-    wrong = counts & (rows.pair[:, None] != columns.pair[None, :])
-    logits = jnp.where(counts, logits, EMPTY_TOP)
+def _summarise(c: Comparison) -> tuple[Softmax, Softmax]:
+    """The softmax sums of the rows over these columns, and of the columns over these rows."""
+    counts = c.own | c.wrong
+    logits = jnp.where(counts, c.logits, EMPTY_TOP)
 
     def reduce(axis: int, right: jax.Array) -> Softmax:
         top = jnp.max(logits, axis=axis)
         shifted = jnp.where(counts, jnp.exp(logits - jnp.expand_dims(top, axis)), 0.0)
-        beaten = wrong & (logits >= jnp.expand_dims(right - TIE, axis))
+        beaten = c.wrong & (logits >= jnp.expand_dims(right - TIE, axis))
         return Softmax(top, jnp.sum(shifted, axis=axis), jnp.sum(beaten, axis=axis))
 
-    return reduce(1, rows.right), reduce(0, columns.right)
+    return reduce(1, c.rows.right), reduce(0, c.columns.right)
 
 
 def _weigh(
-    rows: Rows,
-    columns: Columns,
-    logits: jax.Array,
-    counts: jax.Array,
-    row_log_sum: jax.Array,
-    column_log_sum: jax.Array,
-    scale: jax.Array,
-    count: jax.Array,
+    c: Comparison, row_log_sum: jax.Array, column_log_sum: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The loss's derivative with respect to each similarity, and to log_scale."""
-    x_to_y = jnp.where(counts, jnp.exp(logits - row_log_sum[:, None]), 0.0)
-    y_to_x = jnp.where(counts & (columns.pair >= 0), jnp.exp(logits - column_log_sum[None, :]), 0.0)
-    own = counts & (rows.pair[:, None] == columns.pair[None, :])
+    counts, is_y = c.own | c.wrong, c.columns.pair >= 0
+    x_to_y = jnp.where(counts, jnp.exp(c.logits - row_log_sum[:, None]), 0.0)
+    y_to_x = jnp.where(counts & is_y, jnp.exp(c.logits - column_log_sum[None, :]), 0.0)
     # Logits less the right one: what they have in common would cancel, but for its rounding.
-    slope = x_to_y * (logits - rows.right[:, None]) + y_to_x * (logits - columns.right[None, :])
+    slope = x_to_y * (c.logits - c.rows.right[:, None])
+    slope += y_to_x * (c.logits - c.columns.right[None, :])
     share = 0.5 / count
-    return scale * share * (x_to_y + y_to_x - 2.0 * own), share * jnp.sum(slope)
+    return c.scale * share * (x_to_y + y_to_x - 2.0 * c.own), share * jnp.sum(slope)
 
 
-def _tally(
-    rows: Rows,
-    columns: Columns,
-    logits: jax.Array,
-    counts: jax.Array,
-    duplicates: jax.Array,
-    scale: jax.Array,
-) -> Tally:
-    wrong = counts & (rows.pair[:, None] != columns.pair[None, :]) & (columns.pair >= 0)
-    total = jnp.sum(jnp.where(wrong, jnp.exp(4.0 * logits / scale - 4.0), 0.0))
+def _tally(c: Comparison) -> Tally:
+    wrong = c.wrong & (c.columns.pair >= 0)
+    spread = jnp.sum(jnp.where(wrong, jnp.exp(4.0 * c.logits / c.scale - 4.0), 0.0))
     # A shard's or a tile's number is exact as an integer; that of a large batch overflows one.
-    number, doubled = (jnp.sum(a).astype(jnp.float32) for a in (wrong, duplicates))
-    return Tally(total, number, doubled)
+    number, doubled = (jnp.sum(a).astype(jnp.float32) for a in (wrong, c.duplicates))
+    return Tally(spread, number, doubled)
 
 
 def _finish(
@@ -296,12 +290,12 @@ def _on_one_shard(
     rows, own_columns = _prepare(zx_bd, zc_cd, scale, labels)
     columns, count = _gather(own_columns), _count(rows)
 
-    logits, counts, duplicates = _compare(rows, columns, scale)
-    row_softmax, column_softmax = _summarise(rows, columns, logits, counts)
+    compared = _compare(rows, columns, scale)
+    row_softmax, column_softmax = _summarise(compared)
     column_softmax = column_softmax.merge_shards()
 
     log_sums = row_softmax.log_sum(), column_softmax.log_sum()
-    weights, slope = _weigh(rows, columns, logits, counts, *log_sums, scale, count)
+    weights, slope = _weigh(compared, *log_sums, count)
     gradient = (
         jnp.matmul(weights, columns.z, precision="highest"),
         _scatter(jnp.matmul(weights.T, rows.z, precision="highest")),
@@ -311,8 +305,7 @@ def _on_one_shard(
     of_own = jax.tree.map(
         lambda a: lax.dynamic_slice_in_dim(a, first, zx_bd.shape[0]), column_softmax
     )
-    tally = _tally(rows, columns, logits, counts, duplicates, scale)
-    loss, metrics = _finish(rows, row_softmax, of_own, tally, count, scale)
+    loss, metrics = _finish(rows, row_softmax, of_own, _tally(compared), count, scale)
     return loss, metrics, gradient
 
 
@@ -337,11 +330,11 @@ def _on_one_shard_by_tiles(
         gradient_columns.reshape(-1, width)[: zc_cd.shape[0]],
         lax.psum(slope, DATA_AXES),
     )
-    softmaxes = (
+    of_rows, of_own = (
         jax.tree.map(lambda a: a.reshape(-1)[:pairs], softmax)
         for softmax in (row_softmax, column_softmax)
     )
-    loss, metrics = _finish(rows, *softmaxes, tally, count, scale)
+    loss, metrics = _finish(rows, of_rows, of_own, tally, count, scale)
     return loss, metrics, gradient
 
 
@@ -352,10 +345,10 @@ def _sum_tiles(blocks: Rows, tiles: Columns, scale: jax.Array) -> tuple[Softmax,
         def add_block(carry: Any, block_and_softmax: tuple[Rows, Softmax]) -> Any:
             column_softmax, tally = carry
             block, row_softmax = block_and_softmax
-            logits, counts, duplicates = _compare(block, columns, scale)
-            of_rows, of_columns = _summarise(block, columns, logits, counts)
-            more = _tally(block, columns, logits, counts, duplicates, scale)
-            carry = column_softmax.merge(of_columns), jax.tree.map(jnp.add, tally, more)
+            compared = _compare(block, columns, scale)
+            of_rows, of_columns = _summarise(compared)
+            tally = jax.tree.map(jnp.add, tally, _tally(compared))
+            carry = column_softmax.merge(of_columns), tally
             return carry, row_softmax.merge(of_rows)
 
         row_softmax, tally = carry
@@ -388,9 +381,8 @@ def _pull_tiles(
         def add_block(carry: Any, numbered: tuple[jax.Array, Rows, jax.Array]) -> Any:
             gradient_rows, slope, gradient_columns = carry
             number, block, row_log_sum = numbered
-            logits, counts, _ = _compare(block, columns, scale)
-            log_sums = row_log_sum, column_log_sum
-            weights, more = _weigh(block, columns, logits, counts, *log_sums, scale, count)
+            compared = _compare(block, columns, scale)
+            weights, more = _weigh(compared, row_log_sum, column_log_sum, count)
             gradient_columns += jnp.matmul(weights.T, block.z, precision="highest")
             gradient_block = jnp.matmul(weights, columns.z, precision="highest")
             # In place: as inputs and outputs of the scan they would lie in memory twice.

@@ -204,9 +204,10 @@ def test_duplicates_are_masked_as_documented():
 def test_large_numbers_of_candidates_do_not_overflow():
     """65,536 pairs have 2 ** 32 candidates: int32 would not hold their number."""
     rows, columns = loss.Rows(*[jnp.arange(4)] * 6), loss.Columns(*[jnp.arange(4)] * 6)
-    every = jnp.ones((4, 4), bool)
-    tally = loss._tally(rows, columns, jnp.zeros((4, 4)), every, every, jnp.float32(1))
-    assert (tally.wrong, tally.duplicates) == (12, 16)
+    none, every = jnp.zeros((4, 4), bool), jnp.ones((4, 4), bool)
+    compared = loss.Comparison(rows, columns, jnp.float32(1), jnp.zeros((4, 4)), none, every, every)
+    tally = loss._tally(compared)
+    assert (tally.wrong, tally.duplicates) == (16, 16)
     assert {number.dtype for number in tally} == {np.dtype("float32")}
 
 

@@ -22,7 +22,7 @@ from jaxcpt.model import make_encoder, name_axes
 # A module may import only those above it; this is also the order to read them in.
 ORDER = """
 config experiments mining pairs tokenizer packing order sharding processes model batches loss
-optimizer update budget checkpoint metrics embed search evals interop charts report evaluate train export
+optimizer update budget checkpoint metrics embed search evals charts report evaluate train
 """.split()  # noqa: SIM905
 
 HOMES = {
