@@ -31,7 +31,7 @@ Metrics = dict[str, jax.Array]
 Gradient = tuple[jax.Array, jax.Array, jax.Array]  # of zx_bd, zc_cd, log_scale
 
 TILE_ROWS = 1024
-TILE_COLUMNS = 2048
+TILE_COLUMNS = 1024
 
 
 @jax.tree_util.register_dataclass
@@ -244,34 +244,34 @@ def _tally(c: Comparison) -> Tally:
 
 
 def _finish(
-    rows: Rows,
-    row_softmax: Softmax,
-    column_softmax: Softmax,
-    tally: Tally,
-    count: jax.Array,
-    scale: jax.Array,
+    rows: Rows, row_softmax: Softmax, column_softmax: Softmax, tally: Tally, scale: jax.Array
 ) -> tuple[jax.Array, Metrics]:
     """Global loss and metrics from this shard's rows and the columns of its own y."""
 
-    def mean(values: jax.Array) -> jax.Array:
-        return lax.psum(jnp.sum(jnp.where(rows.present, values, 0.0)), DATA_AXES) / count
+    def add(values: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(rows.present, values, 0.0))
 
     x_to_y = row_softmax.log_sum() - rows.right
     y_to_x = column_softmax.log_sum() - rows.right
-    tally = jax.tree.map(lambda a: lax.psum(a, DATA_AXES), tally)
-    return mean(x_to_y + y_to_x) / 2.0, {
-        "accuracy_x_to_y": mean(row_softmax.rank == 0),
-        "accuracy_y_to_x": mean(column_softmax.rank == 0),
-        "mrr": mean(1.0 / (1.0 + row_softmax.rank)),
-        "alignment": mean(2.0 - 2.0 * rows.right / scale),
-        "uniformity": jnp.log(tally.spread / jnp.maximum(tally.wrong, 1.0)),
-        "masked_duplicates": tally.duplicates,
+    sums = {
+        "loss": add(x_to_y + y_to_x) / 2.0,
+        "accuracy_x_to_y": add(row_softmax.rank == 0),
+        "accuracy_y_to_x": add(column_softmax.rank == 0),
+        "mrr": add(1.0 / (1.0 + row_softmax.rank)),
+        "alignment": add(2.0 - 2.0 * rows.right / scale),
+    }
+    # One sum over the shards, between pass one and pass two. A CPU may run collectives that do not
+    # wait for each other in any order, each device in its own, and then none of them ends.
+    *totals, spread, wrong, duplicates, pairs = lax.psum(
+        jnp.stack([*sums.values(), *tally, add(jnp.ones(()))]), DATA_AXES
+    )
+    count = jnp.maximum(pairs, 1.0)
+    metrics = {name: total / count for name, total in zip(sums, totals, strict=True)}
+    return metrics.pop("loss"), metrics | {
+        "uniformity": jnp.log(spread / jnp.maximum(wrong, 1.0)),
+        "masked_duplicates": duplicates,
         "pairs": count,
     }
-
-
-def _count(rows: Rows) -> jax.Array:
-    return jnp.maximum(lax.psum(jnp.sum(rows.present), DATA_AXES), 1).astype(jnp.float32)
 
 
 def _gather(columns: Columns) -> Columns:
@@ -288,24 +288,24 @@ def _on_one_shard(
     """The dense form: loss, metrics and the gradient for this shard's embeddings."""
     scale = jnp.exp(log_scale)
     rows, own_columns = _prepare(zx_bd, zc_cd, scale, labels)
-    columns, count = _gather(own_columns), _count(rows)
+    columns = _gather(own_columns)
 
     compared = _compare(rows, columns, scale)
     row_softmax, column_softmax = _summarise(compared)
     column_softmax = column_softmax.merge_shards()
+    first = lax.axis_index(DATA_AXES) * zc_cd.shape[0]
+    of_own = jax.tree.map(
+        lambda a: lax.dynamic_slice_in_dim(a, first, zx_bd.shape[0]), column_softmax
+    )
+    loss, metrics = _finish(rows, row_softmax, of_own, _tally(compared), scale)
 
     log_sums = row_softmax.log_sum(), column_softmax.log_sum()
-    weights, slope = _weigh(compared, *log_sums, count)
+    weights, slope = _weigh(compared, *log_sums, metrics["pairs"])
     gradient = (
         jnp.matmul(weights, columns.z, precision="highest"),
         _scatter(jnp.matmul(weights.T, rows.z, precision="highest")),
         lax.psum(slope, DATA_AXES),
     )
-    first = lax.axis_index(DATA_AXES) * zc_cd.shape[0]
-    of_own = jax.tree.map(
-        lambda a: lax.dynamic_slice_in_dim(a, first, zx_bd.shape[0]), column_softmax
-    )
-    loss, metrics = _finish(rows, row_softmax, of_own, _tally(compared), count, scale)
     return loss, metrics, gradient
 
 
@@ -319,23 +319,29 @@ def _on_one_shard_by_tiles(
     """
     scale = jnp.exp(log_scale)
     rows, columns = _prepare(zx_bd, zc_cd, scale, labels)
-    count, pairs, width = _count(rows), *zx_bd.shape
     blocks, tiles = _cut(rows, TILE_ROWS), _cut(columns, TILE_COLUMNS)
+    pairs, width = zx_bd.shape
 
     row_softmax, column_softmax, tally = _sum_tiles(blocks, tiles, scale)
-    log_sums = row_softmax.log_sum(), column_softmax.log_sum()
-    gradient_rows, gradient_columns, slope = _pull_tiles(blocks, tiles, *log_sums, scale, count)
-    gradient = (
-        gradient_rows.reshape(-1, width)[:pairs],
-        gradient_columns.reshape(-1, width)[: zc_cd.shape[0]],
-        lax.psum(slope, DATA_AXES),
-    )
     of_rows, of_own = (
         jax.tree.map(lambda a: a.reshape(-1)[:pairs], softmax)
         for softmax in (row_softmax, column_softmax)
     )
-    loss, metrics = _finish(rows, of_rows, of_own, tally, count, scale)
-    return loss, metrics, gradient
+    loss, metrics = _finish(rows, of_rows, of_own, tally, scale)
+
+    log_sums = row_softmax.log_sum(), column_softmax.log_sum()
+    gradient_rows, gradient_columns, slope = _pull_tiles(
+        blocks, tiles, *log_sums, scale, metrics["pairs"]
+    )
+    return (
+        loss,
+        metrics,
+        (
+            gradient_rows.reshape(-1, width)[:pairs],
+            gradient_columns.reshape(-1, width)[: len(zc_cd)],
+            lax.psum(slope, DATA_AXES),
+        ),
+    )
 
 
 def _sum_tiles(blocks: Rows, tiles: Columns, scale: jax.Array) -> tuple[Softmax, Softmax, Tally]:

@@ -224,6 +224,20 @@ def keep_own_part(gradient_cd: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(gradient_cd, first, size)
 
 
+def lose_on_the_ring(visit: Any, carry: Any, visitor: Any, sums: Any) -> tuple[Any, Any]:
+    """The same for the streaming form: candidates come home with their own shard's part alone."""
+    if not isinstance(sums, jax.Array):  # the softmax sums of pass one
+        return send_round(visit, carry, visitor, sums)
+
+    def visit_and_forget(carry: Any, labelled: Any, sums: Any) -> tuple[Any, Any]:
+        stranger, home = labelled
+        carry, more = visit(carry, stranger, sums)
+        return carry, jnp.where(home == jax.lax.axis_index(loss.DATA_AXES), more, sums)
+
+    labelled = visitor, jax.lax.axis_index(loss.DATA_AXES)
+    return send_round(visit_and_forget, carry, labelled, sums)
+
+
 def shift_labels(
     zx_bd: jax.Array, zc_cd: jax.Array, scale: jax.Array, labels: loss.Labels
 ) -> tuple[loss.Rows, loss.Columns]:
@@ -233,12 +247,12 @@ def shift_labels(
     return rows._replace(pair=jnp.roll(rows.pair, 1), right=right), columns
 
 
-prepare = loss._prepare
+prepare, send_round = loss._prepare, loss._send_round
 # What is wrong in the loss under each plant. A temperature counted once per chunk is no fault of
 # the loss: `find_gradients` multiplies.
 FAULTS: dict[Plant, dict[str, Any]] = {
     "none": {},
-    "gather": {"_scatter": keep_own_part},
+    "gather": {"_scatter": keep_own_part, "_send_round": lose_on_the_ring},
     "temperature": {},
     "labels": {"_prepare": shift_labels},
 }
