@@ -3,7 +3,7 @@
     python tools/mine_code.py --input SOURCES... --output data/functions
     python -m jaxcpt.train --experiment experiments/cpt_code_s.py
 
-Data: top-level functions with their docstring, in the six languages of CodeSearchNet.
+Data: functions and methods with their documentation, in the six languages of CodeSearchNet.
 The paper gives no batch size for cpt-code; this one takes cpt-text's of the same size.
 Expect, from the paper: CodeSearchNet MRR 93.4; not reproduced here yet.
 """

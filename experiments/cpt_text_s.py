@@ -4,6 +4,7 @@
     python -m jaxcpt.train --experiment experiments/cpt_text_s.py
 
 Hardware: any number of devices that divides the width; parameters and optimizer are cut over all.
+Where memory does not suffice, raise batching.chunks: it changes nothing but the time.
 Data: neighbouring pieces of documents, up to 512 tokens each; the paper used web text.
 Widths, layers, heads and batch are the paper's and GPT-3's. The paper does not give learning rates,
 steps or the temperature's start: those here are GPT-3's rate for the size and CLIP's temperature.

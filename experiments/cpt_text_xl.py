@@ -18,7 +18,7 @@ def experiment() -> Experiment:
         run,
         name="cpt_text_xl",
         batching=replace(run.batching, pairs_per_batch=4_976, chunks=8),
-        model=Model(width=12_288, layers=96, heads=96),
+        model=Model(width=12_288, layers=96, heads=96, cut_residual=True),
         optimizer=replace(run.optimizer, learning_rate=6e-5),
         mesh=Mesh(data=1, fsdp=-1, tensor=8),
     )

@@ -26,15 +26,11 @@ class Budget:
     state_bytes: int
     tokens_per_step: int
     model_flops_per_step: float
-    hardware_flops_per_step: float
 
 
 def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
-    """Model FLOPs: 6 per weight and token, attention over rows, and the loss's products.
-
-    Hardware FLOPs add what is computed again: the first of two passes, and the forward pass under
-    full remat.
-    """
+    """Model FLOPs: 6 per weight and token, attention over rows, and the loss's products. What is
+    computed again, in the second of two passes or under remat, does not count."""
     state = jax.eval_shape(lambda: build_state(experiment))
     m = experiment.model
     tables = jax.tree.map(
@@ -48,14 +44,12 @@ def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
     pairs = experiment.batching.pairs_per_batch
     candidates = pairs * (1 + experiment.batching.negatives)
     loss = 6 * pairs * candidates * m.width
-    passes = 3 + (experiment.batching.chunks > 1) + (m.remat == "everything")
     return Budget(
         parameters=parameters,
         table_parameters=table_parameters,
         state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
         tokens_per_step=tokens,
         model_flops_per_step=3.0 * forward + loss,
-        hardware_flops_per_step=passes * forward + loss,
     )
 
 

@@ -126,6 +126,8 @@ class Model:
     residual_start: Literal["gpt", "zero"] = "gpt"
     """Start of a branch's last matrix: GPT's 0.02 / sqrt(2 layers), or zero."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    cut_residual: bool = False
+    """Cut the residual stream's width over the mesh axis tensor, too: less memory, more traffic."""
     remat: Literal["nothing", "dots", "everything"] = "everything"
     """What a layer recomputes in the backward pass: nothing, all but matrix products, all."""
 
@@ -176,8 +178,8 @@ class Evals:
     """What is measured every `every_steps` and at the end; the held-out pairs always are."""
 
     every_steps: int = 1000
-    suites: tuple[str, ...] = ()
-    """Of linear_probe, sts, retrieval, code_search, open_qa; they need `data`."""
+    suites: tuple[Literal["linear_probe", "sts", "retrieval", "code_search", "open_qa"], ...] = ()
+    """They need `data`."""
     data: str = ""
     """A folder with a folder for each suite."""
 
@@ -240,7 +242,34 @@ def validate(experiment: Experiment) -> Experiment:
     rules: list[tuple[bool, str]] = [
         (value > 0, f"{name}: must be above 0, found {value}") for name, value in positive.items()
     ]
+    mined = {
+        replace(source, split="train")
+        for source in (*e.data.train, e.data.heldout)
+        if isinstance(source, PythonPackages)
+    }
+    o = e.optimizer
     rules += [
+        (len(mined) <= 1, "data: PythonPackages sources must agree in all but their split"),
+        (
+            all(size == -1 or size > 0 for size in dataclasses.astuple(e.mesh)),
+            "mesh: each axis must be above 0, or -1 for what the others leave",
+        ),
+        (
+            not e.evals.suites or e.evals.data != "",
+            "evals.data: evals.suites need a folder to read from",
+        ),
+        (
+            0 <= o.b1 < 1 and 0 <= o.b2 < 1 and o.eps > 0,
+            "optimizer: b1 and b2 must be in [0, 1) and eps above 0",
+        ),
+        (
+            0 <= o.final_share <= 1 and o.weight_decay >= 0,
+            "optimizer: final_share must be in [0, 1] and weight_decay 0 or more",
+        ),
+        (
+            o.embedding_learning_rate is None or o.embedding_learning_rate >= 0,
+            f"optimizer.embedding_learning_rate: below 0: {o.embedding_learning_rate}",
+        ),
         (0 <= e.seed < 1 << 24, f"seed: must be from 0 to {(1 << 24) - 1}, found {e.seed}"),
         (m.layers >= 0, f"model.layers: must be 0 or more, found {m.layers}"),
         (bool(e.data.train), "data.train: no data; name at least one source"),
@@ -314,7 +343,7 @@ def shrink(experiment: Experiment) -> Experiment:
     Each mesh axis in use keeps two devices, so sharding is exercised as the experiment has it.
     """
     packages = ("argparse", "email", "json")
-    baseline = experiment.baseline
+    baseline, few = experiment.baseline, min(len(experiment.loss.prefixes), 3)
     return replace(
         experiment,
         **_shrink_parts(experiment),
@@ -325,6 +354,7 @@ def shrink(experiment: Experiment) -> Experiment:
         tokenizer=replace(
             experiment.tokenizer, vocabulary=600, x_tokens=16, y_tokens=48, model_file=None
         ),
+        loss=replace(experiment.loss, prefixes=tuple(8 * (i + 1) for i in range(few))),
         mesh=Mesh(*(1 if size == 1 else 2 for size in dataclasses.astuple(experiment.mesh))),
         checkpoints=Checkpoints(every_steps=2),
         log_every_steps=1,

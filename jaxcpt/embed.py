@@ -172,7 +172,7 @@ def main() -> None:
             np.save(file, vectors_nd)
         partial.rename(output)
     except OSError as error:
-        raise Refusal(f"{output}: cannot be written: {error.strerror}") from None
+        raise Refusal(f"{output}: cannot be written: {error.strerror or error}") from None
     print(f"{output}: {vectors_nd.shape[0]} vectors of {vectors_nd.shape[1]}")
 
 

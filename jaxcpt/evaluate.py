@@ -95,7 +95,7 @@ def compare_heldout(
         baseline = Embedder.load(run_dir / "baseline")
         scores[baseline.experiment.name] = pair_search.run(baseline.embed, heldout)
     scores["BM25"] = pair_search.bm25(heldout)
-    scores["chance"] = pair_search.chance(len(heldout))
+    scores["chance"] = pair_search.chance(len({pair.y for pair in heldout}))
     table = [{"name": name, **row} for name, row in scores.items()]
     return {"table": table, "examples": find_examples(embedder, heldout)}
 
@@ -130,7 +130,7 @@ def show_comparison(summary: dict[str, Any]) -> None:
     if rows:
         print_table("Each held-out x searches the y of all", rows, headings)
     for example in summary.get("examples", []):
-        print(f"\n{example['query'].strip().splitlines()[0][:100]}")
+        print(f"\n{' '.join(example['query'].split())[:100]}")
         for result in example["results"]:
             mark = "  <- right" if result["right"] else ""
             print(f"  {result['score']:.3f}  {result['source']}{mark}")

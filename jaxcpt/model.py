@@ -86,9 +86,9 @@ class Block(nn.Module):
         hidden_rld = hidden_rld + self.attend(
             Norm(m, name="attention_norm")(hidden_rld), segments_rl, positions_rl
         )
-        hidden_rld = constrain(hidden_rld, "rld")
+        hidden_rld = constrain(hidden_rld, residual_letters(m))
         hidden_rld = hidden_rld + self.transform(Norm(m, name="mlp_norm")(hidden_rld))
-        return constrain(hidden_rld, "rld"), None
+        return constrain(hidden_rld, residual_letters(m)), None
 
     def attend(
         self, x_rld: jax.Array, segments_rl: jax.Array, positions_rl: jax.Array
@@ -134,6 +134,10 @@ class Block(nn.Module):
         down_fd = self.weight("down", "fd", (f, d), branch_end(m))
         out_rld = jnp.einsum("rlf,fd->rld", inner_rlf, down_fd)
         return out_rld + self.weight("down_bias", "d", (d,), zero) if m.biases else out_rld
+
+
+def residual_letters(m: config.Model) -> str:
+    return "rle" if m.cut_residual else "rld"
 
 
 def branch_end(m: config.Model) -> Callable:
@@ -198,7 +202,7 @@ class Encoder(nn.Module):
         hidden_rld = self.look_up("tokens", "vd", self.vocabulary, tokens_rl)
         if m.positions == "learnt" and m.layers:  # a bag of tokens has no order
             hidden_rld = hidden_rld + self.look_up("positions", "ld", self.longest, positions_rl)
-        hidden_rld = constrain(hidden_rld, "rld")
+        hidden_rld = constrain(hidden_rld, residual_letters(m))
         if m.layers:
             block: Any = Block
             if m.remat != "nothing":

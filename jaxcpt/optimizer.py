@@ -28,7 +28,8 @@ def make_optimizer(
     settings: config.Optimizer, train_steps: int
 ) -> optax.GradientTransformationExtraArgs:
     """Decays matrices only: not norms, biases, tables or the temperature."""
-    rate = (settings.embedding_learning_rate or settings.learning_rate) / settings.learning_rate
+    of_tables = settings.embedding_learning_rate
+    rate = 1.0 if of_tables is None else of_tables / settings.learning_rate
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),

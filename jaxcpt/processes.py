@@ -98,7 +98,9 @@ def _await_others(port: int, count: int, wait: int, deadline: float) -> None:
                 ) from None
             line.settimeout(1.0)
             with contextlib.suppress(OSError):  # whoever it was will come again
-                present[int.from_bytes(line.recv(4), "big")] = line
+                number = int.from_bytes(line.recv(4), "big")
+                if 0 < number < count:  # and not a port scan
+                    present[number] = line
     for line in present.values():
         with contextlib.suppress(OSError), line:
             line.sendall(b"+")

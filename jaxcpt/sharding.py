@@ -29,6 +29,7 @@ RULES: dict[str, tuple[str | tuple[str, ...] | None, str | tuple[str, ...] | Non
     "g": (DATA_AXES, DATA_AXES),
     "r": (DATA_AXES, DATA_AXES),
     "d": ("fsdp", None),
+    "e": (None, "tensor"),
     "h": ("tensor", "tensor"),
     "j": ("tensor", "tensor"),
     "f": ("tensor", "tensor"),
@@ -115,6 +116,8 @@ def check_model_fits(mesh: jax.sharding.Mesh, model: config.Model, vocabulary: i
         "model.mlp_width": (model.mlp_width or 4 * model.width, "tensor"),
         "tokenizer.vocabulary": (vocabulary, "tensor"),
     }
+    if model.cut_residual:
+        cut["model.width (cut_residual)"] = (model.width, "tensor")
     for name, (size, axis) in cut.items():
         if size % mesh.shape[axis]:
             raise Refusal(

@@ -8,6 +8,7 @@ Started again on its run folder, a run goes on where its newest whole checkpoint
 import argparse
 import json
 import math
+import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from jaxcpt.budget import Budget, count_budget, describe
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
 from jaxcpt.config import Experiment, Refusal, derive_baseline, run_command, shrink, validate
 from jaxcpt.embed import Embedder
-from jaxcpt.evaluate import compare_heldout, read_heldout, score, show_comparison
+from jaxcpt.evaluate import compare_heldout, list_suites, read_heldout, score, show_comparison
 from jaxcpt.experiments import (
     apply_overrides,
     differences,
@@ -75,10 +76,14 @@ def prepare(experiment: Experiment, run_dir: Path, shared_dir: Path) -> Prepared
         tokenizer = obtain_tokenizer(experiment, shared_dir, sources)
         if is_first():
             tokenizer.save(run_dir / "tokenizer")
+    if experiment.evals.suites:
+        list_suites(Path(experiment.evals.data), "all")  # refused now, not at the first eval
     batches = Batches(experiment, sources, tokenizer, mesh)
     budget = count_budget(experiment, batches.sizes)
     derived = describe(experiment, batches.sizes, budget)
     derived |= {"mesh": describe_mesh(mesh), "run folder": str(run_dir)}
+    if is_first():  # last, so that what was refused on the way may be tried again, changed
+        write_whole(run_dir / "experiment.json", to_json(experiment))
     return Prepared(mesh, tokenizer, heldout, batches, budget, derived)
 
 
@@ -108,7 +113,7 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
         else:
             state = init_state(experiment, run.mesh)
 
-        meta = {"tokenizer": run.tokenizer.fingerprint, "experiment": experiment.name}
+        meta = {"tokenizer": run.tokenizer.fingerprint}
         train_step = make_train_step(experiment, run.mesh)
         embedder = Embedder(experiment, state.params["encoder"], run.tokenizer, run.mesh)
         speed = Throughput(find_peak_flops(run.mesh))
@@ -134,13 +139,16 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
                 # Several processes ask each other only when they wait for the devices anyway.
                 stops = (logs or jax.process_count() == 1) and any_process(interruption.noted)
                 if step % experiment.checkpoints.every_steps == 0 or step == last or stops:
+                    jax.block_until_ready(scalars)
                     with speed.paused():
                         checkpoints.save(state, meta)
                 if stops and step < last:
                     checkpoints.finish()
+                    any_process(True)  # nobody leaves before the first has proved the save
                     raise Refusal(f"stopped at step {step}, which is saved; start again to go on")
 
                 if step % experiment.evals.every_steps == 0 or step == last:
+                    jax.block_until_ready(scalars)
                     with speed.paused():
                         embedder.params = state.params["encoder"]
                         if scores := score(experiment, embedder.embed, run.heldout):
@@ -176,7 +184,10 @@ def claim(run_dir: Path, experiment: Experiment) -> None:
         return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file.write_text(to_json(experiment))
+        for leftover in ("pairs", "tokenizer"):  # of a start that was refused
+            shutil.rmtree(run_dir / leftover, ignore_errors=True)
+        (run_dir / "writable").touch()
+        (run_dir / "writable").unlink()
     except OSError as error:
         raise Refusal(f"{run_dir}: cannot be written: {error.strerror}; choose --run-dir") from None
 
@@ -185,7 +196,7 @@ def obtain_tokenizer(
     experiment: Experiment, shared_dir: Path, sources: Sequence[Pairs]
 ) -> Tokenizer:
     """That of the run folder, or the user's own, or one trained on the training pairs."""
-    if (shared_dir / "tokenizer").is_dir():
+    if (shared_dir / "tokenizer" / "tokenizer.json").is_file():
         return Tokenizer.load(shared_dir / "tokenizer")
     if experiment.tokenizer.model_file is not None:
         return read_tokenizer(experiment.tokenizer)
@@ -196,6 +207,13 @@ def obtain_tokenizer(
         for pair in source.read(range(0, len(source), every)):
             texts += (pair.x, pair.y)
     return train_tokenizer(texts, experiment.tokenizer)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.rename(path)
 
 
 def describe_mesh(mesh: jax.sharding.Mesh) -> str:
@@ -277,6 +295,8 @@ def main() -> None:
         return
     name = f"{experiment.name}_smoke" if arguments.smoke else experiment.name
     run_dir = arguments.run_dir or Path("runs") / name
+    if arguments.smoke and arguments.run_dir is None and is_first():
+        shutil.rmtree(run_dir, ignore_errors=True)  # a smoke run that resumes shows nothing
     run_together(lambda: train(experiment, run_dir, run_dir))
 
 

@@ -263,6 +263,9 @@ def test_refuses_nothing_of_it(field):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["mesh.tensor=0"], "mesh: each axis must be above 0, or -1 for what the others leave"),
+        (["optimizer.b2=1.0"], "optimizer: b1 and b2 must be in [0, 1) and eps above 0"),
+        (["evals.suites=['sts']"], "evals.data: evals.suites need a folder to read from"),
         (["seed=-1"], "seed: must be from 0 to 16777215, found -1"),
         (["seed=16777216"], "seed: must be from 0 to 16777215, found 16777216"),
         (["model.layers=-1"], "model.layers: must be 0 or more, found -1"),
@@ -324,11 +327,11 @@ def test_shrink_keeps_what_is_no_size():
     experiment = with_baseline(EVERY_KIND_OF_VALUE, train_steps=900)
     small = validate(shrink(experiment))
     sizes = {"train_steps", "data", "tokenizer", "batching", "model", "optimizer", "mesh"}
-    sizes |= {"checkpoints", "log_every_steps", "evals", "baseline"}
+    sizes |= {"checkpoints", "log_every_steps", "evals", "baseline", "loss"}
     for field in dataclasses.fields(experiment):
         if field.name not in sizes:
             assert getattr(small, field.name) == getattr(experiment, field.name)
-    for part in ("tokenizer", "model", "optimizer", "batching"):
+    for part in ("tokenizer", "model", "optimizer", "batching", "loss"):
         changed = {
             d.split(".")[1].split(":")[0]
             for d in differences(experiment, small)
@@ -348,6 +351,7 @@ def test_shrink_keeps_what_is_no_size():
             "row_tokens",
             "rows_per_cell",
             "warmup_steps",
+            "prefixes",
         }
     assert small.model.kv_heads == 2
     assert small.mesh == Mesh(2, 2, 2)

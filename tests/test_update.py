@@ -60,6 +60,7 @@ def assert_same_gradient(found, wanted):
 @pytest.mark.parametrize(
     ("model", "shape", "chunks"),
     [
+        ({"model__cut_residual": True}, (2, 2, 2), 2),
         ({}, (1, 1, 1), 4),
         ({}, (2, 2, 2), 2),
         (LLAMA, (1, 2, 2), 3),

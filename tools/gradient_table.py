@@ -353,6 +353,7 @@ def measure_processes(processes: int, quick: bool, plant: Plant) -> Iterator[Row
             [*command, coordinator, str(processes), str(number)],
             stdout=subprocess.PIPE if number == 0 else subprocess.DEVNULL,
             text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         for number in range(processes)
     ]
