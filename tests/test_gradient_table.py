@@ -96,6 +96,7 @@ def test_the_table_covers_what_it_says():
     assert {(mesh, content) for mesh, _, content in table} == set(product(meshes, contents))
     assert {(cut, content) for _, cut, content in table} == set(product(cuts, contents))
     quick = found(list_cases(quick=True))
+    assert len(quick) == len(cuts) == len(contents)
     assert {cut for _, cut, _ in quick} == set(cuts)
     assert {content for _, _, content in quick} == set(contents)
     assert set(quick) <= set(table)

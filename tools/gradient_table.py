@@ -55,6 +55,8 @@ XLA_FLAGS = (  # much to compile and little to compute; busy machines are late f
     " --xla_cpu_collective_call_terminate_timeout_seconds=600"
     " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
 )
+if jax.__version_info__ < (0, 11):  # compiles in two thirds of the time; later ones lack the flag
+    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ CONTENTS: list[tuple[bool, int, int]] = list(itertools.product((True, False), (0
 COVERED = """Covered in full: every mesh x chunks x form; every mesh x packing x negatives x \
 remainder; and every
 chunks x form x packing x negatives x remainder. Each line is run at both temperatures."""
-COVERED_QUICKLY = "Quick: every mesh once, and every chunks x form and every content at least once."
+COVERED_QUICKLY = "Quick: every chunks x form, and every packing x negatives x remainder, once."
+QUICK_CUTS = {0: 0, 1: 1, 3: 2, 5: 4, 8: 7, 13: 6, 15: 5, 19: 3}  # of which meshes
 
 
 def list_cases(quick: bool) -> list[Case]:
@@ -123,7 +126,7 @@ def list_cases(quick: bool) -> list[Case]:
         make_case(mesh, cut, CONTENTS[(number + at) % 8])
         for number, mesh in enumerate(meshes)
         for at, cut in enumerate(CUTS)
-        if not quick or at == (2 * number + number // 4) % 8
+        if not quick or QUICK_CUTS.get(number) == at
     ]
 
 
