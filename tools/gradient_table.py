@@ -18,21 +18,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
-from unittest.mock import patch
 
 import gradient_reference
 import jax
-import jax.numpy as jnp
 import numpy as np
+from gradient_faults import FAULTS, SMALL_TILES, Plant, patch_loss
 from gradient_reference import Text, TextPair, Truth
 from jax.experimental import multihost_utils
 
-from jaxcpt import config, loss
+from jaxcpt import config
 from jaxcpt.batches import Batches
 from jaxcpt.config import Batching, Data, Experiment, JsonlPairs, Model, Optimizer
 from jaxcpt.mining import Pair
@@ -41,7 +39,6 @@ from jaxcpt.sharding import make_mesh, named
 from jaxcpt.tokenizer import Tokenizer, train_tokenizer
 from jaxcpt.update import compute_gradient, shard_state
 
-Plant = Literal["none", "gather", "temperature", "labels"]
 Form = Literal["dense", "streaming"]
 
 SCALES = (1 / 0.07, 100.0)  # where a run starts, and the clamp
@@ -49,7 +46,6 @@ RATIO = 1e-5
 COSINE = 1e-6
 WORST = 1e-4
 BFLOAT16 = 2.0**-7  # the spacing of bfloat16 numbers, relative
-SMALL_TILES: dict[str, Any] = {"TILE_ROWS": 4, "TILE_COLUMNS": 6}  # so that there are several
 XLA_FLAGS = (  # much to compile and little to compute; busy machines are late for collectives
     "--xla_backend_optimization_level=0"
     " --xla_cpu_collective_call_terminate_timeout_seconds=600"
@@ -218,59 +214,6 @@ def find_truth(pairs: int, negatives: int, scale: float) -> Truth:
         for pair in make_pairs(pairs)
     ]
     return gradient_reference.find_truth(draw_encoder(), float(np.log(np.float32(scale))), made)
-
-
-def keep_own_part(gradient_cd: jax.Array) -> jax.Array:
-    """A shard's gradient for the candidates of the others is lost on the way back."""
-    size = len(gradient_cd) // jax.lax.axis_size(loss.DATA_AXES)
-    first = jax.lax.axis_index(loss.DATA_AXES) * size
-    return jax.lax.dynamic_slice_in_dim(gradient_cd, first, size)
-
-
-def lose_on_the_ring(visit: Any, carry: Any, visitor: Any, sums: Any) -> tuple[Any, Any]:
-    """The same for the streaming form: candidates come home with their own shard's part alone."""
-    if not isinstance(sums, jax.Array):  # the softmax sums of pass one
-        return send_round(visit, carry, visitor, sums)
-
-    def visit_and_forget(carry: Any, labelled: Any, sums: Any) -> tuple[Any, Any]:
-        stranger, home = labelled
-        carry, more = visit(carry, stranger, sums)
-        return carry, jnp.where(home == jax.lax.axis_index(loss.DATA_AXES), more, sums)
-
-    labelled = visitor, jax.lax.axis_index(loss.DATA_AXES)
-    return send_round(visit_and_forget, carry, labelled, sums)
-
-
-def shift_labels(
-    zx_bd: jax.Array, zc_cd: jax.Array, scale: jax.Array, labels: loss.Labels
-) -> tuple[loss.Rows, loss.Columns]:
-    """Every x is held to answer the y of the pair before it."""
-    rows, columns = prepare(zx_bd, zc_cd, scale, labels)
-    right = scale * jnp.sum(zx_bd * jnp.roll(zc_cd[: len(zx_bd)], 1, axis=0), axis=-1)
-    return rows._replace(pair=jnp.roll(rows.pair, 1), right=right), columns
-
-
-prepare, send_round = loss._prepare, loss._send_round
-# What is wrong in the loss under each plant. A temperature counted once per chunk is no fault of
-# the loss: `find_gradients` multiplies.
-FAULTS: dict[Plant, dict[str, Any]] = {
-    "none": {},
-    "gather": {"_scatter": keep_own_part, "_send_round": lose_on_the_ring},
-    "temperature": {},
-    "labels": {"_prepare": shift_labels},
-}
-
-
-@contextmanager
-def patch_loss(plant: Plant) -> Iterator[None]:
-    """Small tiles, and the fault. JAX keeps what it traced of a function that a fault is put into,
-    so it must forget that before and after."""
-    if FAULTS[plant]:
-        jax.clear_caches()
-    with patch.multiple(loss, **(SMALL_TILES | FAULTS[plant])):
-        yield
-    if FAULTS[plant]:
-        jax.clear_caches()
 
 
 def find_gradients(case: Case, plant: Plant = "none") -> list[tuple[float, float, Any]]:

@@ -1,0 +1,70 @@
+"""Faults in the loss that others have shipped, for `gradient_table.py` to find.
+
+A fault replaces functions of `jaxcpt.loss` for a while. It knows neither cases nor the truth.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+from unittest.mock import patch
+
+import jax
+import jax.numpy as jnp
+
+from jaxcpt import loss
+
+Plant = Literal["none", "gather", "temperature", "labels"]
+SMALL_TILES: dict[str, Any] = {"TILE_ROWS": 4, "TILE_COLUMNS": 6}  # so that there are several
+
+
+def keep_own_part(gradient_cd: jax.Array) -> jax.Array:
+    """A shard's gradient for the candidates of the others is lost on the way back."""
+    size = len(gradient_cd) // jax.lax.axis_size(loss.DATA_AXES)
+    first = jax.lax.axis_index(loss.DATA_AXES) * size
+    return jax.lax.dynamic_slice_in_dim(gradient_cd, first, size)
+
+
+def lose_on_the_ring(visit: Any, carry: Any, visitor: Any, sums: Any) -> tuple[Any, Any]:
+    """The same for the streaming form: candidates come home with their own shard's part alone."""
+    if not isinstance(sums, jax.Array):  # the softmax sums of pass one
+        return send_round(visit, carry, visitor, sums)
+
+    def visit_and_forget(carry: Any, labelled: Any, sums: Any) -> tuple[Any, Any]:
+        stranger, home = labelled
+        carry, more = visit(carry, stranger, sums)
+        return carry, jnp.where(home == jax.lax.axis_index(loss.DATA_AXES), more, sums)
+
+    labelled = visitor, jax.lax.axis_index(loss.DATA_AXES)
+    return send_round(visit_and_forget, carry, labelled, sums)
+
+
+def shift_labels(
+    zx_bd: jax.Array, zc_cd: jax.Array, scale: jax.Array, labels: loss.Labels
+) -> tuple[loss.Rows, loss.Columns]:
+    """Every x is held to answer the y of the pair before it."""
+    rows, columns = prepare(zx_bd, zc_cd, scale, labels)
+    right = scale * jnp.sum(zx_bd * jnp.roll(zc_cd[: len(zx_bd)], 1, axis=0), axis=-1)
+    return rows._replace(pair=jnp.roll(rows.pair, 1), right=right), columns
+
+
+prepare, send_round = loss._prepare, loss._send_round
+# What is wrong in the loss under each plant. A temperature counted once per chunk is no fault of
+# the loss: `find_gradients` multiplies.
+FAULTS: dict[Plant, dict[str, Any]] = {
+    "none": {},
+    "gather": {"_scatter": keep_own_part, "_send_round": lose_on_the_ring},
+    "temperature": {},
+    "labels": {"_prepare": shift_labels},
+}
+
+
+@contextmanager
+def patch_loss(plant: Plant) -> Iterator[None]:
+    """Small tiles, and the fault. JAX keeps what it traced of a function that a fault is put into,
+    so it must forget that before and after."""
+    if FAULTS[plant]:
+        jax.clear_caches()
+    with patch.multiple(loss, **(SMALL_TILES | FAULTS[plant])):
+        yield
+    if FAULTS[plant]:
+        jax.clear_caches()
