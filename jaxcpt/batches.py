@@ -5,7 +5,6 @@ devices and hosts. Each process reads, tokenises and packs only the pairs of its
 It does not know the model.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,9 +17,10 @@ import numpy as np
 from jaxcpt.config import Batching, Experiment, Refusal
 from jaxcpt.mining import Pair
 from jaxcpt.model import Array, Cells, make_cells
-from jaxcpt.order import make_order, share_out
+from jaxcpt.order import make_homogeneous_order, make_order, share_out
 from jaxcpt.packing import CellArrays, Packing, pack_pairs
-from jaxcpt.pairs import Pairs
+from jaxcpt.pairs import Pairs, TokenizedReader
+from jaxcpt.pairs.tokenized import Encoded, hash_text
 from jaxcpt.sharding import count_data_shards, named
 from jaxcpt.tokenizer import Tokenizer
 
@@ -75,17 +75,20 @@ def size_batches(settings: Batching, data_shards: int) -> Sizes | None:
     )
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A pair as token ids, and the hash of each of its texts."""
-
-    ids: list[np.ndarray]
-    hashes: list[tuple[int, int]]
-
-
-def hash_text(text: str) -> tuple[int, int]:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, negatives: int) -> list[Encoded]:
+    """Tokenises many pairs at once, each with so many hard negatives or absent ones."""
+    columns = [[pair.x for pair in pairs], [pair.y for pair in pairs]]
+    ids = [tokenizer.encode(columns[0], "x"), tokenizer.encode(columns[1], "y")]
+    for number in range(negatives):
+        texts = [p.negatives[number] if number < len(p.negatives) else "" for p in pairs]
+        absent = [number >= len(pair.negatives) for pair in pairs]
+        columns.append(texts)
+        encoded = tokenizer.encode(texts, "y")
+        ids.append([e[:0] if a else e for e, a in zip(encoded, absent, strict=True)])
+    return [
+        Encoded(list(of_pair), [hash_text(text) for text in texts])
+        for of_pair, texts in zip(zip(*ids, strict=True), zip(*columns, strict=True), strict=True)
+    ]
 
 
 class Batches:
@@ -94,20 +97,27 @@ class Batches:
     def __init__(
         self,
         experiment: Experiment,
-        sources: Sequence[Pairs],
+        sources: Sequence[Pairs | TokenizedReader],
         tokenizer: Tokenizer,
         mesh: jax.sharding.Mesh,
     ) -> None:
         self.settings, self.seed = experiment.batching, experiment.seed
         self.sources, self.tokenizer, self.mesh = sources, tokenizer, mesh
+        for source in sources:
+            if isinstance(source, TokenizedReader):
+                source.check(tokenizer.fingerprint, tokenizer.x_tokens, tokenizer.y_tokens)
         self.starts = np.cumsum([0, *map(len, sources)])
         self.encoded: list[Encoded] | None = None
         if self.settings.in_memory:
-            self.encoded = self._encode(self._read(range(self.starts[-1])))
+            self.encoded = self._load(range(self.starts[-1]))
         totals = [self._count_tokens(i) for i in range(len(sources))]
         weights = experiment.data.weights or [len(source) for source in sources]
         slots = self.settings.pairs_per_batch
-        self.order = make_order(self.seed, slots, share_out(slots, weights), totals)
+        self.order = (
+            make_homogeneous_order(self.seed, slots, weights, totals)
+            if experiment.data.homogeneous
+            else make_order(self.seed, slots, share_out(slots, weights), totals)
+        )
         self.shards = _own_data_shards(mesh)
 
     def _count_tokens(self, source: int) -> np.ndarray | int:
@@ -119,7 +129,8 @@ class Batches:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """Where the experiment leaves the rows to us: as few as hold eight whole batches.
+        """Where the experiment leaves the rows to us: as few as hold eight whole batches, and
+        eight of each source where they are homogeneous.
 
         The same on every process: each samples the same shares of the same steps.
         """
@@ -130,7 +141,7 @@ class Batches:
         together = len(self.shards)
         sizes = size_batches(replace(settings, rows_per_cell=1), data_shards)
         assert sizes is not None
-        for sample in range(8):
+        for sample in self.order.samples():
             group = np.arange(together) + sample % (data_shards // together) * together
             lengths_pt = self._lengths(self._drop(self._draw(sample, group), sample, group))
             cell_tokens = settings.chunks * together * settings.row_tokens
@@ -177,37 +188,25 @@ class Batches:
         indices = self.order.pairs_at(step, self._slots(shards))
         if self.encoded is not None:
             return [self.encoded[index] for index in indices]
-        return self._encode(self._read(indices))
+        return self._load(indices)
 
-    def _read(self, indices: Sequence[int] | np.ndarray | range) -> list[Pair]:
+    def _load(self, indices: Sequence[int] | np.ndarray | range) -> list[Encoded]:
+        """The pairs at these places among all pairs of all sources, as token ids."""
         indices = np.asarray(indices)
         which = np.searchsorted(self.starts, indices, side="right") - 1
-        pairs: list[Pair | None] = [None] * len(indices)
+        pairs: dict[int, Encoded] = {}
         for number, source in enumerate(self.sources):
             mine = np.flatnonzero(which == number)
             if len(mine):
-                read = source.read((indices[mine] - self.starts[number]).tolist())
-                for at, pair in zip(mine, read, strict=True):
-                    pairs[at] = pair
-        return [pair for pair in pairs if pair is not None]
+                own = (indices[mine] - self.starts[number]).tolist()
+                pairs |= zip(mine.tolist(), self._load_from(source, own), strict=True)
+        return [pairs[at] for at in range(len(indices))]
 
-    def _encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
-        """Tokenises many pairs at once. An absent hard negative is an empty array."""
-        count = self.settings.negatives
-        columns = [[pair.x for pair in pairs], [pair.y for pair in pairs]]
-        ids = [self.tokenizer.encode(columns[0], "x"), self.tokenizer.encode(columns[1], "y")]
-        for number in range(count):
-            texts = [p.negatives[number] if number < len(p.negatives) else "" for p in pairs]
-            encoded = self.tokenizer.encode(texts, "y")
-            absent = [number >= len(pair.negatives) for pair in pairs]
-            columns.append(texts)
-            ids.append([e[:0] if a else e for e, a in zip(encoded, absent, strict=True)])
-        return [
-            Encoded(list(of_pair), [hash_text(text) for text in texts])
-            for of_pair, texts in zip(
-                zip(*ids, strict=True), zip(*columns, strict=True), strict=True
-            )
-        ]
+    def _load_from(self, source: Pairs | TokenizedReader, indices: Sequence[int]) -> list[Encoded]:
+        tokenizer, negatives = self.tokenizer, self.settings.negatives
+        if isinstance(source, TokenizedReader):
+            return source.read(indices, tokenizer.x_tokens, tokenizer.y_tokens, negatives)
+        return encode_pairs(source.read(indices), tokenizer, negatives)
 
     def _drop(self, pairs: list[Encoded], step: int, shards: np.ndarray) -> list[Encoded]:
         """Token dropout: a fixed share of each text's inner tokens, so that lengths are known."""

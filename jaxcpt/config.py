@@ -10,59 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+# An experiment imports all it names from here.
+from jaxcpt.sources import (  # noqa: F401
+    ArrayRecordPairs,
+    BeirPairs,
+    Data,
+    DatasetsPairs,
+    JsonlPairs,
+    ParquetPairs,
+    PythonPackages,
+    TfdsPairs,
+    TokenizedPairs,
+)
+
 
 class Refusal(Exception):
     """An error that the user caused and can mend: shown as one line, exit code 2, no traceback."""
 
 
 Side = Literal["x", "y"]
-
-
-@dataclass(frozen=True)
-class PythonPackages:
-    """(docstring, function) pairs from the standard library and installed packages.
-
-    The split is by module: whole modules are held out until they hold `heldout_functions`, and
-    training pairs that share a docstring or a body with them are dropped.
-    """
-
-    split: Literal["train", "heldout"] = "train"
-    heldout_functions: int = 1000
-    packages: tuple[str, ...] = ()
-    """Import names to mine, such as `json`; empty: the standard library and jaxcpt's own needs."""
-    neighbours: bool = False
-    """Train on other texts of the same files too: later paragraphs, classes, comments."""
-
-
-@dataclass(frozen=True)
-class JsonlPairs:
-    """One JSON object a line, with the two texts under `x` and `y`."""
-
-    path: str
-    x: str = "x"
-    y: str = "y"
-
-
-@dataclass(frozen=True)
-class TfdsPairs:
-    """A tensorflow-datasets directory in ArrayRecord form with the features `x` and `y`."""
-
-    directory: str
-    split: str = "train"
-    prepare: str = ""
-    """The command that makes the directory, shown when it is missing."""
-
-
-Source = PythonPackages | JsonlPairs | TfdsPairs
-
-
-@dataclass(frozen=True)
-class Data:
-    train: tuple[Source, ...]
-    weights: tuple[float, ...] = ()
-    """Share of each source in a batch; empty: in proportion to their sizes."""
-    heldout: Source | None = None
-    """Pairs never trained on: the x of each searches the y of all."""
 
 
 @dataclass(frozen=True)
@@ -242,14 +208,19 @@ def validate(experiment: Experiment) -> Experiment:
     rules: list[tuple[bool, str]] = [
         (value > 0, f"{name}: must be above 0, found {value}") for name, value in positive.items()
     ]
-    mined = {
-        replace(source, split="train")
-        for source in (*e.data.train, e.data.heldout)
-        if isinstance(source, PythonPackages)
-    }
+    sources = (*e.data.train, e.data.heldout)
+    mined = {replace(s, split="train") for s in sources if isinstance(s, PythonPackages)}
     o = e.optimizer
     rules += [
         (len(mined) <= 1, "data: PythonPackages sources must agree in all but their split"),
+        (
+            all(bool(s.directory) != bool(s.name) for s in sources if isinstance(s, TfdsPairs)),
+            "data: a TfdsPairs source needs either a directory or a name",
+        ),
+        (
+            not isinstance(e.data.heldout, TokenizedPairs),
+            "data.heldout: TokenizedPairs hold no texts, which evals need",
+        ),
         (
             all(size == -1 or size > 0 for size in dataclasses.astuple(e.mesh)),
             "mesh: each axis must be above 0, or -1 for what the others leave",
@@ -349,6 +320,7 @@ def shrink(experiment: Experiment) -> Experiment:
         **_shrink_parts(experiment),
         data=Data(
             train=(PythonPackages(heldout_functions=20, packages=packages),),
+            homogeneous=experiment.data.homogeneous,
             heldout=PythonPackages("heldout", heldout_functions=20, packages=packages),
         ),
         tokenizer=replace(

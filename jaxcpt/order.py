@@ -1,7 +1,8 @@
 """Which pair stands in which slot of the batch at a step: a pure function of (seed, step).
 
-In: how many slots each source has in a batch, and how long its pairs are where that is known. Out:
-indices into all pairs of all sources. Plain NumPy; it knows neither texts nor devices.
+In: how many slots each source has in a batch, or how often a whole batch is its, and how long its
+pairs are where that is known. Out: indices into all pairs of all sources. Plain NumPy; it knows
+neither texts nor devices.
 """
 
 import itertools
@@ -11,6 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxcpt.config import Refusal
+
+ROUND_STEPS = 1000
+"""Homogeneous batches: steps in which each source has exactly its share of the batches."""
+SAMPLES = 8
 
 
 def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -63,6 +68,51 @@ class Order:
         ranks = first + permute(drawn % size, size, key)
         return (ranks if self.ranking is None else self.ranking[ranks]).astype(np.int64)
 
+    def samples(self) -> Sequence[int]:
+        """A few steps whose batches stand for all."""
+        return range(SAMPLES)
+
+
+@dataclass(frozen=True)
+class HomogeneousOrder:
+    """Each step's batch is of one source, and takes the source's own pairs in their own order.
+
+    In every round of ROUND_STEPS steps each source has its share of them, spread evenly, in an
+    order drawn anew for each round.
+    """
+
+    seed: int
+    orders: Sequence[Order]
+    starts: Sequence[int]
+    """Of each source, its first pair among all pairs."""
+    shares: Sequence[int]
+    """Steps of a round that are each source's."""
+
+    def turn(self, step: int) -> tuple[int, int]:
+        """The source of a step's batch, and how many batches of that source came before."""
+        number, place = divmod(step, ROUND_STEPS)
+        turns = self._round(number)
+        source = int(turns[place])
+        return source, number * self.shares[source] + int((turns[:place] == source).sum())
+
+    def _round(self, number: int) -> np.ndarray:
+        # The j-th of a source's n steps falls somewhere in the j-th n-th of the round.
+        sources = np.repeat(np.arange(len(self.shares)), self.shares)
+        turns = np.concatenate([np.arange(share) for share in self.shares])
+        key = mix(np.array([self.seed << 40], np.uint64) + np.uint64(number))
+        jitter = mix(key + np.arange(ROUND_STEPS, dtype=np.uint64)) / 2.0**64
+        return sources[np.argsort((turns + jitter) / np.array(self.shares)[sources], kind="stable")]
+
+    def pairs_at(self, step: int, slots: np.ndarray) -> np.ndarray:
+        source, earlier = self.turn(step)
+        return self.starts[source] + self.orders[source].pairs_at(earlier, slots)
+
+    def samples(self) -> Sequence[int]:
+        """Steps that stand for all: a few of each source."""
+        turns = self._round(0)
+        firsts = [np.flatnonzero(turns == source)[:SAMPLES] for source in range(len(self.shares))]
+        return np.concatenate(firsts).tolist()
+
 
 def make_order(
     seed: int, pairs_per_batch: int, quotas: Sequence[int], totals: Sequence[np.ndarray | int]
@@ -93,6 +143,29 @@ def make_order(
         start += count
     columns = np.array(strata, np.uint64).reshape(pairs_per_batch, 4).T
     return Order(seed, np.concatenate(ranking) if ranking else None, *columns)
+
+
+def make_homogeneous_order(
+    seed: int,
+    pairs_per_batch: int,
+    weights: Sequence[float],
+    totals: Sequence[np.ndarray | int],
+) -> HomogeneousOrder:
+    """`weights`: of each source, its share of the batches. `totals`: as for `make_order`."""
+    shares = share_out(ROUND_STEPS, weights)
+    if 0 in shares:
+        raise Refusal(
+            f"data.weights: source {shares.index(0)} would get none of {ROUND_STEPS} homogeneous "
+            "batches; raise its weight, or leave it out"
+        )
+    counts = [total if isinstance(total, int) else len(total) for total in totals]
+    # A key of its own for each source, or those of one size would be shuffled alike.
+    orders = [
+        make_order((seed + number) % (1 << 24), pairs_per_batch, [pairs_per_batch], [total])
+        for number, total in enumerate(totals)
+    ]
+    starts = [0, *itertools.accumulate(counts)][:-1]
+    return HomogeneousOrder(seed, orders, starts, shares)
 
 
 def share_out(slots: int, weights: Sequence[float]) -> list[int]:

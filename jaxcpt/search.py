@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcpt.config import Refusal, TfdsPairs, run_command
+from jaxcpt.config import JsonlPairs, PythonPackages, Refusal, run_command
 from jaxcpt.embed import Embedder, read_texts
 from jaxcpt.experiments import read_experiment
 from jaxcpt.pairs import open_source, read_jsonl
@@ -193,7 +193,7 @@ def read_corpus(run_dir: Path, file: Path | None) -> list[Document]:
         experiment = read_experiment(run_dir)
         data = experiment.data
         sources = [*data.train, *([data.heldout] if data.heldout else [])]
-        if any(isinstance(source, TfdsPairs) for source in sources):
+        if not all(isinstance(source, JsonlPairs | PythonPackages) for source in sources):
             raise Refusal(
                 f"{run_dir}: trained on data too large to search as a whole; add --corpus"
             )

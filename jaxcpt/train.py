@@ -32,7 +32,7 @@ from jaxcpt.experiments import (
 )
 from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
 from jaxcpt.mining import Pair
-from jaxcpt.pairs import Pairs, open_training
+from jaxcpt.pairs import Pairs, TokenizedReader, open_training
 from jaxcpt.processes import (
     any_process,
     check_agreement,
@@ -193,7 +193,7 @@ def claim(run_dir: Path, experiment: Experiment) -> None:
 
 
 def obtain_tokenizer(
-    experiment: Experiment, shared_dir: Path, sources: Sequence[Pairs]
+    experiment: Experiment, shared_dir: Path, sources: Sequence[Pairs | TokenizedReader]
 ) -> Tokenizer:
     """That of the run folder, or the user's own, or one trained on the training pairs."""
     if (shared_dir / "tokenizer" / "tokenizer.json").is_file():
@@ -202,6 +202,10 @@ def obtain_tokenizer(
         return read_tokenizer(experiment.tokenizer)
     texts: list[str] = []
     for source in sources:
+        if isinstance(source, TokenizedReader):
+            raise Refusal(
+                f"{source.where}: holds no texts; set tokenizer.model_file to the model beside it"
+            )
         # A million pairs are plenty for a vocabulary; spread evenly, they stand for the source.
         every = -(-len(source) // 1_000_000)
         for pair in source.read(range(0, len(source), every)):

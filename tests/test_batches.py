@@ -210,6 +210,58 @@ def test_weights_of_sources(tokenizer, mesh):
             assert sum(h in second for h in hashes_of(batches.make(step))) == 10
 
 
+def two_sources(tokenizer, mesh, homogeneous=True, **changes):
+    """60 short and 30 long pairs, told apart by their hashes, in the ratio 2 to 1."""
+    experiment = make_experiment(**changes)
+    source = experiment.data.train[0]
+    data = replace(
+        experiment.data, train=(source, source), weights=(2.0, 1.0), homogeneous=homogeneous
+    )
+    long = [Pair(pair.x, f"{pair.y} {pair.y}", "long") for pair in PAIRS[60:]]
+    sources = [PairList(PAIRS[:60]), PairList(long)]
+    batches = Batches(replace(experiment, data=data), sources, tokenizer, mesh)
+    return batches, [{hash_text(p.y) for p in pairs.pairs} for pairs in sources]
+
+
+@pytest.mark.parametrize("in_memory", [True, False], ids=["memory", "disk"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_homogeneous_batches_are_the_same_on_any_mesh(tokenizer, mesh, devices, in_memory):
+    changes = {"batching__in_memory": in_memory}
+    ours, of_source = two_sources(tokenizer, mesh, **changes)
+    other = make_mesh(Mesh(), jax.devices()[:devices])
+    theirs, _ = two_sources(tokenizer, other, **changes)
+    taken = []
+    for step in range(12):
+        hashes = hashes_of(ours.make(step))
+        assert hashes == hashes_of(theirs.make(step))
+        here = [bool(set(hashes) & ys) for ys in of_source]
+        assert sum(here) == 1
+        assert len(hashes) == 30  # rows suffice for the longer source, too
+        taken.append(here.index(True))
+    assert 3 <= sum(taken) <= 5
+    # A later start sees the very same batches.
+    again, _ = two_sources(tokenizer, mesh, **changes)
+    for step, batch in zip((9, 10), again.stream(9, 11), strict=True):
+        for one, other in zip(arrays_of(batch), arrays_of(ours.make(step)), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("in_memory", [True, False], ids=["memory", "disk"])
+def test_processes_share_a_homogeneous_batch(tokenizer, mesh, processes, in_memory):
+    def process(shards):
+        batches, _ = two_sources(tokenizer, mesh, batching__in_memory=in_memory)
+        batches.shards = shards
+        return batches
+
+    whole = process(np.arange(8))
+    everybody = [process(part) for part in np.arange(8).reshape(processes, -1)]
+    assert len({batches.sizes for batches in everybody}) == 1
+    for step in (0, 5, 1003):
+        parts = [pair.hashes for b in everybody for pair in b._draw(step, b.shards)]
+        assert sorted(parts) == sorted(p.hashes for p in whole._draw(step, whole.shards))
+
+
 def test_pairs_without_room_are_absent_and_counted(sources, tokenizer):
     one = make_mesh(Mesh(), jax.devices()[:1])
     batches = make_batches(sources, tokenizer, one, batching__rows_per_cell=4)

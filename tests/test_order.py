@@ -1,12 +1,20 @@
 """The order of pairs: every pair once per epoch, by strata, a function of seed and step alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcpt.config import Refusal
-from jaxcpt.order import make_order, permute, share_out
+from jaxcpt.order import (
+    ROUND_STEPS,
+    make_homogeneous_order,
+    make_order,
+    permute,
+    share_out,
+)
 
 
 def all_of(size, key):
@@ -140,4 +148,72 @@ def test_refuses_a_source_smaller_than_its_share(total):
         make_order(0, 10, [8, 2], [total, 100])
     assert str(caught.value) == (
         "batching.pairs_per_batch: 8 pairs of a batch come from a source that has 7; lower it"
+    )
+
+
+WEIGHTS = [5.0, 3.0, 2.0]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_homogeneous_batch_is_of_one_source(in_memory):
+    counts = [500, 40, 100]
+    totals = [np.arange(n) % 50 for n in counts] if in_memory else counts
+    order = make_homogeneous_order(7, 20, WEIGHTS, totals)
+    borders = np.cumsum([0, *counts])
+    times = np.zeros(640, int)
+    for step in range(ROUND_STEPS):
+        pairs = order.pairs_at(step, np.arange(20))
+        source, _ = order.turn(step)
+        assert (borders[source] <= pairs).all()
+        assert (pairs < borders[source + 1]).all()
+        times[pairs] += 1
+    # Every pair as often as every other of its source: 500 batches of 20 over 500 pairs, ...
+    assert [set(times[a:b]) for a, b in itertools.pairwise(borders)] == [
+        {20},
+        {150},
+        {40},
+    ]
+
+
+def test_sources_have_their_share_of_every_stretch_of_homogeneous_batches():
+    order = make_homogeneous_order(3, 4, WEIGHTS, [100, 100, 100])
+    turns = np.array([order.turn(step)[0] for step in range(2 * ROUND_STEPS)])
+    for start, steps in ((0, ROUND_STEPS), (ROUND_STEPS, ROUND_STEPS), (0, 50), (1390, 200)):
+        found = np.bincount(turns[start : start + steps], minlength=3)
+        exact = np.array(WEIGHTS) / 10 * steps
+        assert np.abs(found - exact).max() <= 3, (start, found)
+    assert not np.array_equal(turns[:ROUND_STEPS], turns[ROUND_STEPS:])
+    # Neither one after another in turn: what comes next cannot be told from what came last.
+    assert len({tuple(turns[at : at + 6]) for at in range(0, 1200, 6)}) > 50
+
+
+def test_homogeneous_batches_are_a_function_of_seed_and_step():
+    def draw(seed, step):
+        order = make_homogeneous_order(seed, 6, WEIGHTS, [100, 100, 100])
+        return order.pairs_at(step, np.arange(6)).tolist()
+
+    for step in (0, 999, 1000, 12_345):
+        assert draw(1, step) == draw(1, step)
+    assert [draw(1, step) for step in range(9)] != [draw(2, step) for step in range(9)]
+    order = make_homogeneous_order(1, 6, WEIGHTS, [100, 100, 100])
+    some = order.pairs_at(12_345, np.array([4, 1])).tolist()
+    assert some == [draw(1, 12_345)[4], draw(1, 12_345)[1]]
+    # Sources of one size are not shuffled alike.
+    firsts = [next(s for s in range(99) if order.turn(s) == (n, 0)) for n in range(3)]
+    drawn = [(order.pairs_at(s, np.arange(6)) % 100).tolist() for s in firsts]
+    assert drawn[0] != drawn[1] != drawn[2]
+
+
+def test_samples_of_homogeneous_batches_hold_every_source():
+    order = make_homogeneous_order(0, 4, [500.0, 500.0, 1.0], [50, 50, 50])
+    sampled = [order.turn(step)[0] for step in order.samples()]
+    assert [sampled.count(source) for source in range(3)] == [8, 8, 1]
+
+
+def test_refuses_a_source_that_would_get_no_homogeneous_batch():
+    with pytest.raises(Refusal) as caught:
+        make_homogeneous_order(0, 4, [1.0, 1e-5], [50, 50])
+    assert str(caught.value) == (
+        "data.weights: source 1 would get none of 1000 homogeneous batches; raise its weight, or "
+        "leave it out"
     )

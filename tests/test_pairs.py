@@ -128,6 +128,7 @@ def test_reads_array_records(array_records, tmp_path):
     assert sorted((p.x, p.y) for p in whole) == sorted((r["x"], r["y"]) for r in rows[:260])
     some = [259, 0, 17, 17, 3]
     assert train.read(some) == [whole[index] for index in some]
+    assert {pair.source for pair in whole} == {f"{i}" for i in range(260)}
     assert {p.x for p in heldout.read(range(40))} == {r["x"] for r in rows[260:]}
     assert train.read([]) == []
 
@@ -165,7 +166,7 @@ def test_refuses_another_kind_of_dataset(array_records, tmp_path):
         return folder, refuse(open_source, TfdsPairs(str(folder)), tmp_path, 0)
 
     folder, said = change("features", '"x"', '"question"')
-    assert said == f"{folder}: its features are question, source, y; x and y are needed"
+    assert said == f"{folder}: no column 'x'; there are: question, source, y"
     folder, said = change("format", "array_record", "tfrecord")
     assert said.endswith(
         "tfrecord-00000-of-00001: no such ArrayRecord file; write the dataset anew"

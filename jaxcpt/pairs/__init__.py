@@ -1,0 +1,182 @@
+"""Sources of (x, y) pairs with random access: index -> pair, and how many there are.
+
+In: a source of `jaxcpt.sources` and the run folder, where mined pairs are kept. Out: `Pairs`, or
+`TokenizedReader`, whose pairs have been tokenised before. It knows no batches.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from jaxcpt.config import Refusal
+from jaxcpt.mining import Pair
+from jaxcpt.mining.python_packages import mine_packages
+from jaxcpt.pairs.beir import read_beir
+from jaxcpt.pairs.columns import DatasetsReader, ParquetReader
+from jaxcpt.pairs.jsonl import JsonlReader, read_jsonl, read_pairs, write_pairs
+from jaxcpt.pairs.records import ArrayRecordReader, TfdsReader
+from jaxcpt.pairs.tokenized import ABOUT_FILE, TokenizedReader
+from jaxcpt.sources import (
+    ArrayRecordPairs,
+    BeirPairs,
+    Data,
+    DatasetsPairs,
+    JsonlPairs,
+    ParquetPairs,
+    Prefixes,
+    PythonPackages,
+    Source,
+    TfdsPairs,
+    TokenizedPairs,
+)
+
+__all__ = [
+    "PairList",
+    "Pairs",
+    "TokenizedReader",
+    "find_source",
+    "name_source",
+    "open_source",
+    "open_training",
+    "read_jsonl",
+    "read_pairs",
+    "write_pairs",
+]
+
+
+class Pairs(Protocol):
+    """A fixed sequence of pairs, read many at a time."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Pair]: ...
+
+
+class PairList:
+    """Pairs held in memory."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, indices: Sequence[int]) -> list[Pair]:
+        return [self.pairs[index] for index in indices]
+
+
+class PrefixedPairs:
+    """The same pairs with their source's prefixes before every text."""
+
+    def __init__(self, pairs: Pairs, prefixes: Prefixes) -> None:
+        self.pairs, self.x, self.y = pairs, prefixes.x_prefix, prefixes.y_prefix
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, indices: Sequence[int]) -> list[Pair]:
+        return [
+            Pair(
+                self.x + pair.x,
+                self.y + pair.y,
+                pair.source,
+                tuple(self.y + negative for negative in pair.negatives),
+            )
+            for pair in self.pairs.read(indices)
+        ]
+
+
+def open_training(data: Data, run_dir: Path, seed: int) -> list[Pairs | TokenizedReader]:
+    """The training sources in their order. Raises Refusal where one is missing or empty."""
+    opened = [
+        TokenizedReader(source)
+        if isinstance(source, TokenizedPairs)
+        else open_source(source, run_dir, seed)
+        for source in data.train
+    ]
+    for source, pairs in zip(data.train, opened, strict=True):
+        if not len(pairs):
+            raise Refusal(f"{name_source(source)}: no pairs in it; training needs some")
+    return opened
+
+
+def open_source(source: Source, run_dir: Path, seed: int) -> Pairs:
+    """The texts of a source. Raises Refusal where they are missing or damaged."""
+    if isinstance(source, TokenizedPairs):
+        raise Refusal(f"{source.directory}: holds token ids alone; name the source of the texts")
+    pairs = _open(source, run_dir, seed)
+    return PrefixedPairs(pairs, source) if source.x_prefix or source.y_prefix else pairs
+
+
+def _open(source: Source, run_dir: Path, seed: int) -> Pairs:
+    match source:
+        case JsonlPairs():
+            return JsonlReader(source)
+        case TfdsPairs():
+            return TfdsReader(source)
+        case ArrayRecordPairs():
+            return ArrayRecordReader(source)
+        case ParquetPairs():
+            return ParquetReader(source)
+        case DatasetsPairs():
+            return DatasetsReader(source)
+        case BeirPairs():
+            return PairList(read_beir(source))
+        case PythonPackages():
+            return PairList(_mined(source, run_dir, seed))
+    raise TypeError(source)
+
+
+def name_source(source: Source) -> str:
+    """What a user calls it: its path, or its name."""
+    match source:
+        case JsonlPairs() | ArrayRecordPairs() | ParquetPairs():
+            return source.path
+        case TfdsPairs():
+            return source.directory or source.name
+        case DatasetsPairs() | BeirPairs() | TokenizedPairs():
+            return source.directory
+        case _:
+            return "installed packages"
+
+
+def find_source(path: str, split: str = "train") -> Source:
+    """The kind of source that lies at a path, with the usual names of columns. Raises Refusal."""
+    place = Path(path)
+    if place.is_file():
+        if ".array_record" in place.name:
+            return ArrayRecordPairs(path)
+        if place.suffix == ".parquet":
+            return ParquetPairs(path)
+        if {".jsonl", ".ndjson"} & set(place.suffixes[-2:]):
+            return JsonlPairs(path)
+    elif (place / ABOUT_FILE).is_file():
+        return TokenizedPairs(path)
+    elif (place / "features.json").is_file():
+        return TfdsPairs(path, split)
+    elif (place / "dataset_dict.json").is_file():
+        return DatasetsPairs(path, split)
+    elif (place / "state.json").is_file():
+        return DatasetsPairs(path)
+    elif (place / "qrels").is_dir():
+        return BeirPairs(path, split)
+    elif any(place.glob("*.parquet")):
+        return ParquetPairs(path)
+    elif any(place.glob("*.array_record*")):
+        return ArrayRecordPairs(path)
+    raise Refusal(
+        f"{path}: no pairs; expected .jsonl, .parquet or .array_record files, a folder of a dataset"
+        " (tensorflow-datasets, save_to_disk or BEIR), or one of tools/tokenize_pairs.py"
+    )
+
+
+def _mined(source: PythonPackages, run_dir: Path, seed: int) -> list[Pair]:
+    """Mines both splits once and keeps them in the run folder: a later start sees the same pairs
+    whatever has been installed since."""
+    files = {split: run_dir / "pairs" / f"{split}.jsonl" for split in ("train", "heldout")}
+    if not all(file.is_file() for file in files.values()):
+        mined = mine_packages(source.packages, source.heldout_functions, seed, source.neighbours)
+        files["train"].parent.mkdir(parents=True, exist_ok=True)
+        for file, pairs in zip(files.values(), mined, strict=True):
+            write_pairs(file, pairs)
+    return list(read_pairs(files[source.split]))

@@ -1,0 +1,122 @@
+"""Parquet files and Hugging Face datasets in, pairs out, read from disk as asked.
+
+Both need `pip install 'jaxcpt[sources]'`; the one part of `pairs` that knows either library.
+"""
+
+import bisect
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxcpt.config import Refusal
+from jaxcpt.mining import Pair
+from jaxcpt.pairs.records import check_columns, list_files, make_pair
+from jaxcpt.sources import DatasetsPairs, ParquetPairs
+
+CACHE_BYTES = 2**30
+"""Of decoded row groups. Parquet decodes a row together with its whole row group."""
+INSTALL = "pip install 'jaxcpt[sources]'"
+
+
+class ParquetReader:
+    """Parquet files, of which only the row groups asked for are read, and the last ones kept.
+
+    Larger data in random order would decode nearly all of itself for every batch: turn it into
+    ArrayRecord first, with tools/tokenize_pairs.py, which reads it from front to back.
+    """
+
+    def __init__(self, source: ParquetPairs) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ModuleNotFoundError:
+            raise Refusal(f"{source.path}: reading Parquet needs {INSTALL}") from None
+        self.errors = (pyarrow.ArrowException, OSError)
+        self.source, self.lock = source, threading.Lock()
+        self.files: list[Any] = []
+        self.groups: list[tuple[int, int]] = []
+        """(file, row group) of each row group."""
+        rows = [0]
+        for number, path in enumerate(list_files(Path(source.path), "*.parquet")):
+            try:
+                file = pyarrow.parquet.ParquetFile(path)
+            except self.errors as error:
+                raise Refusal(f"{path}: not Parquet, or damaged: {error}") from error
+            check_columns(file.schema_arrow.names, source, path)
+            self.files.append(file)
+            for group in range(file.num_row_groups):
+                self.groups.append((number, group))
+                rows.append(file.metadata.row_group(group).num_rows)
+        self.starts = list(itertools.accumulate(rows))
+        names = self.files[0].schema_arrow.names
+        wanted = (source.x, source.y, source.negatives, "source")
+        self.columns = [name for name in dict.fromkeys(wanted) if name in names]
+        self.cache: OrderedDict[int, Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def read(self, indices: Sequence[int]) -> list[Pair]:
+        pairs: list[Pair | None] = [None] * len(indices)
+        order = sorted(range(len(indices)), key=lambda at: indices[at])
+        for at in order:  # in order of rows, so that each row group is decoded at most once
+            group = bisect.bisect_right(self.starts, indices[at]) - 1
+            table, row = self._read_group(group), indices[at] - self.starts[group]
+            record = {name: table[name][row].as_py() for name in self.columns}
+            pairs[at] = make_pair(record, self.source, self.source.path, indices[at])
+        return [pair for pair in pairs if pair is not None]
+
+    def _read_group(self, group: int) -> Any:
+        with self.lock:
+            if group not in self.cache:
+                file, number = self.groups[group]
+                try:
+                    self.cache[group] = self.files[file].read_row_group(number, self.columns)
+                except self.errors as error:
+                    raise Refusal(f"{self.source.path}: damaged Parquet: {error}") from error
+                held = sum(table.nbytes for table in self.cache.values())
+                while held > CACHE_BYTES and len(self.cache) > 1:
+                    held -= self.cache.popitem(last=False)[1].nbytes
+            self.cache.move_to_end(group)
+            return self.cache[group]
+
+
+class DatasetsReader:
+    """A Hugging Face dataset as `save_to_disk` wrote it."""
+
+    def __init__(self, source: DatasetsPairs) -> None:
+        try:
+            import datasets
+        except ModuleNotFoundError:
+            raise Refusal(f"{source.directory}: reading it needs {INSTALL}") from None
+        self.source, self.where = source, source.directory
+        try:
+            found = datasets.load_from_disk(self.where)
+        except Exception as error:  # of pyarrow, of json, or its own
+            told = str(error).splitlines()[0]
+            raise Refusal(f"{self.where}: no dataset as save_to_disk writes it: {told}") from error
+        if isinstance(found, datasets.DatasetDict):
+            if source.split not in found:
+                have = ", ".join(found)
+                raise Refusal(f"{self.where}: has no split '{source.split}', only {have}")
+            found = found[source.split]
+        elif source.split:
+            raise Refusal(f"{self.where}: a single dataset, without a split '{source.split}'")
+        check_columns(found.column_names, source, self.where)
+        wanted = (source.x, source.y, source.negatives, "source")
+        self.rows = found.select_columns([n for n in found.column_names if n in wanted])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, indices: Sequence[int]) -> list[Pair]:
+        if not len(indices):
+            return []
+        columns = self.rows[[int(index) for index in indices]]
+        return [
+            make_pair(dict(zip(columns, row, strict=True)), self.source, self.where, index)
+            for index, row in zip(indices, zip(*columns.values(), strict=True), strict=True)
+        ]

@@ -1,0 +1,164 @@
+"""ArrayRecord files in, pairs out, read from disk as asked: within a tensorflow-datasets dataset,
+or bare. TensorFlow itself is not needed. The one part of `pairs` that knows either format.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxcpt.config import Refusal
+from jaxcpt.mining import Pair
+from jaxcpt.sources import ArrayRecordPairs, TfdsPairs
+
+NEGATIVES = "negatives"
+"""The name of the column that may be absent."""
+
+
+class TfdsReader:
+    """A prepared tensorflow-datasets dataset."""
+
+    def __init__(self, source: TfdsPairs) -> None:
+        self.source, self.where = source, source.directory or source.name
+        info = (builder := _open_builder(source)).info
+        check_columns(info.features, source, self.where)
+        if source.split not in info.splits:
+            have = ", ".join(info.splits)
+            raise Refusal(f"{self.where}: has no split '{source.split}', only {have}")
+        for file in info.splits[source.split].filepaths:
+            if not Path(file).is_file() or ".array_record-" not in file.name:
+                raise Refusal(f"{file}: no such ArrayRecord file; write the dataset anew")
+        self.rows = builder.as_data_source(split=source.split)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, indices: Sequence[int]) -> list[Pair]:
+        rows: list[Any] = self.rows.__getitems__([int(index) for index in indices])
+        return [
+            make_pair(row, self.source, self.where, index)
+            for index, row in zip(indices, rows, strict=True)
+        ]
+
+
+def _open_builder(source: TfdsPairs) -> Any:
+    import tensorflow_datasets as tfds  # half a second, and only here
+
+    if source.name:
+        try:
+            builder = tfds.builder(source.name, data_dir=source.data_dir)
+            told = "" if builder.info.splits else "not prepared"
+        except (tfds.core.DatasetNotFoundError, ValueError) as error:
+            told = str(error).splitlines()[0].rstrip(".")  # a list of all it knows comes next
+        if told:
+            raise Refusal(
+                f"{source.name}: {told}; prepare it in data_dir={source.data_dir!r} with "
+                "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
+            )
+        return builder
+    if not (Path(source.directory) / "dataset_info.json").is_file():
+        how = f"; make it with: {source.prepare}" if source.prepare else ""
+        raise Refusal(f"{source.directory}: no tensorflow-datasets directory{how}")
+    try:
+        return tfds.builder_from_directory(source.directory)
+    except Exception as error:  # of protobuf, of etils, or its own
+        raise Refusal(f"{source.directory}: damaged dataset: {error}") from error
+
+
+class ArrayRecordReader:
+    """ArrayRecord files whose records are tf.train.Examples or JSON objects."""
+
+    def __init__(self, source: ArrayRecordPairs) -> None:
+        self.source, self.where = source, source.path
+        self.records = open_records(list_files(Path(source.path), "*.array_record*"))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, indices: Sequence[int]) -> list[Pair]:
+        records = read_records(self.records, indices, self.where)
+        pairs = []
+        for index, record in zip(indices, records, strict=True):
+            row = _parse(record, f"{self.where}: record {index}")
+            check_columns(row, self.source, f"{self.where}: record {index}")
+            pairs.append(make_pair(row, self.source, self.where, index))
+        return pairs
+
+
+def list_files(path: Path, pattern: str) -> list[str]:
+    """The file itself, or the files of a folder in order of their names. Raises Refusal."""
+    files = [path] if path.is_file() else sorted(path.glob(pattern))
+    if not files:
+        raise Refusal(f"{path}: no such file, nor a folder with {pattern} files in it")
+    return [str(file) for file in files]
+
+
+def open_records(files: Sequence[str]) -> Any:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    try:
+        return ArrayRecordDataSource(list(files))
+    except Exception as error:  # of the C++ library
+        raise Refusal(f"{files[0]}: not ArrayRecord, or damaged: {error}") from error
+
+
+def read_records(records: Any, indices: Sequence[int], where: str) -> list[bytes]:
+    try:
+        return records.__getitems__([int(index) for index in indices]) if len(indices) else []
+    except Exception as error:  # of the C++ library: a checksum that does not fit
+        raise Refusal(f"{where}: damaged ArrayRecord: {error}") from error
+
+
+def _parse(record: bytes, where: str) -> Mapping[str, Any]:
+    # A serialised tf.train.Example begins with the tag of its one field, a JSON object with {.
+    if record[:1] == b"{":
+        try:
+            return json.loads(record)
+        except ValueError as error:
+            raise Refusal(f"{where}: does not parse as JSON: {error}") from None
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        example = tf_example_pb2.Example.FromString(record)
+    except Exception:  # protobuf's DecodeError
+        raise Refusal(f"{where}: neither a tf.train.Example nor a JSON object") from None
+    row: dict[str, Any] = {}
+    for name, feature in example.features.feature.items():
+        values = list(feature.bytes_list.value)
+        row[name] = values[0] if len(values) == 1 else values
+    return row
+
+
+def check_columns(have: Any, source: Any, where: str) -> None:
+    """Raises Refusal where a column that the source names is not among those that there are."""
+    needed = [source.x, source.y] + [source.negatives] * (source.negatives != NEGATIVES)
+    if missing := [name for name in needed if name not in have]:
+        there = ", ".join(sorted(have)) or "none"
+        raise Refusal(f"{where}: no column '{missing[0]}'; there are: {there}")
+
+
+def make_pair(row: Mapping[str, Any], source: Any, where: str, index: int) -> Pair:
+    """A row's pair: its columns as the source names them, as str or UTF-8. Raises Refusal."""
+
+    def text(name: str, value: Any) -> str:
+        try:
+            value = value.decode() if isinstance(value, bytes) else value
+            if isinstance(value, str):
+                value.encode()  # finds lone surrogates
+                return value
+        except UnicodeError as error:
+            raise Refusal(f"{where}: row {index}: '{name}' is not UTF-8: {error}") from None
+        raise Refusal(f"{where}: row {index}: '{name}' holds no text, but {type(value).__name__}")
+
+    negatives = row.get(source.negatives)
+    if negatives is None:
+        negatives = []
+    elif isinstance(negatives, str | bytes):  # a list of one, as a tf.train.Example has it
+        negatives = [negatives]
+    origin = row.get("source", where)
+    return Pair(
+        text(source.x, row[source.x]),
+        text(source.y, row[source.y]),
+        text("source", origin),
+        tuple(text(source.negatives, negative) for negative in negatives),
+    )

@@ -1,0 +1,137 @@
+"""Pairs as token ids, in memory and in ArrayRecord files.
+
+A folder of them holds `tokens-NNNNN.array_record`, the tokenizer's model, and `tokens.json`, whose
+presence says that all is there. A record is, in little-endian numbers: the count of its texts
+(uint16), the length of each (uint32), the hash of each (two uint32), and all ids, as uint16 where
+the vocabulary allows it, else uint32. It knows no tokenizer but by its fingerprint.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxcpt.config import Refusal
+from jaxcpt.pairs.records import open_records, read_records
+from jaxcpt.sources import TokenizedPairs
+
+ABOUT_FILE, MODEL_FILE = "tokens.json", "tokenizer.model"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A pair as token ids: x, y and hard negatives; an absent negative has none."""
+
+    ids: list[np.ndarray]
+    hashes: list[tuple[int, int]]
+    """Of each text, which may be longer than its ids."""
+
+
+def hash_text(text: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+@dataclass(frozen=True)
+class TokensAbout:
+    """What `tokens.json` tells."""
+
+    pairs: int
+    tokens: int
+    fingerprint: str
+    vocabulary: int
+    x_tokens: int
+    y_tokens: int
+    files: tuple[str, ...]
+
+
+class TokenizedReader:
+    """Pairs that `tools/tokenize_pairs.py` wrote, read from disk as asked."""
+
+    def __init__(self, source: TokenizedPairs) -> None:
+        self.where = source.directory
+        folder = Path(source.directory)
+        try:
+            read = json.loads((folder / ABOUT_FILE).read_text())
+            self.about = TokensAbout(**(read | {"files": tuple(read["files"])}))
+        except FileNotFoundError:
+            raise Refusal(
+                f"{folder}: no {ABOUT_FILE} in it; make the folder with tools/tokenize_pairs.py"
+            ) from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise Refusal(f"{folder / ABOUT_FILE}: damaged: {error}") from None
+        self.records = open_records([str(folder / file) for file in self.about.files])
+        if len(self.records) != self.about.pairs:
+            raise Refusal(
+                f"{folder}: holds {len(self.records)} pairs where {ABOUT_FILE} tells of "
+                f"{self.about.pairs}; make it anew"
+            )
+
+    def __len__(self) -> int:
+        return self.about.pairs
+
+    def check(self, fingerprint: str, x_tokens: int, y_tokens: int) -> None:
+        """Raises Refusal unless these ids are what the tokenizer would give now."""
+        if fingerprint != self.about.fingerprint:
+            raise Refusal(
+                f"{self.where}: made with another tokenizer; set tokenizer.model_file to "
+                f"{Path(self.where) / MODEL_FILE}, or tokenize the pairs anew"
+            )
+        for side, asked in (("x_tokens", x_tokens), ("y_tokens", y_tokens)):
+            held = getattr(self.about, side)
+            if asked > held:
+                raise Refusal(
+                    f"tokenizer.{side}: {asked}, but {self.where} holds at most {held} of each "
+                    "text; lower it, or tokenize the pairs anew"
+                )
+
+    def read(
+        self, indices: Sequence[int], x_tokens: int, y_tokens: int, negatives: int
+    ) -> list[Encoded]:
+        """The ids, cut as the tokenizer cuts them; exactly so many negatives, or absent ones."""
+        dtype = np.dtype("<u2" if self.about.vocabulary <= 1 << 16 else "<u4")
+        return [
+            _cut(_decode(record, dtype), x_tokens, y_tokens, negatives)
+            for record in read_records(self.records, indices, self.where)
+        ]
+
+
+def _decode(record: bytes, dtype: np.dtype) -> Encoded:
+    (texts,) = np.frombuffer(record, "<u2", 1)
+    lengths = np.frombuffer(record, "<u4", texts, offset=2)
+    hashes = np.frombuffer(record, "<u4", 2 * texts, offset=2 + 4 * texts)
+    ids = np.frombuffer(record, dtype, offset=2 + 12 * texts).astype(np.int32)
+    cut = np.split(ids, np.cumsum(lengths)[:-1])
+    low_high = hashes.reshape(-1, 2).tolist()
+    return Encoded(cut, [(low, high) for low, high in low_high])
+
+
+def _cut(pair: Encoded, x_tokens: int, y_tokens: int, negatives: int) -> Encoded:
+    ids, hashes = pair.ids[: 2 + negatives], pair.hashes[: 2 + negatives]
+    limits = [x_tokens] + [y_tokens] * (len(ids) - 1)
+    ids = [
+        text if len(text) <= limit else np.append(text[: limit - 1], text[-1])
+        for text, limit in zip(ids, limits, strict=True)
+    ]
+    absent = 2 + negatives - len(ids)
+    return Encoded(ids + [np.zeros(0, np.int32)] * absent, hashes + [hash_text("")] * absent)
+
+
+def encode_record(pair: Encoded, vocabulary: int) -> bytes:
+    """The record of a pair; absent negatives are left out."""
+    kept = [n for n, text in enumerate(pair.ids) if len(text)]
+    dtype = "<u2" if vocabulary <= 1 << 16 else "<u4"
+    parts = [
+        np.array([len(kept)], "<u2"),
+        np.array([len(pair.ids[n]) for n in kept], "<u4"),
+        np.array([pair.hashes[n] for n in kept], "<u4"),
+        np.concatenate([pair.ids[n] for n in kept]).astype(dtype),
+    ]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def write_about(folder: Path, about: TokensAbout) -> None:
+    (folder / ABOUT_FILE).write_text(json.dumps(asdict(about), indent=1) + "\n")

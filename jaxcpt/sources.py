@@ -1,0 +1,144 @@
+"""Where pairs come from: one frozen dataclass for each kind of source, and `Data`, their mixture.
+
+They hold values alone; `jaxcpt.pairs` opens what they name. A column of hard negatives named
+`negatives` is used where it is there; a name of your own must be.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefixes:
+    """What every text of a source begins with, such as `query: `; negatives begin as y does."""
+
+    x_prefix: str = ""
+    y_prefix: str = ""
+
+
+@dataclass(frozen=True)
+class PythonPackages(Prefixes):
+    """(docstring, function) pairs from the standard library and installed packages.
+
+    The split is by module: whole modules are held out until they hold `heldout_functions`, and
+    training pairs that share a docstring or a body with them are dropped.
+    """
+
+    split: Literal["train", "heldout"] = "train"
+    heldout_functions: int = 1000
+    packages: tuple[str, ...] = ()
+    """Import names to mine, such as `json`; empty: the standard library and jaxcpt's own needs."""
+    neighbours: bool = False
+    """Train on other texts of the same files too: later paragraphs, classes, comments."""
+
+
+@dataclass(frozen=True)
+class JsonlPairs(Prefixes):
+    """One JSON object a line, with the two texts under `x` and `y`; may end in .gz."""
+
+    path: str
+    x: str = "x"
+    y: str = "y"
+    negatives: str = "negatives"
+
+
+@dataclass(frozen=True)
+class TfdsPairs(Prefixes):
+    """A prepared tensorflow-datasets dataset in ArrayRecord form, by its directory or its name."""
+
+    directory: str = ""
+    split: str = "train"
+    prepare: str = ""
+    """The command that makes the directory, shown when it is missing."""
+    name: str = ""
+    """In place of `directory`: a name such as `paws_wiki` or `mine/config:1.0.0`."""
+    data_dir: str | None = None
+    """Where the dataset of that name was prepared; None: where tensorflow-datasets puts it."""
+    x: str = "x"
+    y: str = "y"
+    negatives: str = "negatives"
+
+
+@dataclass(frozen=True)
+class ArrayRecordPairs(Prefixes):
+    """ArrayRecord files without a dataset round them: a file, or a folder of `*.array_record*`.
+
+    Each record is a tf.train.Example with text features, as tensorflow-datasets and grain's own
+    examples write it, or a JSON object.
+    """
+
+    path: str
+    x: str = "x"
+    y: str = "y"
+    negatives: str = "negatives"
+
+
+@dataclass(frozen=True)
+class ParquetPairs(Prefixes):
+    """A Parquet file, or a folder of `*.parquet` in the order of their names."""
+
+    path: str
+    x: str = "x"
+    y: str = "y"
+    negatives: str = "negatives"
+
+
+@dataclass(frozen=True)
+class DatasetsPairs(Prefixes):
+    """A Hugging Face dataset as `save_to_disk` writes it, read through a memory map."""
+
+    directory: str
+    split: str = ""
+    """Of a saved DatasetDict; empty where a Dataset was saved."""
+    x: str = "x"
+    y: str = "y"
+    negatives: str = "negatives"
+
+
+@dataclass(frozen=True)
+class BeirPairs(Prefixes):
+    """A search task in BEIR layout: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`.
+
+    x is a query and y a document (title and text) that the qrels grade above 0. Those graded 0
+    are its hard negatives, after those that `negatives` lists.
+    """
+
+    directory: str
+    split: str = "train"
+    negatives: str = ""
+    """A file in the directory like the qrels, such as `hard_negatives.tsv`: `query-id`,
+    `corpus-id` and `score`, hardest first; the score is not read."""
+
+
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """Token ids that `tools/tokenize_pairs.py` wrote, for where tokenising is the limit.
+
+    The tokenizer must be the one they were made with.
+    """
+
+    directory: str
+
+
+Source = (
+    PythonPackages
+    | JsonlPairs
+    | TfdsPairs
+    | ArrayRecordPairs
+    | ParquetPairs
+    | DatasetsPairs
+    | BeirPairs
+    | TokenizedPairs
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    train: tuple[Source, ...]
+    weights: tuple[float, ...] = ()
+    """Share of each source in a batch, or of the batches where they are homogeneous; empty: in
+    proportion to their sizes."""
+    homogeneous: bool = False
+    """Each batch from one source, so that negatives are of its kind, instead of from all."""
+    heldout: Source | None = None
+    """Pairs never trained on: the x of each searches the y of all."""
