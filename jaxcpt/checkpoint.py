@@ -146,6 +146,10 @@ class Checkpoints:
             "meta"
         ]
 
+    def fingerprint(self, step: int) -> str:
+        """sha256 over all that a whole step holds: the same sum, the same parameters."""
+        return hashlib.sha256(_manifest_of(self._folder_of(step)).read_bytes()).hexdigest()
+
     def discard_after(self, step: int) -> None:
         """Deletes damaged newer steps, so that training can save them again."""
         for newer in self.steps():

@@ -1,14 +1,16 @@
-"""Texts in, unit vectors out, on all devices: `Embedder`, and the command that fills a file.
+"""Texts in, unit vectors out, on all devices: `Embedder`, and the command that fills a folder.
 
 It knows the encoder and its tokenizer, and nothing of training but where a run keeps them.
 
-    python -m jaxcpt.embed --run-dir DIR --input FILE.jsonl --output FILE.npy --side x|y
+    python -m jaxcpt.embed --run-dir DIR --input FILE.jsonl --output FOLDER --side x|y
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,17 +19,19 @@ from jaxcpt import config
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
 from jaxcpt.config import Experiment, Refusal, Side, run_command
 from jaxcpt.experiments import read_experiment
-from jaxcpt.metrics import track
+from jaxcpt.metrics import show_progress
 from jaxcpt.model import Cells, Params, encode, make_cells, make_encoder, normalise
-from jaxcpt.packing import CellArrays, Place, Rows
+from jaxcpt.packing import CellArrays, Place, pack_rows
 from jaxcpt.pairs import read_jsonl
-from jaxcpt.sharding import count_data_shards, make_mesh, named, use_cpu_cores
+from jaxcpt.sharding import check_model_fits, count_data_shards, make_mesh, named, use_cpu_cores
 from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import shard_state
+from jaxcpt.vectors import Document, Storage, fill
 
 TOKENS_PER_CALL = 16_384  # of one data shard: enough to keep a device busy
-TEXTS_PER_ROW = 16
+TOKENS_PER_TEXT = 8  # of a row: there is room for the vectors of so many texts
 TEXTS_AT_ONCE = 16_384
+CHARACTERS_AT_ONCE = 1 << 24  # with their ids, which Python holds as objects, 1 GB at most
 
 
 class Embedder:
@@ -40,11 +44,15 @@ class Embedder:
         tokenizer: Tokenizer,
         mesh: jax.sharding.Mesh,
         step: int = 0,
+        fingerprint: str = "",
     ) -> None:
-        """`step`: of the parameters, for whoever keeps vectors made with them."""
+        """`params`: laid out on `mesh` as `update.shard_state` says. `step` and `fingerprint`: of
+        the checkpoint that they are from, for whoever keeps vectors made with them."""
         self.experiment, self.params, self.tokenizer = experiment, params, tokenizer
-        self.step = step
+        self.step, self.fingerprint = step, fingerprint
         self.mesh, self.width = mesh, experiment.model.width
+        longest = max(experiment.tokenizer.x_tokens, experiment.tokenizer.y_tokens)
+        self.row_sizes = list_row_sizes(longest)
         encoder = make_encoder(experiment)
 
         def embed_cells(params: Params, cells: Cells) -> jax.Array:
@@ -55,23 +63,32 @@ class Embedder:
         )
 
     @classmethod
-    def load(cls, run_dir: str | Path, step: int | None = None) -> "Embedder":
-        """The newest whole checkpoint of a run, or that of `step`, on all devices here."""
+    def load(
+        cls, run_dir: str | Path, step: int | None = None, mesh: config.Mesh | None = None
+    ) -> "Embedder":
+        """The newest whole checkpoint of a run, or that of `step`.
+
+        mesh: how the devices here share the parameters. None: as in training, where that mesh
+        fits the number of devices, and else a copy on each.
+        """
         run_dir = Path(run_dir)
         experiment = read_experiment(run_dir)
         tokenizer = Tokenizer.load(run_dir / "tokenizer")
-        mesh = make_mesh(config.Mesh())
+        devices = choose_mesh(experiment) if mesh is None else make_mesh(mesh)
+        check_model_fits(devices, experiment.model, experiment.tokenizer.vocabulary)
         with Checkpoints(run_dir / "checkpoints") as checkpoints:
             chosen = checkpoints.choose(step)
             check_tokenizer(tokenizer.fingerprint, checkpoints.read_meta(chosen), run_dir)
-            shapes = shard_state(experiment, mesh).params
-            params = checkpoints.restore_params(chosen, shapes)
-        return cls(experiment, params["encoder"], tokenizer, mesh, chosen)
+            shapes = shard_state(experiment, devices).params
+            params = checkpoints.restore_params(chosen, shapes)["encoder"]
+            fingerprint = checkpoints.fingerprint(chosen)
+        return cls(experiment, params, tokenizer, devices, chosen, fingerprint)
 
     def embed(self, texts: Iterable[str], side: Side, progress: bool = False) -> np.ndarray:
         """Unit vectors, float32 [n, d], in the order of the texts.
 
-        Takes any iterable and holds no more than some thousand texts at a time.
+        Takes any iterable and holds no more than some thousand texts at a time. Raises Refusal
+        for a vector that is not finite.
         """
         parts = list(self.stream(texts, side, progress))
         return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
@@ -84,96 +101,212 @@ class Embedder:
             raise TypeError("expected an iterable of texts, found one text; put it in a list")
         if side not in ("x", "y"):
             raise ValueError(f"side must be 'x' or 'y', found {side!r}")
-        source = iter(texts)
-        while part := list(islice(source, TEXTS_AT_ONCE)):
-            yield self._embed_part(part, side, progress)
+        total = len(texts) if isinstance(texts, Sized) else None
+        with show_progress(f"embedding {side}", total, progress) as advance:
+            for part in _cut(texts):
+                yield self._embed_part(part, side, advance)
 
-    def _embed_part(self, texts: Sequence[str], side: Side, progress: bool) -> np.ndarray:
+    def _embed_part(
+        self, texts: Sequence[str], side: Side, advance: Callable[[int], None]
+    ) -> np.ndarray:
         ids = self.tokenizer.encode(texts, side)
-        row_tokens = self.experiment.batching.row_tokens
-        shards = count_data_shards(self.mesh)
-        # A power of two, so that a lone query is cheap and few shapes are ever compiled.
-        needed = max(sum(map(len, ids)) / row_tokens, len(ids) / TEXTS_PER_ROW) / shards
-        rows = min(1 << int(needed).bit_length(), max(1, TOKENS_PER_CALL // row_tokens))
-        cells = list(_pack(ids, rows, row_tokens))
-        calls = [cells[first : first + shards] for first in range(0, len(cells), shards)]
         vectors_nd = np.empty((len(texts), self.width), np.float32)
-        for call in track(calls, f"embedding {side}", progress):
-            local = _fill(call, ids, shards, rows, row_tokens)
-            on_devices = jax.device_put(local, named(self.mesh, "g"))
-            with jax.set_mesh(self.mesh):
-                z_gtd = jax.device_get(self.embed_cells(self.params, on_devices))
-            for z_td, cell in zip(z_gtd, call, strict=False):
-                vectors_nd[list(cell)] = z_td[: len(cell)]
+        before: tuple[Call, jax.Array] | None = None
+        for call in (*_plan(ids, self.row_sizes, count_data_shards(self.mesh)), None):
+            launched = None if call is None else (call, self._launch(call, ids))
+            if before is not None:  # fetched while the devices are at the next call
+                for members, z_td in zip(before[0].members, jax.device_get(before[1]), strict=True):
+                    vectors_nd[members] = z_td[: len(members)]
+                advance(sum(map(len, before[0].members)))
+            before = launched
+        bad = np.flatnonzero(~np.isfinite(vectors_nd).all(axis=1))
+        if len(bad):
+            raise Refusal(
+                f"the embedding of {texts[bad[0]][:40]!r} is not finite, nor are {len(bad) - 1} "
+                f"others; the model has diverged: take an earlier step than {self.step}"
+            )
         return vectors_nd
 
-
-def _pack(ids: Sequence[np.ndarray], rows: int, row_tokens: int) -> Iterator[dict[int, Place]]:
-    """Cells of texts and their places. Longest first, so that a cell's texts are of like length."""
-    cell: dict[int, Place] = {}
-    room = Rows(rows, row_tokens)
-    for text in sorted(range(len(ids)), key=lambda t: -len(ids[t])):
-        place = room.place(len(ids[text])) if len(cell) < rows * TEXTS_PER_ROW else None
-        if place is None:
-            yield cell
-            cell, room = {}, Rows(rows, row_tokens)
-            place = room.place(len(ids[text]))
-            assert place is not None  # the tokenizer cuts texts to a row's length
-        cell[text] = place
-    yield cell
+    def _launch(self, call: "Call", ids: Sequence[np.ndarray]) -> jax.Array:
+        """Starts a call; its vectors [g, t, d] come later."""
+        slots = call.rows * max(1, call.size // TOKENS_PER_TEXT)
+        arrays = CellArrays((len(call.members),), call.rows, call.size, slots)
+        for cell, (members, places) in enumerate(zip(call.members, call.places, strict=True)):
+            for slot, (text, place) in enumerate(zip(members, places, strict=True)):
+                arrays.put((cell,), slot, ids[text], place)
+        on_devices = jax.device_put(make_cells(arrays), named(self.mesh, "g"))
+        with jax.set_mesh(self.mesh):
+            return self.embed_cells(self.params, on_devices)
 
 
-def _fill(
-    call: Sequence[dict[int, Place]],
-    ids: Sequence[np.ndarray],
-    shards: int,
-    rows: int,
-    row_tokens: int,
-) -> Cells:
-    """The arrays of one call: a cell for each data shard, empty where there are too few."""
-    arrays = CellArrays((shards,), rows, row_tokens, rows * TEXTS_PER_ROW)
-    for number, cell in enumerate(call):
-        for slot, (text, place) in enumerate(cell.items()):
-            arrays.put((number,), slot, ids[text], place)
-    return make_cells(arrays)
+class Call(NamedTuple):
+    """What the devices do at once: for each data shard, rows of one size."""
+
+    size: int
+    rows: int
+    members: list[list[int]]
+    """Of each data shard, the numbers of its texts."""
+    places: list[list[Place]]
 
 
-def read_texts(path: Path, side: Side) -> list[str]:
-    """The texts of a JSONL file, under `text` or the name of their side."""
-    texts = []
+def list_row_sizes(longest: int) -> list[int]:
+    """Sizes of rows up to that of the longest text: powers of two from 32, and their halfways."""
+    sizes = [32]
+    while sizes[-1] < longest:
+        last = sizes[-1]
+        sizes.append(last * 3 // 2 if last & (last - 1) == 0 else last * 4 // 3)
+    return sizes
+
+
+def choose_mesh(experiment: Experiment) -> jax.sharding.Mesh:
+    """That of training, or where other devices are here, a copy of the parameters on each."""
+    with suppress(Refusal):
+        return make_mesh(experiment.mesh)
+    return make_mesh(config.Mesh())
+
+
+def _cut(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Parts of so many texts or characters that they and their ids fit in memory."""
+    part: list[str] = []
+    characters = 0
+    for text in texts:
+        part.append(text)
+        characters += len(text)
+        if len(part) == TEXTS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
+
+
+def _plan(ids: Sequence[np.ndarray], sizes: Sequence[int], shards: int) -> Iterator[Call]:
+    """Calls that cover all texts. Those of which there are too few to keep the devices busy with
+    rows of their size are put together in longer rows, so that few shapes are ever compiled.
+    """
+    lengths = [len(text) for text in ids]
+    left: list[int] = []
+    for size, rows in pack_rows(lengths, sizes, TOKENS_PER_TEXT).items():
+        at_once = shards * max(1, TOKENS_PER_CALL // size)
+        whole = len(rows) - len(rows) % at_once
+        for start in range(0, whole, at_once):
+            yield _divide(rows[start : start + at_once], size, shards, ids)
+        left += [text for row in rows[whole:] for text in row]
+    if left:
+        longest = max(lengths[text] for text in left)
+        size = next(size for size in sizes if size >= longest)
+        (packed,) = pack_rows([lengths[t] for t in left], [size], TOKENS_PER_TEXT).values()
+        rows = [[left[index] for index in row] for row in packed]
+        at_once = shards * max(1, TOKENS_PER_CALL // size)
+        for start in range(0, len(rows), at_once):
+            yield _divide(rows[start : start + at_once], size, shards, ids)
+
+
+def _divide(
+    rows: Sequence[Sequence[int]], size: int, shards: int, ids: Sequence[np.ndarray]
+) -> Call:
+    """A power of two for rows, so that a lone query is cheap and, again, shapes are few."""
+    count = 1 << (-(-len(rows) // shards) - 1).bit_length()
+    count = min(count, max(1, TOKENS_PER_CALL // size))
+    cells = [rows[shard::shards] for shard in range(shards)]
+    members = [[text for row in cell for text in row] for cell in cells]
+    return Call(size, count, members, [_place(cell, ids) for cell in cells])
+
+
+def _place(cell: Sequence[Sequence[int]], ids: Sequence[np.ndarray]) -> list[Place]:
+    """Where each text of a cell's rows stands, one after another."""
+    places = []
+    for number, row in enumerate(cell):
+        column = 0
+        for text in row:
+            places.append(Place(number, column))
+            column += len(ids[text])
+    return places
+
+
+def read_documents(path: Path, side: Side) -> Iterator[Document]:
+    """The texts of a JSONL file, plain or gzipped, with their ids.
+
+    The text stands under `text` or the name of the side, a `title` (as in BEIR) comes before it;
+    the id under `_id`, `id` or `source`, and else it is the line's number. Raises Refusal.
+    """
+    number = 0
     for number, row in read_jsonl(path):
         text = row.get("text", row.get(side))
         if not isinstance(text, str):
             raise Refusal(f"{path}:{number}: no text under 'text' or '{side}'")
-        texts.append(text)
-    if not texts:
+        title = row.get("title")
+        name = next((row[key] for key in ("_id", "id", "source") if key in row), number)
+        yield Document(str(name), f"{title} {text}".strip() if title else text)
+    if not number:
         raise Refusal(f"{path}: no texts in it; it needs one JSON object a line")
-    return texts
+
+
+def describe(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
+    """What vectors of a file's texts are made of, for `vectors.fill`.
+
+    Reads the whole file: a line that does not fit is refused now and not after hours of work.
+    """
+    for _ in read_documents(path, side):
+        pass
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "step": embedder.step,
+        "checkpoint": embedder.fingerprint,
+        "side": side,
+        "input": digest,
+        "path": str(path.resolve()),
+    }
+
+
+def parse_mesh(text: str | None) -> config.Mesh | None:
+    """`DATA,FSDP,TENSOR`, devices along each axis. Raises Refusal."""
+    if text is None:
+        return None
+    try:
+        data, fsdp, tensor = map(int, text.split(","))
+    except ValueError:
+        raise Refusal(f"--mesh {text}: must be DATA,FSDP,TENSOR, such as 1,8,4") from None
+    return config.Mesh(data, fsdp, tensor)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What all commands that embed with a run have in common."""
+    parser.add_argument("--run-dir", required=True, type=Path)
+    parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
+    parser.add_argument(
+        "--mesh",
+        metavar="DATA,FSDP,TENSOR",
+        help="devices along each axis; default: as in training where that fits the devices here",
+    )
+    parser.add_argument("--width", type=int, help="keep the first coordinates alone (Matryoshka)")
+    parser.add_argument("--int8", action="store_true", help="keep vectors as int8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Embed the texts of a JSONL file.")
-    parser.add_argument("--run-dir", required=True)
-    parser.add_argument("--input", required=True, help="JSONL; the text under 'text', or the side")
-    parser.add_argument("--output", required=True, help=".npy file, float32 [n, d], unit length")
+    add_arguments(parser)
+    parser.add_argument(
+        "--input", required=True, type=Path, help="JSONL; the text under 'text', or the side"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder; goes on with its own")
     parser.add_argument("--side", required=True, help="x or y")
-    parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
     arguments = parser.parse_args()
     if arguments.side not in ("x", "y"):
         raise Refusal(f"--side {arguments.side}: must be x (queries) or y (what is searched)")
-    texts = read_texts(Path(arguments.input), arguments.side)
     use_cpu_cores()
-    embedder = Embedder.load(arguments.run_dir, arguments.step)
-    output = Path(arguments.output)
-    partial = output.with_name(f"{output.name}.partial")
-    try:
-        with partial.open("wb") as file:  # before the work, which may take hours
-            vectors_nd = embedder.embed(texts, arguments.side, progress=True)
-            np.save(file, vectors_nd)
-        partial.rename(output)
-    except OSError as error:
-        raise Refusal(f"{output}: cannot be written: {error.strerror or error}") from None
-    print(f"{output}: {vectors_nd.shape[0]} vectors of {vectors_nd.shape[1]}")
+    embedder = Embedder.load(arguments.run_dir, arguments.step, parse_mesh(arguments.mesh))
+    side, path, output = arguments.side, arguments.input, arguments.output
+    storage = Storage(arguments.width, arguments.int8).check(embedder.width)
+    about = describe(embedder, side, path)
+    vectors = fill(
+        output,
+        about,
+        read_documents(path, side),
+        lambda texts: embedder.embed(texts, side, progress=True),
+        storage,
+    )
+    print(f"{output}: {len(vectors):,} vectors of {storage.width or embedder.width}")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 from rich import progress
 from rich.console import Console, Group, RenderableType
@@ -61,7 +60,6 @@ PEAK_FLOPS = {
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 Row = dict[str, float]
-Item = TypeVar("Item")
 
 
 class Throughput:
@@ -321,6 +319,20 @@ def _console() -> Console:
     )
 
 
-def track(items: Sequence[Item], title: str, shown: bool) -> Iterable[Item]:
-    """The items, with a progress bar while they are worked off."""
-    return progress.track(items, title, disable=not shown, transient=True)
+@contextmanager
+def show_progress(title: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal, gone when it is done; yields what to call with each count done.
+
+    total: how many there are; None where nobody knows yet.
+    """
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    console = _console()
+    shown = shown and console.is_terminal
+    with progress.Progress(*columns, console=console, disable=not shown, transient=True) as display:
+        task = display.add_task(title, total=total)
+        yield lambda count: display.advance(task, count)

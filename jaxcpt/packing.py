@@ -5,6 +5,7 @@ In: lengths in tokens. Out: places. Plain NumPy and Python; it knows neither tex
 
 import bisect
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,32 @@ def _pack_cell(lengths_pt: np.ndarray, rows: int, row_tokens: int) -> list[list[
             return None
     texts = lengths_pt.shape[1]
     return [places[first : first + texts] for first in range(0, len(places), texts)]
+
+
+def pack_rows(
+    lengths: Sequence[int], sizes: Sequence[int], tokens_per_text: int
+) -> dict[int, list[list[int]]]:
+    """Texts to rows of several sizes, so that neither padding nor long rows of short texts are
+    computed: for each size that is used, the texts of each of its rows.
+
+    Longest first, a text goes into the fullest row with room for it; where there is none it opens
+    a row of the smallest of the `sizes` (ascending) that holds it. A row takes at most one text
+    for every `tokens_per_text` of its size.
+    """
+    rows: dict[int, list[list[int]]] = {}
+    free: list[tuple[int, int, int]] = []  # free tokens, size, number of the row; sorted
+    for text in sorted(range(len(lengths)), key=lambda t: -lengths[t]):
+        at = bisect.bisect_left(free, (lengths[text], -1, -1))
+        if at < len(free):
+            room, size, row = free.pop(at)
+        else:
+            size = next(size for size in sizes if size >= lengths[text])
+            room, row = size, len(rows.setdefault(size, []))
+            rows[size].append([])
+        rows[size][row].append(text)
+        if len(rows[size][row]) < size // tokens_per_text:
+            bisect.insort(free, (room - lengths[text], size, row))
+    return rows
 
 
 class CellArrays:

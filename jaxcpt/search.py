@@ -9,29 +9,27 @@ Letters here: q queries, c blocks of queries, n documents, d coordinates, k best
 """
 
 import argparse
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcpt.config import JsonlPairs, PythonPackages, Refusal, run_command
-from jaxcpt.embed import Embedder, read_texts
+from jaxcpt.embed import Embedder, add_arguments, describe, parse_mesh, read_documents
 from jaxcpt.experiments import read_experiment
-from jaxcpt.pairs import open_source, read_jsonl
+from jaxcpt.pairs import open_source
 from jaxcpt.sharding import use_cpu_cores
+from jaxcpt.vectors import Document, Storage, VectorFolder, fill, truncate
 
 NO_ROW = np.iinfo(np.int32).max
 SHOWN_LINES = 12
-
-
-class Document(NamedTuple):
-    text: str
-    name: str
 
 
 def top_k(
@@ -80,18 +78,6 @@ def top_k(
         count += len(shard_nd)
         jax.block_until_ready(best)  # the shard's memory may be used anew
     return _gather(jax.device_get(best), len(queries_qd), min(k, count))
-
-
-def truncate(vectors_nd: np.ndarray, width: int) -> np.ndarray:
-    """The first coordinates, scaled back to unit length: float32 [n, width]."""
-    cut_nd = np.asarray(vectors_nd[:, :width], np.float32)
-    return cut_nd / np.maximum(np.linalg.norm(cut_nd, axis=1, keepdims=True), 1e-12)
-
-
-def quantize(vectors_nd: np.ndarray) -> np.ndarray:
-    """int8 [n, d], each vector scaled so that its largest coordinate is 127; length is lost."""
-    largest_n1 = np.abs(vectors_nd).max(axis=1, keepdims=True)
-    return np.rint(vectors_nd * (127 / np.maximum(largest_n1, 1e-12))).astype(np.int8)
 
 
 @functools.partial(jax.jit, static_argnames="width", donate_argnums=0)
@@ -183,67 +169,109 @@ def _pad(rows_nd: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([rows_nd, missing_nd])
 
 
-def read_corpus(run_dir: Path, file: Path | None) -> list[Document]:
-    """The documents of a JSONL file, or else the y of all pairs that the run holds in memory."""
-    if file is not None:
-        rows = list(read_jsonl(file))
-        texts = read_texts(file, "y")
-        names = [str(row.get("source", row.get("_id", f"line {n}"))) for n, row in rows]
-    else:
-        experiment = read_experiment(run_dir)
-        data = experiment.data
-        sources = [*data.train, *([data.heldout] if data.heldout else [])]
-        if not all(isinstance(source, JsonlPairs | PythonPackages) for source in sources):
-            raise Refusal(
-                f"{run_dir}: trained on data too large to search as a whole; add --corpus"
-            )
-        pairs = [open_source(source, run_dir, experiment.seed) for source in sources]
-        read = [pair for source in pairs for pair in source.read(range(len(source)))]
-        texts, names = [pair.y for pair in read], [pair.source for pair in read]
-    documents = dict(zip(texts, names, strict=True))  # each text once
-    if not documents:
-        raise Refusal(f"{file or run_dir}: an empty corpus; it needs at least one text")
-    return [Document(text, name) for text, name in documents.items()]
+def read_own_texts(run_dir: Path) -> list[Document]:
+    """The y of all pairs that the run holds in memory, each text once."""
+    experiment = read_experiment(run_dir)
+    data = experiment.data
+    sources = [*data.train, *([data.heldout] if data.heldout else [])]
+    if not all(isinstance(source, JsonlPairs | PythonPackages) for source in sources):
+        raise Refusal(f"{run_dir}: trained on data too large to search as a whole; add --corpus")
+    pairs = [open_source(source, run_dir, experiment.seed) for source in sources]
+    read = [pair for source in pairs for pair in source.read(range(len(source)))]
+    texts = {pair.y: pair.source for pair in read}
+    if not texts:
+        raise Refusal(f"{run_dir}: an empty corpus; it needs at least one text")
+    return [Document(source, text) for text, source in texts.items()]
 
 
-def embed_corpus(run_dir: Path, embedder: Embedder, documents: Sequence[Document]) -> np.ndarray:
-    """Vectors [n, d] of the documents, kept in the run folder for the next search."""
-    texts = [document.text for document in documents]
-    digest = hashlib.sha256(repr((embedder.step, texts)).encode()).hexdigest()[:16]
-    kept = run_dir / "search" / f"{digest}.npy"
-    if kept.is_file():
-        return np.load(kept)
-    vectors_nd = embedder.embed(texts, "y", progress=True)
-    kept.parent.mkdir(exist_ok=True)
-    partial = kept.with_suffix(".partial.npy")
-    np.save(partial, vectors_nd)
-    partial.rename(kept)
-    return vectors_nd
+def embed_corpus(
+    run_dir: Path,
+    embedder: Embedder,
+    about: dict[str, Any],
+    documents: Iterable[Document],
+    storage: Storage,
+) -> VectorFolder:
+    """Vectors of the documents, kept in the run folder for the next search."""
+    named = json.dumps({**about, "path": "", "storage": dataclasses.astuple(storage)})
+    digest = hashlib.sha256(named.encode()).hexdigest()[:16]
+    return fill(
+        run_dir / "search" / digest,
+        about,
+        documents,
+        lambda texts: embedder.embed(texts, "y", progress=True),
+        storage,
+    )
+
+
+def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
+    """A folder that jaxcpt.embed filled. Raises Refusal for vectors of other parameters."""
+    vectors = VectorFolder.open(folder)
+    about = vectors.about
+    if about["checkpoint"] != embedder.fingerprint:
+        raise Refusal(
+            f"{folder}: made by another checkpoint (step {about['step']}, sha256 "
+            f"{about['checkpoint'][:12]}) than step {embedder.step} of this run "
+            f"({embedder.fingerprint[:12]}); choose --step, or embed anew"
+        )
+    if about["side"] != "y":
+        raise Refusal(f"{folder}: holds vectors of side x, which are queries; embed with --side y")
+    return vectors
+
+
+def find_texts(documents: Iterable[Document], rows: Container[int]) -> dict[int, Document]:
+    """The documents of these row numbers, in one pass."""
+    return {row: document for row, document in enumerate(documents) if row in rows}
+
+
+def show(query: str, total: int, found: Iterable[tuple[float, Document]]) -> None:
+    print(f"{query}  (of {total:,} texts)")
+    for score, document in found:
+        print(f"\n{score:.3f}  {document.id}")
+        lines = document.text.strip().split("\n")
+        print("\n".join(f"    {line}" for line in lines[:SHOWN_LINES]))
+        if len(lines) > SHOWN_LINES:
+            print(f"    ... {len(lines) - SHOWN_LINES} more lines")
+    print()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Search texts with a trained run.")
-    parser.add_argument("--run-dir", required=True, type=Path)
+    add_arguments(parser)
     parser.add_argument("--corpus", type=Path, help="JSONL with 'text'; default: the run's own y")
+    parser.add_argument("--vectors", type=Path, help="folder filled by jaxcpt.embed")
     parser.add_argument("--top", type=int, default=5, help="how many to show")
     parser.add_argument("queries", nargs="+", metavar="QUERY")
     arguments = parser.parse_args()
+    run_dir = arguments.run_dir
     if arguments.top < 1:
         raise Refusal(f"--top {arguments.top}: must be at least 1")
+    stored = Storage(arguments.width, arguments.int8)
+    if arguments.vectors and (arguments.corpus or stored != Storage()):
+        raise Refusal("--vectors: comes without --corpus, --width and --int8; it has its own")
     use_cpu_cores()
-    documents = read_corpus(arguments.run_dir, arguments.corpus)
-    embedder = Embedder.load(arguments.run_dir)
-    corpus_nd = embed_corpus(arguments.run_dir, embedder, documents)
-    scores_qk, found_qk = top_k(embedder.embed(arguments.queries, "x"), corpus_nd, arguments.top)
-    for query, scores_k, found_k in zip(arguments.queries, scores_qk, found_qk, strict=True):
-        print(f"{query}  (of {len(documents):,} texts)")
-        for score, number in zip(scores_k, found_k, strict=True):
-            print(f"\n{score:.3f}  {documents[number].name}")
-            lines = documents[number].text.strip().split("\n")
-            print("\n".join(f"    {line}" for line in lines[:SHOWN_LINES]))
-            if len(lines) > SHOWN_LINES:
-                print(f"    ... {len(lines) - SHOWN_LINES} more lines")
-        print()
+    embedder = Embedder.load(run_dir, arguments.step, parse_mesh(arguments.mesh))
+    documents: Iterable[Document]
+    if arguments.vectors:
+        vectors = open_vectors(arguments.vectors, embedder)
+        documents = read_documents(Path(vectors.about["path"]), "y")
+    elif arguments.corpus:
+        about = describe(embedder, "y", arguments.corpus)
+        documents = read_documents(arguments.corpus, "y")
+        vectors = embed_corpus(run_dir, embedder, about, documents, stored.check(embedder.width))
+        documents = read_documents(arguments.corpus, "y")
+    else:
+        documents = read_own_texts(run_dir)
+        digest = hashlib.sha256(repr(documents).encode()).hexdigest()
+        about = {"checkpoint": embedder.fingerprint, "step": embedder.step, "input": digest}
+        vectors = embed_corpus(run_dir, embedder, about, documents, stored.check(embedder.width))
+    queries_qd = embedder.embed(arguments.queries, "x")
+    if vectors.storage.width is not None:
+        queries_qd = truncate(queries_qd, vectors.storage.width)
+    scores_qk, rows_qk = top_k(queries_qd, vectors.shards(), arguments.top)
+    texts = find_texts(documents, set(rows_qk.ravel().tolist()))
+    for query, scores_k, rows_k in zip(arguments.queries, scores_qk, rows_qk, strict=True):
+        found = [(score, texts[row]) for score, row in zip(scores_k, rows_k.tolist(), strict=True)]
+        show(query, len(vectors), found)
 
 
 if __name__ == "__main__":

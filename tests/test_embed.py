@@ -1,19 +1,22 @@
 """Texts to vectors: order kept, packed equals alone, any number of texts; the commands on a run."""
 
+import gzip
 import json
+from contextlib import contextmanager
 
 import jax
 import numpy as np
 import pytest
 from conftest import CLOSE, PAIRS, make_experiment
-from tiny_run import copy_run, tiny_run
+from tiny_run import PAIRS_FILE, copy_run, tiny_run
 
 import jaxcpt
-from jaxcpt import embed, search
+from jaxcpt import embed, evaluate, search
 from jaxcpt.config import Mesh, Refusal, run_command
 from jaxcpt.embed import Embedder
 from jaxcpt.sharding import make_mesh
 from jaxcpt.update import init_state
+from jaxcpt.vectors import VectorFolder, quantize, scale, truncate
 
 TEXTS = [text for pair in PAIRS[:40] for text in (pair.x, pair.y)]
 
@@ -96,7 +99,9 @@ def test_few_texts_cost_few_tokens(embedder, monkeypatch):
     embedder.embed(["a query"], "x")
     embedder.embed(TEXTS, "y")
     assert shapes[0] == (8, 1, 32)
-    assert shapes[1][1] <= 8
+    assert shapes[1][1] * shapes[1][2] * 8 < 2 * sum(
+        map(len, embedder.tokenizer.encode(TEXTS, "y"))
+    )
 
 
 def test_sides_differ(embedder):
@@ -170,18 +175,43 @@ def test_load_refuses_a_step_that_is_not_there():
         Embedder.load(tiny_run(), step=5)
 
 
+def test_load_shares_the_parameters_as_training_did(loaded):
+    """On the 2 x 2 x 2 devices of training, and as a copy on each where it is asked for."""
+    copies = Embedder.load(tiny_run(), mesh=Mesh())
+    assert dict(loaded.mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    held = [bytes_on_first_device(embedder.params) for embedder in (loaded, copies)]
+    assert held[0] < held[1] / 3  # all but the norms are cut by fsdp, by tensor, or by both
+    assert_close(loaded.embed(TEXTS, "y"), copies.embed(TEXTS, "y"))
+
+
+def bytes_on_first_device(params):
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
+
+
+def test_load_elsewhere_makes_copies(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+    assert Embedder.load(tiny_run()).mesh.size == 1  # where 2 x 2 x 2 do not fit
+    with pytest.raises(Refusal, match="mesh: data 1 x fsdp 2 x tensor 1 does not multiply to the"):
+        Embedder.load(tiny_run(), mesh=Mesh(1, 2, 1))
+
+
+def read_command_output(folder):
+    return np.concatenate(list(VectorFolder.open(folder).shards()))
+
+
 @pytest.mark.parametrize("side", ["x", "y"])
 def test_embed_command(tmp_path, monkeypatch, capsys, loaded, side):
-    rows = [{"text": "w1 w2"}, {side: "w3"}, {"text": "", side: "not this"}, {"text": "w1 w2"}]
+    rows = [{"text": "w1 w2"}, {side: "w3", "_id": "three"}, {"text": "", side: "not this"}]
+    rows += [{"text": "w1 w2", "title": "w9", "_id": 4}]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    output = tmp_path / "out"  # as named: nothing is appended
+    output = tmp_path / "out"
     arguments = ["--run-dir", tiny_run(), "--input", tmp_path / "in.jsonl", "--output", output]
     call(monkeypatch, embed, *arguments, "--side", side)
-    vectors_nd = np.load(output)
-    assert vectors_nd.dtype == np.float32
-    assert_close(vectors_nd, loaded.embed(["w1 w2", "w3", "", "w1 w2"], side))
     assert f"{output}: 4 vectors of 16" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out"]
+    vectors_nd = read_command_output(output)
+    assert vectors_nd.dtype == np.float32
+    assert_close(vectors_nd, loaded.embed(["w1 w2", "w3", "", "w9 w1 w2"], side))
+    assert list(VectorFolder.open(output).ids()) == ["1", "three", "3", "4"]
 
 
 def test_search_command(tmp_path, monkeypatch, capsys):
@@ -193,19 +223,96 @@ def test_search_command(tmp_path, monkeypatch, capsys):
     assert "w5  (of 90 texts)" in said
     assert said.count("  made\n") == 4  # two results of each, and their source
     (kept,) = (run_dir / "search").iterdir()
-    assert np.load(kept).shape == (90, 16)
+    assert read_command_output(kept).shape == (90, 16)
     call(monkeypatch, search, "--run-dir", run_dir, "--top", "2", query, "w5")  # from what is kept
     assert capsys.readouterr().out.strip() == said.strip()
 
 
-def test_search_command_in_a_corpus(tmp_path, monkeypatch, capsys):
-    run_dir, corpus = copy_run(tmp_path), tmp_path / "corpus.jsonl"
-    rows = [{"text": f"w{i}\nw{i}", "source": f"file {i}"} for i in range(3)]
-    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
-    call(monkeypatch, search, "--run-dir", run_dir, "--corpus", corpus, "--top", "9", "w1")
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl.gz"
+    rows = [{"text": f"w{i}\nw{i + 1}", "source": f"file {i}"} for i in range(40)]
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    return path
+
+
+def read_results(said):
+    return [(float(line.split()[0]), line[7:]) for line in said.splitlines() if "  file " in line]
+
+
+@pytest.mark.parametrize("options", [[], ["--width", "8"], ["--int8"], ["--width", "8", "--int8"]])
+def test_search_command_in_a_corpus(tmp_path, monkeypatch, capsys, corpus, loaded, options):
+    """Embedded on the fly or by jaxcpt.embed, whole or cut or as int8: the same results."""
+    run_dir = copy_run(tmp_path)
+    call(monkeypatch, search, "--run-dir", run_dir, "--corpus", corpus, *options, "w1", "w7")
     said = capsys.readouterr().out
-    assert "w1  (of 3 texts)" in said  # each once
-    assert all(f"file {i}\n    w{i}\n    w{i}\n" in said for i in range(3))
-    scores = [float(line.split()[0]) for line in said.splitlines() if "  file " in line]
-    assert scores == sorted(scores, reverse=True)
-    assert len(scores) == 3
+    assert "w1  (of 40 texts)" in said
+    embed_options = ["--run-dir", run_dir, "--input", corpus, "--output", tmp_path / "vectors"]
+    call(monkeypatch, embed, *embed_options, "--side", "y", *options)
+    capsys.readouterr()
+    call(monkeypatch, search, "--run-dir", run_dir, "--vectors", tmp_path / "vectors", "w1", "w7")
+    assert capsys.readouterr().out == said
+
+    vectors_nd = loaded.embed([f"w{i}\nw{i + 1}" for i in range(40)], "y")
+    queries_nd = loaded.embed(["w1", "w7"], "x")
+    if "--width" in options:
+        vectors_nd, queries_nd = truncate(vectors_nd, 8), truncate(queries_nd, 8)
+    if "--int8" in options:
+        vectors_nd = scale(quantize(vectors_nd))
+    scores_qn = queries_nd @ vectors_nd.T
+    want = [score for scores_n in np.sort(scores_qn) for score in scores_n[::-1][:5].tolist()]
+    results = read_results(said)
+    assert [score for score, _ in results] == pytest.approx(want, abs=1e-3)
+    assert results[0][1] == f"file {scores_qn[0].argmax()}"
+
+
+def test_a_diverged_model_embeds_and_finds_nothing(tokenizer, tmp_path, monkeypatch, capsys):
+    """NaN is an error everywhere, and never a place in a ranking."""
+    broken = make_embedder(tokenizer)
+    broken.params = jax.tree.map(lambda leaf: leaf * np.nan, broken.params)
+    with pytest.raises(Refusal, match=r"^the embedding of 'w1' is not finite, nor are 1 others"):
+        broken.embed(["w1", "w2"], "x")
+    monkeypatch.setattr(Embedder, "load", classmethod(lambda *_: broken))
+    run_dir = copy_run(tmp_path)
+    commands = {
+        search: ["w1"],
+        embed: ["--input", PAIRS_FILE, "--output", tmp_path / "out", "--side", "y"],
+        evaluate: [],
+    }
+    for command, arguments in commands.items():
+        with pytest.raises(SystemExit):
+            call(monkeypatch, command, "--run-dir", run_dir, *arguments)
+        assert "is not finite, nor are " in capsys.readouterr().err
+
+
+def test_memory_does_not_grow_with_the_number_or_length_of_texts(tmp_path):
+    """A million empty and 100 huge texts from a generator: parts are bounded by both."""
+    sizes = [sum(map(len, part)) for part in embed._cut("x" * 2**20 for _ in range(100))]
+    assert max(sizes) <= embed.CHARACTERS_AT_ONCE + 2**20
+    assert sum(sizes) == 100 * 2**20
+    counts = [len(part) for part in embed._cut("" for _ in range(100_000))]
+    assert max(counts) == embed.TEXTS_AT_ONCE
+    assert sum(counts) == 100_000
+
+
+def test_a_text_of_100_000_tokens_among_empty_ones(embedder, tokenizer):
+    long = " ".join(f"w{i % 150}" for i in range(100_000))
+    start = " ".join(f"w{i % 150}" for i in range(40))  # what is left of it, and more
+    vectors_nd = embedder.embed(["", long, "", start], "y")
+    assert_close(vectors_nd[1], vectors_nd[3])
+    assert_close(vectors_nd[0], vectors_nd[2])
+
+
+def test_the_bar_counts_texts(embedder, monkeypatch):
+    counts = []
+
+    @contextmanager
+    def show(title, total, shown):
+        assert (title, total, shown) == ("embedding y", 80, True)
+        yield counts.append
+
+    monkeypatch.setattr(embed, "show_progress", show)
+    monkeypatch.setattr(embed, "TEXTS_AT_ONCE", 33)
+    embedder.embed(TEXTS, "y", progress=True)
+    assert sum(counts) == 80
+    assert len(counts) >= 3

@@ -10,6 +10,7 @@ import pytest
 from jaxcpt import search
 from jaxcpt.config import Refusal
 from jaxcpt.evals import beir, retrieval
+from jaxcpt.vectors import quantize
 
 pytrec_eval = pytest.importorskip("pytrec_eval", reason="needs the evals extra")
 
@@ -113,7 +114,7 @@ def test_int8_and_cut_vectors_can_be_measured(tmp_path):
     task = beir.read_task(
         write_task(tmp_path, documents_nd, {f"q{i}": {f"d{i}": 1} for i in range(5)}), "test"
     )
-    best = search.top_k(queries_qd, search.quantize(documents_nd), 60, width=16)
+    best = search.top_k(queries_qd, quantize(documents_nd), 60, width=16)
     assert retrieval.measure(task, *best)["ndcg_at_10"] == 1.0
 
 

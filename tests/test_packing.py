@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcpt.packing import CellArrays, Place, Rows, pack_pairs
+from jaxcpt.packing import CellArrays, Place, Rows, pack_pairs, pack_rows
 
 
 def check(lengths_pt, cells, pairs_per_cell, rows, row_tokens):
@@ -106,3 +106,19 @@ def test_arrays_hold_what_was_put():
     assert arrays.positions[1].tolist() == [[0, 1, 2, 0, 1], [0] * 5]
     assert arrays.ends[1].tolist() == [2, 0, 4]
     assert not arrays.tokens[0].any()
+
+
+@given(st.lists(st.integers(2, 96), max_size=80), st.sampled_from([1, 4, 8, 96]))
+def test_pack_rows_keeps_each_text_once_and_within_its_row(lengths, tokens_per_text):
+    rows = pack_rows(lengths, (32, 48, 64, 96), tokens_per_text)
+    texts = [text for of_size in rows.values() for row in of_size for text in row]
+    assert sorted(texts) == list(range(len(lengths)))
+    for size, of_size in rows.items():
+        for row in of_size:
+            assert sum(lengths[text] for text in row) <= size
+            assert len(row) <= max(1, size // tokens_per_text)
+            assert row == sorted(row, key=lambda text: -lengths[text])
+
+
+def test_pack_rows_fills_long_rows_with_short_texts():
+    assert pack_rows([60, 60, 30, 4, 30, 3], (32, 64), 4) == {64: [[0, 3], [1, 5]], 32: [[2], [4]]}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from jaxcpt.config import run_command
 from jaxcpt.experiments import to_json
 from jaxcpt.pairs import write_pairs
 from jaxcpt.tokenizer import Tokenizer, train_tokenizer
+from jaxcpt.vectors import Storage, fill
 
 GOOD = '{"x": "a", "y": "b", "text": "c"}\n'
 
@@ -313,10 +315,49 @@ def test_side(refuse):
 
 def test_output_that_cannot_be_written(refuse, tmp_path):
     arguments = ["--run-dir", tiny_run(), "--input", PAIRS_FILE, "--side", "x", "--output"]
-    missing = tmp_path / "none" / "out.npy"
-    said = refuse(embed, *arguments, missing)
-    assert said == f"{missing}: cannot be written: No such file or directory"
-    assert refuse(embed, *arguments, tmp_path) == f"{tmp_path}: cannot be written: Is a directory"
+    (tmp_path / "a file").touch()
+    below = tmp_path / "a file" / "out"
+    assert refuse(embed, *arguments, below) == f"{below}: cannot be written: Not a directory"
+    assert refuse(embed, *arguments, below.parent).endswith("cannot be written: File exists")
+    said = refuse(embed, *arguments, tmp_path)
+    assert said == f"{tmp_path}: holds something else than vectors; choose a new folder"
+
+
+def test_vectors_of_other_parameters_or_of_queries(refuse, tmp_path):
+    search_options = ["--run-dir", tiny_run(), "--vectors", tmp_path / "v", "query"]
+    assert refuse(search, *search_options) == (
+        f"{tmp_path / 'v'}: no vectors: it has no about.json; jaxcpt.embed makes one"
+    )
+    embedder = embed.Embedder.load(tiny_run())
+    about = embed.describe(embedder, "y", PAIRS_FILE)
+    for changes, line in (
+        ({"step": 3, "checkpoint": "ab" * 32}, "made by another checkpoint (step 3, sha256 ababa"),
+        ({"side": "x"}, "holds vectors of side x, which are queries; embed with --side y"),
+    ):
+        shutil.rmtree(tmp_path / "v", ignore_errors=True)
+        fill(tmp_path / "v", about | changes, [], embedder.embed, Storage())
+        assert refuse(search, *search_options).startswith(f"{tmp_path / 'v'}: {line}")
+    assert refuse(search, *search_options, "--int8") == (
+        "--vectors: comes without --corpus, --width and --int8; it has its own"
+    )
+
+
+def test_mesh_and_width(refuse, tmp_path):
+    for command, arguments in (
+        (embed, ["--input", PAIRS_FILE, "--side", "y", "--output", tmp_path / "v"]),
+        (search, ["query"]),
+    ):
+        options = ["--run-dir", tiny_run(), *arguments]
+        assert refuse(command, *options, "--mesh", "1,8") == (
+            "--mesh 1,8: must be DATA,FSDP,TENSOR, such as 1,8,4"
+        )
+        assert refuse(command, *options, "--mesh", "1,8,8").startswith(
+            "mesh: data 1 x fsdp 8 x tensor 8 does not multiply to the 8 devices here"
+        )
+        assert refuse(command, *options, "--width", "17") == (
+            "--width 17: must be from 1 to the model's width, 16"
+        )
+    assert not (tmp_path / "v").exists()
 
 
 def test_top(refuse):

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcpt.config import Refusal
-from jaxcpt.search import quantize, top_k, truncate
+from jaxcpt.search import top_k
+from jaxcpt.vectors import quantize, truncate
 
 
 def reference(queries_qd, corpus_nd, k):

@@ -22,7 +22,8 @@ from jaxcpt.model import make_encoder, name_axes
 # A module may import only those above it; this is also the order to read them in.
 ORDER = """
 sources config experiments mining pairs tokenizer packing order sharding processes model batches
-loss optimizer update budget checkpoint metrics embed search evals charts report evaluate train
+loss optimizer update budget checkpoint metrics vectors embed search evals charts report evaluate
+train
 """.split()  # noqa: SIM905
 
 HOMES = {

@@ -7,13 +7,11 @@ a Refusal that names the file, the line, what was found and what was expected. I
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jaxcpt.config import Refusal
-
-T = TypeVar("T")
 
 
 def find(path: Path) -> Path | None:
@@ -88,15 +86,3 @@ def parse_float(text: str, path: Path, number: int, name: str) -> float:
         return float(text)
     except ValueError as error:
         raise Refusal(f"{path}:{number}: {name} must be a number, found {text!r}") from error
-
-
-def cut_into_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one shorter."""
-    block: list[T] = []
-    for item in items:
-        block.append(item)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block

@@ -16,6 +16,7 @@ import numpy as np
 from jaxcpt import search
 from jaxcpt.config import Refusal
 from jaxcpt.evals import EmbedFn, embed_finite, files, import_extra, ranks
+from jaxcpt.vectors import cut_into_blocks
 
 PASSAGES = "wikipedia_split/psgs_w100.tsv"
 QUESTIONS = "retriever/qas/{}-test.csv"
@@ -35,7 +36,7 @@ def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
         questions, answers = read_questions(folder / QUESTIONS.format(name))
         queries_qd = embed_finite(embed_fn, questions, "x")
         texts = (f"{title} {text}" for text, title in read_passages(folder / PASSAGES))
-        blocks = files.cut_into_blocks(texts, PASSAGES_PER_BLOCK)
+        blocks = cut_into_blocks(texts, PASSAGES_PER_BLOCK)
         vectors = (embed_finite(embed_fn, block, "y") for block in blocks)
         best = search.top_k(queries_qd, vectors, max(CUTS) + 1)
         for cut, value in measure(folder / PASSAGES, answers, *best).items():

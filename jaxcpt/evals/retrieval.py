@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxcpt import search
 from jaxcpt.config import Refusal
-from jaxcpt.evals import EmbedFn, beir, embed_finite, files, import_extra, ranks, words
+from jaxcpt.evals import EmbedFn, beir, embed_finite, import_extra, ranks, words
+from jaxcpt.vectors import cut_into_blocks
 
 DEPTH = 1_000
 DOCUMENTS_PER_BLOCK = 16_384
@@ -23,7 +24,7 @@ def run(embed_fn: EmbedFn, data: Path, split: str = "test") -> dict[str, float]:
     """`<set>/ndcg_at_10`, `mrr_at_10`, `recall_at_100`, `map`, by the model's inner products."""
     scores: dict[str, float] = {}
     for task in _read_tasks(data, split):
-        blocks = files.cut_into_blocks(beir.read_documents(task.folder), DOCUMENTS_PER_BLOCK)
+        blocks = cut_into_blocks(beir.read_documents(task.folder), DOCUMENTS_PER_BLOCK)
         vectors = (embed_finite(embed_fn, block, "y") for block in blocks)
         queries_qd = embed_finite(embed_fn, list(task.queries.values()), "x")
         scores |= _name(task, measure(task, *search.top_k(queries_qd, vectors, DEPTH + 2)))

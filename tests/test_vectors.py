@@ -1,0 +1,232 @@
+"""Folders of vectors: the same bytes after a kill, never mixed with others, read by FAISS."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from tiny_run import tiny_run
+
+from jaxcpt import embed as embed_command
+from jaxcpt import vectors
+from jaxcpt.config import Refusal, run_command
+from jaxcpt.search import top_k
+from jaxcpt.vectors import Document, Storage, VectorFolder, fill, quantize, scale
+
+FLOATS = Storage()
+DOCUMENTS = [Document(f"d{i}", f"text {i}") for i in range(100)]
+
+
+def embed(texts):
+    """A unit vector for each text, the same whatever stands beside it."""
+    numbers = [int(text.split()[1]) for text in texts]
+    return scale(np.stack([np.random.default_rng(n).normal(size=12) for n in numbers]))
+
+
+def fill_some(folder, about=None, storage=FLOATS, documents=DOCUMENTS, size=30, embed=embed):
+    about = {"step": 3, "input": "abc", "path": "here"} | (about or {})
+    return fill(folder, about, documents, embed, storage, size)
+
+
+def read_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("storage", [Storage(), Storage(5), Storage(int8=True), Storage(5, True)])
+def test_shards_hold_all_vectors_and_ids_in_order(tmp_path, storage):
+    folder = fill_some(tmp_path / "v", storage=storage)
+    shards = list(folder.shards())
+    assert [len(shard) for shard in shards] == [30, 30, 30, 10]
+    whole = embed([document.text for document in DOCUMENTS])
+    np.testing.assert_array_equal(np.concatenate(shards), storage.apply(whole))
+    assert list(folder.ids()) == [document.id for document in DOCUMENTS]
+    assert len(folder) == 100
+    assert folder.storage == storage
+    np.testing.assert_allclose(storage.lose(whole), scale(np.concatenate(shards)))
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_goes_on_after_any_shard_and_ends_with_the_same_bytes(tmp_path, stop):
+    fill_some(tmp_path / "whole")
+    calls = []
+
+    def embed_some(texts):
+        calls.append(texts)
+        if len(calls) == stop + 1:
+            raise KeyboardInterrupt
+        return embed(texts)
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        fill_some(folder, embed=embed_some)
+    with pytest.raises(Refusal, match="not complete; start the command that fills it again"):
+        VectorFolder.open(folder)
+    (folder / f"{stop:05}.npy.partial").write_bytes(b"half a shard")
+    fill_some(folder, embed=embed_some)
+    assert len(calls) == 5  # the one that was stopped, and each once
+    assert read_bytes(folder) == read_bytes(tmp_path / "whole")
+    fill_some(folder, embed=None)  # there is nothing left to embed
+
+
+SLOWLY = """
+import os, time
+from jaxcpt import config, embed, vectors
+os.sched_getaffinity = lambda _: range(8)
+vectors.fill.__defaults__ = (16,)
+write = vectors._write_shard
+vectors._write_shard = lambda *arguments: (write(*arguments), time.sleep(0.5))
+config.run_command(embed.main)
+"""
+
+
+def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    """kill -9 between two shards of the real command."""
+    corpus = tmp_path / "corpus.jsonl"
+    rows = [{"_id": f"d{i}", "text": f"w{i % 90} w{i % 7} w{i % 50}"} for i in range(96)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--run-dir", str(tiny_run()), "--input", str(corpus), "--side", "y", "--output"]
+    folder = tmp_path / "killed"
+    running = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, *arguments, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"},
+    )
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.npy"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert 2 <= len(list(folder.glob("*.npy"))) < 6
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(fill, "__defaults__", (16,))
+    for output in (folder, tmp_path / "whole"):
+        monkeypatch.setattr("sys.argv", ["embed", *arguments, str(output)])
+        run_command(embed_command.main)
+    found = read_bytes(folder)
+    assert len(found) == 13
+    assert found == read_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"about": {"step": 6}}, "holds other vectors (step: 3 -> 6); choose a new folder"),
+        ({"about": {"input": "b"}}, "holds other vectors (input: abc -> b); choose"),
+        ({"about": {"side": "x"}}, "holds other vectors (side: None -> x); choose"),
+        ({"storage": Storage(5)}, "holds other vectors (width: None -> 5); choose"),
+        ({"storage": Storage(int8=True)}, "holds other vectors (int8: False -> True); choose"),
+        ({"size": 20}, "holds other vectors (texts_per_shard: 30 -> 20); choose"),
+    ],
+)
+def test_refuses_to_mix(tmp_path, change, message):
+    fill_some(tmp_path)
+    before = read_bytes(tmp_path)
+    with pytest.raises(Refusal, match=re.escape(f"{tmp_path}: {message}")):
+        fill_some(tmp_path, **change)
+    assert read_bytes(tmp_path) == before
+    fill_some(tmp_path, about={"path": "moved"})  # the same file elsewhere
+
+
+def test_refusals(tmp_path):
+    def refuse(text):
+        return pytest.raises(Refusal, match=re.escape(text))
+
+    with refuse(f"{tmp_path}: no vectors: it has no about.json; jaxcpt.embed makes one"):
+        VectorFolder.open(tmp_path)
+    (tmp_path / "thesis.txt").touch()
+    with refuse(f"{tmp_path}: holds something else than vectors; choose a new folder"):
+        fill_some(tmp_path)
+    with refuse("id 'a\\nb': holds a line break; ids are kept one a line"):
+        fill_some(tmp_path / "ids", documents=[Document("a\nb", "text 1")])
+    folder = tmp_path / "v"
+    fill_some(folder)
+    (folder / "00001.npy").rename(tmp_path / "gone.npy")
+    with refuse(f"{folder}: 70 vectors of 100; shards are missing"):
+        VectorFolder.open(folder)
+    (folder / "00001.npy").write_bytes((tmp_path / "gone.npy").read_bytes()[:200])
+    with refuse(f"{folder / '00001.npy'}: damaged"):
+        VectorFolder.open(folder)
+    (folder / "about.json").write_text("{")
+    with refuse(f"{folder / 'about.json'}: does not parse; delete the folder"):
+        fill_some(folder)
+    for width in (0, 13):
+        with refuse(f"--width {width}: must be from 1 to the model's width, 12"):
+            Storage(width).check(12)
+    assert Storage(12).check(12) == Storage(12)
+
+
+def export(monkeypatch, folder, output):
+    monkeypatch.setattr("sys.argv", ["vectors", "--input", str(folder), "--output", str(output)])
+    run_command(vectors.main)
+
+
+def test_export(tmp_path, monkeypatch, capsys):
+    folder = fill_some(tmp_path / "v")
+    whole = np.concatenate(list(folder.shards()))
+    capsys.readouterr()
+    export(monkeypatch, tmp_path / "v", tmp_path / "all.npy")
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'all.npy'}: 100 vectors; ")
+    np.testing.assert_array_equal(np.load(tmp_path / "all.npy"), whole)
+    ids = (tmp_path / "all.npy.ids.txt").read_text().splitlines()
+    assert ids == [document.id for document in DOCUMENTS]
+
+    export(monkeypatch, tmp_path / "v", tmp_path / "all.fvecs")
+    rows = np.fromfile(tmp_path / "all.fvecs", "<i4").reshape(100, 13)
+    assert set(rows[:, 0]) == {12}
+    np.testing.assert_allclose(rows[:, 1:].view("<f4"), whole, rtol=1e-6)
+
+    fill_some(tmp_path / "int8", storage=Storage(int8=True))
+    export(monkeypatch, tmp_path / "int8", tmp_path / "int8.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "int8.npy"), quantize(whole))
+
+    with pytest.raises(SystemExit):
+        export(monkeypatch, tmp_path / "v", tmp_path / "all.bin")
+    assert (
+        capsys.readouterr().err == f"jaxcpt: {tmp_path / 'all.bin'}: must end in .npy or .fvecs\n"
+    )
+
+
+@pytest.mark.parametrize("storage", [Storage(), Storage(8), Storage(8, int8=True)])
+def test_faiss_finds_the_same_in_what_is_exported(tmp_path, monkeypatch, storage):
+    faiss = pytest.importorskip("faiss", reason="needs the faiss extra")
+    folder = fill_some(tmp_path / "v", storage=storage)
+    export(monkeypatch, tmp_path / "v", tmp_path / "all.fvecs")
+    queries_qd = storage.lose(embed([f"text {i}" for i in range(200, 220)]))
+    index = faiss.IndexFlatIP(queries_qd.shape[1])
+    rows = np.fromfile(tmp_path / "all.fvecs", "<f4").reshape(100, -1)
+    index.add(np.ascontiguousarray(rows[:, 1:]))
+    theirs, their_rows = index.search(queries_qd, 10)
+    ours, our_rows = top_k(queries_qd, folder.shards(), 10)
+    np.testing.assert_array_equal(our_rows, their_rows)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_search_of_a_folder_takes_memory_for_a_tile_alone(tmp_path):
+    """The shards are mapped, not read: fill and search 200 MB within far less."""
+    program = (
+        "import sys, re; from pathlib import Path; import numpy as np\n"
+        "from jaxcpt.search import top_k\n"
+        "from jaxcpt.vectors import Document, Storage, fill\n"
+        "def peak(): return int(re.findall(r'RssAnon:\\s+(\\d+)', "
+        "Path('/proc/self/status').read_text())[0]) // 1024\n"
+        "def embed(texts): return np.full((len(texts), 1024), 1 / 32, np.float32)\n"
+        "def run(count, name):\n"
+        "    documents = (Document(str(i), 'text') for i in range(count))\n"
+        "    folder = fill(Path(sys.argv[1]) / name, {}, documents, embed, Storage(), 4096)\n"
+        "    return top_k(np.ones((1, 1024), np.float32), folder.shards(), 5)\n"
+        "run(4096, 'small'); before = peak()\n"
+        "run(49152, 'large'); print(peak() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout.split()[-1]) < 100  # of the 192 MiB that the corpus has
