@@ -37,6 +37,8 @@ class Tokenizer:
     kind: Literal["bpe", "unigram"] = "bpe"
     split_identifiers: bool = False
     """Lower-case, and cut parseDate and parse_date into words, inside the model's normaliser."""
+    split_digits: bool = False
+    """Each digit is a token of its own."""
     x_tokens: int = 512
     """Longest x, delimiters included; what is longer is cut and keeps its closing delimiter."""
     y_tokens: int = 512

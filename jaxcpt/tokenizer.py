@@ -9,7 +9,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
@@ -104,20 +104,24 @@ def _check(tokenizer: Tokenizer, where: str) -> None:
 def read_tokenizer(settings: config.Tokenizer) -> Tokenizer:
     """The tokenizer of the user's own `settings.model_file`. Raises Refusal if it does not fit."""
     assert settings.model_file is not None
-    path = Path(settings.model_file)
-    if not path.is_file():
-        raise Refusal(f"tokenizer.model_file: {path}: no such file")
-    tokenizer = Tokenizer(
-        path.read_bytes(), settings.vocabulary, settings.x_tokens, settings.y_tokens
+    found = read_model(
+        settings.model_file, settings.x_tokens, settings.y_tokens, "tokenizer.model_file: "
     )
-    _check(tokenizer, f"tokenizer.model_file: {path}")
-    pieces = tokenizer._processor.get_piece_size()
-    if pieces != settings.vocabulary:
+    if found.vocabulary != settings.vocabulary:
         raise Refusal(
-            f"tokenizer.vocabulary: {settings.vocabulary}, but {path} has {pieces} pieces; "
-            f"set it to {pieces}"
+            f"tokenizer.vocabulary: {settings.vocabulary}, but {settings.model_file} has "
+            f"{found.vocabulary} pieces; set it to {found.vocabulary}"
         )
-    return tokenizer
+    return found
+
+
+def read_model(path: str, x_tokens: int, y_tokens: int, option: str = "") -> Tokenizer:
+    """The tokenizer of a SentencePiece model that has the delimiters; `option` told the path."""
+    if not Path(path).is_file():
+        raise Refusal(f"{option}{path}: no such file")
+    tokenizer = Tokenizer(Path(path).read_bytes(), 0, x_tokens, y_tokens)
+    _check(tokenizer, f"{option}{path}")
+    return replace(tokenizer, vocabulary=tokenizer._processor.get_piece_size())
 
 
 def train_tokenizer(texts: Iterable[str], settings: config.Tokenizer) -> Tokenizer:
@@ -151,6 +155,7 @@ def train_tokenizer(texts: Iterable[str], settings: config.Tokenizer) -> Tokeniz
             vocab_size=settings.vocabulary,
             hard_vocab_limit=False,
             byte_fallback=True,
+            split_digits=settings.split_digits,
             control_symbols=[piece for pieces in DELIMITERS.values() for piece in pieces],
             pad_id=PAD,
             unk_id=1,

@@ -32,7 +32,7 @@ from jaxcpt.experiments import (
 )
 from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
 from jaxcpt.mining import Pair
-from jaxcpt.pairs import Pairs, TokenizedReader, open_training
+from jaxcpt.pairs import Pairs, TokenizedReader, open_training, sample_texts
 from jaxcpt.processes import (
     any_process,
     check_agreement,
@@ -200,17 +200,7 @@ def obtain_tokenizer(
         return Tokenizer.load(shared_dir / "tokenizer")
     if experiment.tokenizer.model_file is not None:
         return read_tokenizer(experiment.tokenizer)
-    texts: list[str] = []
-    for source in sources:
-        if isinstance(source, TokenizedReader):
-            raise Refusal(
-                f"{source.where}: holds no texts; set tokenizer.model_file to the model beside it"
-            )
-        # A million pairs are plenty for a vocabulary; spread evenly, they stand for the source.
-        every = -(-len(source) // 1_000_000)
-        for pair in source.read(range(0, len(source), every)):
-            texts += (pair.x, pair.y)
-    return train_tokenizer(texts, experiment.tokenizer)
+    return train_tokenizer(sample_texts(sources), experiment.tokenizer)
 
 
 def write_whole(path: Path, text: str) -> None:

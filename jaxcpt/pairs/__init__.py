@@ -4,7 +4,7 @@ In: a source of `jaxcpt.sources` and the run folder, where mined pairs are kept.
 `TokenizedReader`, whose pairs have been tokenised before. It knows no batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -38,10 +38,14 @@ __all__ = [
     "name_source",
     "open_source",
     "open_training",
+    "read_all",
     "read_jsonl",
     "read_pairs",
+    "sample_texts",
     "write_pairs",
 ]
+
+PAIRS_AT_ONCE = 4096
 
 
 class Pairs(Protocol):
@@ -127,6 +131,27 @@ def _open(source: Source, run_dir: Path, seed: int) -> Pairs:
     raise TypeError(source)
 
 
+def sample_texts(
+    sources: Sequence[Pairs | TokenizedReader], most_pairs: int = 1_000_000
+) -> Iterator[str]:
+    """Both texts of pairs spread evenly over each source, which stand for it: a million are plenty
+    for a vocabulary. Raises Refusal for a source without texts."""
+    for source in sources:
+        if isinstance(source, TokenizedReader):
+            raise Refusal(
+                f"{source.where}: holds no texts; set tokenizer.model_file to the model beside it"
+            )
+        every = -(-len(source) // most_pairs)
+        for pair in read_all(source, every):
+            yield from (pair.x, pair.y)
+
+
+def read_all(pairs: Pairs, every: int = 1) -> Iterator[Pair]:
+    """All pairs, or each n-th, from first to last; few are in memory at a time."""
+    for first in range(0, len(pairs), PAIRS_AT_ONCE * every):
+        yield from pairs.read(range(first, min(first + PAIRS_AT_ONCE * every, len(pairs)), every))
+
+
 def name_source(source: Source) -> str:
     """What a user calls it: its path, or its name."""
     match source:
@@ -140,30 +165,30 @@ def name_source(source: Source) -> str:
             return "installed packages"
 
 
-def find_source(path: str, split: str = "train") -> Source:
-    """The kind of source that lies at a path, with the usual names of columns. Raises Refusal."""
+def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> Source:
+    """The source that lies at a path, of whatever kind. Raises Refusal where there is none."""
     place = Path(path)
     if place.is_file():
         if ".array_record" in place.name:
-            return ArrayRecordPairs(path)
+            return ArrayRecordPairs(path, x, y)
         if place.suffix == ".parquet":
-            return ParquetPairs(path)
+            return ParquetPairs(path, x, y)
         if {".jsonl", ".ndjson"} & set(place.suffixes[-2:]):
-            return JsonlPairs(path)
+            return JsonlPairs(path, x, y)
     elif (place / ABOUT_FILE).is_file():
         return TokenizedPairs(path)
     elif (place / "features.json").is_file():
-        return TfdsPairs(path, split)
+        return TfdsPairs(path, split, x=x, y=y)
     elif (place / "dataset_dict.json").is_file():
-        return DatasetsPairs(path, split)
+        return DatasetsPairs(path, split, x, y)
     elif (place / "state.json").is_file():
-        return DatasetsPairs(path)
+        return DatasetsPairs(path, x=x, y=y)
     elif (place / "qrels").is_dir():
         return BeirPairs(path, split)
     elif any(place.glob("*.parquet")):
-        return ParquetPairs(path)
+        return ParquetPairs(path, x, y)
     elif any(place.glob("*.array_record*")):
-        return ArrayRecordPairs(path)
+        return ArrayRecordPairs(path, x, y)
     raise Refusal(
         f"{path}: no pairs; expected .jsonl, .parquet or .array_record files, a folder of a dataset"
         " (tensorflow-datasets, save_to_disk or BEIR), or one of tools/tokenize_pairs.py"

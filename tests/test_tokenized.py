@@ -1,0 +1,281 @@
+"""Token ids on disk: batches as those of the texts, to the bit, or a refusal; and the two tools."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import sentencepiece
+import tokenize_pairs
+import train_tokenizer
+from conftest import PAIRS, make_experiment
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcpt.batches import Batches
+from jaxcpt.config import JsonlPairs, Mesh, Refusal, TokenizedPairs, run_command
+from jaxcpt.pairs import TokenizedReader, find_source, open_training, write_pairs
+from jaxcpt.pairs.tokenized import Encoded, _decode, encode_record, hash_text
+from jaxcpt.sharding import make_mesh
+from jaxcpt.tokenizer import DELIMITERS, read_model
+from jaxcpt.train import obtain_tokenizer
+
+
+def run_tool(tool, monkeypatch, capsys, *arguments):
+    """(exit code, what it printed last or refused in one line)."""
+    monkeypatch.setattr(sys, "argv", [tool.__name__, *map(str, arguments)])
+    code = 0
+    try:
+        run_command(tool.main)
+    except SystemExit as left:
+        code = left.code
+    printed = capsys.readouterr()
+    if not code:
+        return 0, printed.out.strip().splitlines()[-1]
+    assert printed.err.startswith("jaxcpt: ")
+    assert printed.err.count("\n") == 1
+    return code, printed.err.removeprefix("jaxcpt: ").strip()
+
+
+@pytest.fixture
+def files(tmp_path, tokenizer):
+    """A file of pairs, the model of the tests' tokenizer, and where to write."""
+    write_pairs(tmp_path / "pairs.jsonl", PAIRS)
+    (tmp_path / "a.model").write_bytes(tokenizer.model)
+    return tmp_path / "pairs.jsonl", tmp_path / "a.model", tmp_path / "tokens"
+
+
+@pytest.fixture
+def tokens(files, monkeypatch, capsys):
+    pairs, model, output = files
+    arguments = ("--pairs", pairs, "--tokenizer", model, "--output", output)
+    arguments += ("--shard-pairs", 40, "--x-tokens", 20, "--y-tokens", 60)
+    code, said = run_tool(tokenize_pairs, monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert said.startswith(f"{output}: 90 pairs, ")
+    return output
+
+
+@pytest.mark.parametrize("in_memory", [True, False], ids=["memory", "disk"])
+@pytest.mark.parametrize("limits", [(12, 24), (20, 32)])
+def test_batches_are_those_of_the_texts(files, tokens, tokenizer, tmp_path, limits, in_memory):
+    cut = replace(tokenizer, x_tokens=limits[0], y_tokens=limits[1])
+    made = []
+    for source in (JsonlPairs(str(files[0])), TokenizedPairs(str(tokens))):
+        experiment = make_experiment(
+            data__train=(source,), batching__in_memory=in_memory, batching__negatives=2
+        )
+        sources = open_training(experiment.data, tmp_path, 0)
+        batches = Batches(experiment, sources, cut, make_mesh(Mesh()))
+        made.append([batches.make(step) for step in (0, 7)])
+    for ours, theirs in zip(jax.tree.leaves(made[0]), jax.tree.leaves(made[1]), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_tokens_and_texts_mix(files, tokens, tokenizer, tmp_path):
+    both = (JsonlPairs(str(files[0]), x_prefix="other "), TokenizedPairs(str(tokens)))
+    experiment = make_experiment(data__train=both, batching__in_memory=False)
+    sources = open_training(experiment.data, tmp_path, 0)
+    batch = Batches(experiment, sources, tokenizer, make_mesh(Mesh())).make(0)
+    assert np.asarray(batch.present_ngt).sum() == 30
+
+
+def test_the_same_pairs_give_the_same_bytes(files, tokens, tmp_path, monkeypatch, capsys):
+    again = tmp_path / "again"
+    arguments = ("--pairs", files[0], "--tokenizer", files[1], "--output", again)
+    arguments += ("--shard-pairs", 40, "--x-tokens", 20, "--y-tokens", 60)
+    run_tool(tokenize_pairs, monkeypatch, capsys, *arguments)
+    first, second = ({p.name: p.read_bytes() for p in f.iterdir()} for f in (tokens, again))
+    assert first == second
+    records = {f"tokens-0000{n}.array_record" for n in range(3)}
+    assert set(first) == records | {"tokens.json", "tokenizer.model"}
+    assert find_source(str(tokens)) == TokenizedPairs(str(tokens))
+
+
+ids = st.lists(st.integers(0, 65_535), min_size=2, max_size=9).map(lambda i: np.array(i, np.int32))
+
+
+@given(
+    st.lists(st.tuples(ids, st.text()), min_size=2, max_size=5), st.sampled_from([65_536, 70_000])
+)
+def test_records_are_read_back(texts, vocabulary):
+    pair = Encoded(
+        [i for i, _ in texts], [hash_text(text.replace("\ud800", "")) for _, text in texts]
+    )
+    absent = Encoded([*pair.ids, pair.ids[0][:0]], [*pair.hashes, (0, 0)])
+    dtype = np.dtype("<u2" if vocabulary == 65_536 else "<u4")
+    back = _decode(encode_record(absent, vocabulary), dtype)
+    assert back.hashes == pair.hashes
+    for one, other in zip(back.ids, pair.ids, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def refuse(function, *arguments):
+    with pytest.raises(Refusal) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+def test_refuses_what_the_tokenizer_would_not_give(tokens, tokenizer):
+    reader = TokenizedReader(TokenizedPairs(str(tokens)))
+    reader.check(tokenizer.fingerprint, 20, 60)
+    assert refuse(reader.check, "another", 20, 60) == (
+        f"{tokens}: made with another tokenizer; set tokenizer.model_file to "
+        f"{tokens}/tokenizer.model, or tokenize the pairs anew"
+    )
+    assert refuse(reader.check, tokenizer.fingerprint, 20, 61) == (
+        f"tokenizer.y_tokens: 61, but {tokens} holds at most 60 of each text; lower it, or "
+        "tokenize the pairs anew"
+    )
+    run = make_experiment(data__train=(TokenizedPairs(str(tokens)),))
+    assert refuse(obtain_tokenizer, run, tokens, [reader]) == (
+        f"{tokens}: holds no texts; set tokenizer.model_file to the model beside it"
+    )
+
+
+def test_refuses_a_damaged_folder(tokens):
+    source = TokenizedPairs(str(tokens))
+    about = json.loads((tokens / "tokens.json").read_text())
+    for change, message in (
+        ({"pairs": 91}, "holds 90 pairs where tokens.json tells of 91; make it anew"),
+        ({"pages": 1}, "tokens.json: damaged: "),
+        ({"files": ["none.array_record"]}, "none.array_record: not ArrayRecord, or damaged: "),
+    ):
+        (tokens / "tokens.json").write_text(json.dumps(about | change))
+        assert message in refuse(TokenizedReader, source)
+    (tokens / "tokens.json").write_text("{")
+    assert "tokens.json: damaged: " in refuse(TokenizedReader, source)
+    (tokens / "tokens.json").unlink()
+    assert refuse(TokenizedReader, source) == (
+        f"{tokens}: no tokens.json in it; make the folder with tools/tokenize_pairs.py"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--output", "tokens"), "tokens: exists; remove it or give another --output"),
+        (("--tokenizer", "none.model"), "none.model: no such file"),
+        (("--tokenizer", "pairs.jsonl"), "pairs.jsonl: not a SentencePiece model; name one or"),
+        (("--x-tokens", "2"), "--x-tokens, --y-tokens: must be at least 3"),
+        (("--negatives", "-1"), "--negatives: must be at least 0"),
+        (("--shard-pairs", "0"), "--shard-pairs: must be at least 1"),
+        (("--pairs", "none"), "none: no pairs; expected .jsonl, .parquet or .array_record files"),
+        (("--experiment", "a.py"), "name the pairs by either --experiment FILE or --pairs PATH..."),
+        (("--x", "question"), "pairs.jsonl:1: no text under 'question'; keys: x, y, source, neg"),
+        (("--pairs", "empty.jsonl"), "no pairs in what was named; it needs at least one"),
+    ],
+)
+def test_the_tool_refuses_and_leaves_nothing(files, tokens, change, message, monkeypatch, capsys):
+    monkeypatch.chdir(tokens.parent)
+    (tokens.parent / "empty.jsonl").touch()
+    options = {"--pairs": "pairs.jsonl", "--tokenizer": "a.model", "--output": "new"}
+    arguments = [part for option in (options | dict([change])).items() for part in option]
+    before = sorted(tokens.parent.iterdir())
+    code, said = run_tool(tokenize_pairs, monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert said.startswith(message)
+    assert sorted(tokens.parent.iterdir()) == before
+
+
+MIXTURE = """
+from dataclasses import replace
+from jaxcpt.config import *
+from jaxcpt.config import Tokenizer
+def experiment():
+    one, two = JsonlPairs("pairs.jsonl"), JsonlPairs("pairs.jsonl", x_prefix="q: ")
+    return Experiment(
+        "mixture", 1, Data((one, two)), Tokenizer(500, kind="unigram", model_file="a.model"),
+        Batching(8), Model(8, 1, 1), Optimizer(1e-3),
+    )
+"""
+
+
+def test_each_source_of_an_experiment_has_a_folder(files, monkeypatch, capsys):
+    folder = files[0].parent
+    monkeypatch.chdir(folder)
+    (folder / "mixture.py").write_text(MIXTURE)
+    arguments = ("--experiment", "mixture.py", "--output", "tokens")
+    code, said = run_tool(tokenize_pairs, monkeypatch, capsys, *arguments)
+    assert (code, said) == (2, "--source: which of the 2 sources? the first is 0")
+    code, said = run_tool(tokenize_pairs, monkeypatch, capsys, *arguments, "--source", 2)
+    assert (code, said) == (2, "--source 2: there are 2, and the first is 0")
+    code, said = run_tool(tokenize_pairs, monkeypatch, capsys, *arguments, "--source", 1)
+    assert code == 0
+    (pair,) = TokenizedReader(TokenizedPairs("tokens")).read([0], 512, 512, 0)
+    assert pair.hashes[0] == hash_text(f"q: {PAIRS[0].x}")
+
+
+def pieces_of(path):
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return [model.id_to_piece(number) for number in range(model.get_piece_size())]
+
+
+CODE = "def name_one(first):\n    for item in first:\n        if item == 1234:\n            pass\n"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_trains_on_pairs_of_any_source(tmp_path, kind, monkeypatch, capsys):
+    file = tmp_path / "code.jsonl"
+    lines = [json.dumps({"text": f"number {n}{n} of é", "code": CODE * 2}) for n in range(40)]
+    file.write_text("\n".join(lines))
+    output = tmp_path / "new" / "a.model"
+    arguments = ("--pairs", file, "--x", "text", "--y", "code", "--vocabulary", 340)
+    arguments += ("--kind", kind)
+    _, said = run_tool(train_tokenizer, monkeypatch, capsys, *arguments, "--output", output)
+    pieces = pieces_of(output)
+    assert said == (
+        f'{output}: use it with Tokenizer(vocabulary={len(pieces)}, model_file="{output}")'
+    )
+    tokenizer = read_model(str(output), 512, 512)
+    # Every text comes back as it was, of whatever characters.
+    for text in (CODE, "  \t\n\n  日本 \U0001f600  x ", "".join(map(chr, range(1, 128)))):
+        (ids,) = tokenizer.encode([text], "y")
+        assert tokenizer.decode(ids[1:-1]) == text
+    assert {piece for both in DELIMITERS.values() for piece in both} <= set(pieces)
+    several = [piece for piece in pieces if len(piece) > 1 and not piece.startswith("<0x")]
+    assert not any(re.search(r"\d", piece) for piece in several)
+    assert "\u2581" * 4 in pieces  # indentation
+    # The same pairs, the same bytes; digits are kept together where asked.
+    again = tmp_path / "again.model"
+    run_tool(train_tokenizer, monkeypatch, capsys, *arguments, "--output", again)
+    assert again.read_bytes() == output.read_bytes()
+    whole = tmp_path / "whole.model"
+    arguments += ("--no-split-digits", "--output", whole)
+    run_tool(train_tokenizer, monkeypatch, capsys, *arguments)
+    assert any(re.search(r"\d\d", piece) for piece in pieces_of(whole))
+
+
+def test_an_experiments_values_stand_where_no_option_does(files, monkeypatch, capsys):
+    monkeypatch.chdir(files[0].parent)
+    (files[0].parent / "mixture.py").write_text(MIXTURE)
+    options = ("--experiment", "mixture.py", "--output")
+    code, said = run_tool(train_tokenizer, monkeypatch, capsys, *options, "u.model")
+    assert code == 0
+    assert "Tokenizer(vocabulary=" in said
+    run_tool(train_tokenizer, monkeypatch, capsys, *options, "b.model", "--kind", "bpe")
+    assert pieces_of("u.model") != pieces_of("b.model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--output", "a.model"), "a.model: exists; remove it or give another --output"),
+        (("--vocabulary", None), "--vocabulary: how many pieces? 32000 suits a language and some"),
+        (("--vocabulary", "90"), "tokenizer.vocabulary: 90 is too small for bytes, delimiters and"),
+        (("--max-pairs", "0"), "--max-pairs 0: must be at least 1"),
+        (("--pairs", None), "name the pairs by either --experiment FILE or --pairs PATH..."),
+    ],
+)
+def test_training_refuses(files, change, message, monkeypatch, capsys):
+    monkeypatch.chdir(files[0].parent)
+    options = {"--pairs": "pairs.jsonl", "--vocabulary": "400", "--output": "new.model"}
+    options |= dict([change])
+    arguments = [part for option in options.items() if option[1] for part in option]
+    code, said = run_tool(train_tokenizer, monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert said.startswith(message)
+    assert not (files[0].parent / "new.model").exists()

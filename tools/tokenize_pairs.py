@@ -1,0 +1,119 @@
+"""Turns pairs into token ids on disk, for where the tokenizer is the limit of the input.
+
+    python tools/tokenize_pairs.py --pairs PATH... --tokenizer FILE.model --output DIR
+    python tools/tokenize_pairs.py --experiment FILE --output DIR
+
+An experiment then names TokenizedPairs(DIR) as a source and DIR/tokenizer.model as its
+`tokenizer.model_file`. Batches are those of the texts, to the bit. A source is read from front to
+back, so this is also how Parquet too large for random access becomes fit for it. Prefixes are part
+of the ids. The same pairs give the same bytes.
+"""
+
+import argparse
+import shutil
+from itertools import islice
+from pathlib import Path
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from jaxcpt import config
+from jaxcpt.batches import encode_pairs
+from jaxcpt.config import Refusal, run_command
+from jaxcpt.metrics import track
+from jaxcpt.pairs import PAIRS_AT_ONCE, Pairs, read_all
+from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
+from jaxcpt.pairs.tokenized import MODEL_FILE, TokensAbout, encode_record, write_about
+from jaxcpt.sources import Source
+from jaxcpt.tokenizer import Tokenizer, read_model
+
+
+def write_tokens(
+    sources: list[Pairs], tokenizer: Tokenizer, folder: Path, negatives: int, shard_pairs: int
+) -> TokensAbout:
+    """Writes the records of all pairs, and beside them the tokenizer's model."""
+    (folder / MODEL_FILE).write_bytes(tokenizer.model)
+    pairs = (pair for source in sources for pair in read_all(source))
+    total, tokens = sum(map(len, sources)), 0
+    files = [f"tokens-{number:05d}.array_record" for number in range(-(-total // shard_pairs))]
+    blocks = track(range(0, total, PAIRS_AT_ONCE), "tokenizing", True)
+    encoded = (
+        pair
+        for _ in blocks
+        for pair in encode_pairs(list(islice(pairs, PAIRS_AT_ONCE)), tokenizer, negatives)
+    )
+    for file in files:
+        writer = ArrayRecordWriter(str(folder / file), "group_size:1")
+        for pair in islice(encoded, shard_pairs):
+            tokens += sum(map(len, pair.ids))
+            writer.write(encode_record(pair, tokenizer.vocabulary))
+        writer.close()
+    return TokensAbout(
+        total,
+        tokens,
+        tokenizer.fingerprint,
+        tokenizer.vocabulary,
+        tokenizer.x_tokens,
+        tokenizer.y_tokens,
+        tuple(files),
+    )
+
+
+def choose(sources: list[Source], number: int | None) -> Source:
+    """One of an experiment's sources: each keeps a folder, and so a weight, of its own."""
+    if number is None and len(sources) > 1:
+        raise Refusal(f"--source: which of the {len(sources)} sources? the first is 0")
+    if not 0 <= (number or 0) < len(sources):
+        raise Refusal(f"--source {number}: there are {len(sources)}, and the first is 0")
+    return sources[number or 0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_source_options(parser)
+    add = parser.add_argument
+    add("--output", required=True, type=Path, metavar="DIR", help="folder to make; must not exist")
+    add("--tokenizer", metavar="FILE", help="SentencePiece model; default: the experiment's")
+    add("--x-tokens", type=int, help="longest x, delimiters included; default: 512")
+    add("--y-tokens", type=int, help="longest y and negatives; an experiment may cut them further")
+    add("--negatives", type=int, default=8, help="hard negatives kept of each pair, at most")
+    add("--source", type=int, help="which of the experiment's sources, from 0; if it has several")
+    add("--shard-pairs", type=int, default=1_000_000, help="pairs in a file")
+    arguments = parser.parse_args()
+    output: Path = arguments.output
+    if output.exists():
+        raise Refusal(f"{output}: exists; remove it or give another --output")
+    for name, least in (("negatives", 0), ("shard_pairs", 1)):
+        if getattr(arguments, name) < least:
+            raise Refusal(f"--{name.replace('_', '-')}: must be at least {least}")
+    sources, experiment = name_sources(arguments)
+    if experiment:
+        sources = [choose(sources, arguments.source)]
+    settings = experiment.tokenizer if experiment else config.Tokenizer(0)
+    model = arguments.tokenizer or settings.model_file
+    if model is None:
+        raise Refusal("--tokenizer: name a model; tools/train_tokenizer.py makes one")
+    x_tokens = arguments.x_tokens or settings.x_tokens
+    y_tokens = arguments.y_tokens or settings.y_tokens
+    if min(x_tokens, y_tokens) < 3:
+        raise Refusal("--x-tokens, --y-tokens: must be at least 3")
+    tokenizer = read_model(model, x_tokens, y_tokens)
+    opened = open_sources(sources, experiment.seed if experiment else 0)
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    unfinished.mkdir(parents=True)
+    try:
+        about = write_tokens(
+            opened, tokenizer, unfinished, arguments.negatives, arguments.shard_pairs
+        )
+        write_about(unfinished, about)
+        unfinished.rename(output)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    print(f"{output}: {about.pairs:,} pairs, {about.tokens:,} tokens")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,66 @@
+"""Trains a SentencePiece tokenizer on pairs, for an experiment's `tokenizer.model_file`.
+
+    python tools/train_tokenizer.py --pairs PATH... --vocabulary 32000 --output FILE.model
+    python tools/train_tokenizer.py --experiment FILE --output FILE.model
+
+It has byte fallback, so that every text can be written in it; the four delimiters as control
+symbols, which no text can inject; and, unless identifiers are split, white space as it is, with
+pieces for line ends and for indentation. The same pairs give the same bytes. An experiment's own
+values stand where an option is not given. Without this tool a run trains its own tokenizer.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from jaxcpt import config
+from jaxcpt.config import Refusal, run_command
+from jaxcpt.pairs import sample_texts
+from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
+from jaxcpt.tokenizer import read_model, train_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_source_options(parser)
+    add = parser.add_argument
+    flag = argparse.BooleanOptionalAction
+    add("--output", required=True, type=Path, metavar="FILE", help="the model; must not exist")
+    add("--vocabulary", type=int, help="pieces, with 256 bytes, 4 delimiters and 2 more among them")
+    add("--kind", choices=("bpe", "unigram"))
+    add("--split-identifiers", action=flag, help="lower-case, and cut parseDate into words")
+    add("--split-digits", action=flag, help="each digit a piece of its own")
+    add("--max-pairs", type=int, default=1_000_000, help="pairs read of each source, spread evenly")
+    arguments = parser.parse_args()
+    output: Path = arguments.output
+    if output.exists():
+        raise Refusal(f"{output}: exists; remove it or give another --output")
+    if arguments.max_pairs < 1:
+        raise Refusal(f"--max-pairs {arguments.max_pairs}: must be at least 1")
+    sources, experiment = name_sources(arguments)
+    if experiment is None and arguments.vocabulary is None:
+        raise Refusal("--vocabulary: how many pieces? 32000 suits a language and some code")
+    settings = experiment.tokenizer if experiment else config.Tokenizer(0, split_digits=True)
+    given = {
+        name: value
+        for name in ("vocabulary", "kind", "split_identifiers", "split_digits")
+        if (value := getattr(arguments, name)) is not None
+    }
+    settings = replace(settings, **given)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    seed = experiment.seed if experiment else 0
+    texts = sample_texts(open_sources(sources, seed), arguments.max_pairs)
+    tokenizer = train_tokenizer(texts, settings)
+    partial = output.with_name(f"{output.name}.partial")
+    partial.write_bytes(tokenizer.model)
+    partial.rename(output)
+    pieces = read_model(str(output), settings.x_tokens, settings.y_tokens).vocabulary
+    if pieces < settings.vocabulary:
+        print(f"the pairs give only {pieces} of {settings.vocabulary} pieces")
+    print(f'{output}: use it with Tokenizer(vocabulary={pieces}, model_file="{output}")')
+
+
+if __name__ == "__main__":
+    run_command(main)
