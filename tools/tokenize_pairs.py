@@ -11,6 +11,7 @@ of the ids. The same pairs give the same bytes.
 
 import argparse
 import shutil
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxcpt import config
 from jaxcpt.batches import encode_pairs
 from jaxcpt.config import Refusal, run_command
-from jaxcpt.metrics import track
+from jaxcpt.metrics import show_progress
 from jaxcpt.pairs import PAIRS_AT_ONCE, Pairs, read_all
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
-from jaxcpt.pairs.tokenized import MODEL_FILE, TokensAbout, encode_record, write_about
+from jaxcpt.pairs.tokenized import MODEL_FILE, Encoded, TokensAbout, encode_record, write_about
 from jaxcpt.sources import Source
 from jaxcpt.tokenizer import Tokenizer, read_model
 
@@ -35,18 +36,20 @@ def write_tokens(
     pairs = (pair for source in sources for pair in read_all(source))
     total, tokens = sum(map(len, sources)), 0
     files = [f"tokens-{number:05d}.array_record" for number in range(-(-total // shard_pairs))]
-    blocks = track(range(0, total, PAIRS_AT_ONCE), "tokenizing", True)
-    encoded = (
-        pair
-        for _ in blocks
-        for pair in encode_pairs(list(islice(pairs, PAIRS_AT_ONCE)), tokenizer, negatives)
-    )
-    for file in files:
-        writer = ArrayRecordWriter(str(folder / file), "group_size:1")
-        for pair in islice(encoded, shard_pairs):
-            tokens += sum(map(len, pair.ids))
-            writer.write(encode_record(pair, tokenizer.vocabulary))
-        writer.close()
+
+    def encode() -> Iterator[Encoded]:
+        while block := list(islice(pairs, PAIRS_AT_ONCE)):
+            yield from encode_pairs(block, tokenizer, negatives)
+            advance(len(block))
+
+    with show_progress("tokenizing", total, True) as advance:
+        encoded = encode()
+        for file in files:
+            writer = ArrayRecordWriter(str(folder / file), "group_size:1")
+            for pair in islice(encoded, shard_pairs):
+                tokens += sum(map(len, pair.ids))
+                writer.write(encode_record(pair, tokenizer.vocabulary))
+            writer.close()
     return TokensAbout(
         total,
         tokens,
