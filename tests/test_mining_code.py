@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from jaxcpt.config import Refusal
 from jaxcpt.mining.code import LANGUAGES, check_languages, describe, mine_code, source_suffixes
-from jaxcpt.mining.dedupe import split_words
 from jaxcpt.mining.documents import Document, Problem
+from jaxcpt.mining.words import split_words
 
 
 def mine(name, source):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxcpt.config import Refusal
 from jaxcpt.mining.decontaminate import Index, hash_ngrams, read_evaluations
-from jaxcpt.mining.dedupe import split_words
+from jaxcpt.mining.words import split_words
 
 WORDS = st.lists(st.text("aäz_1数", min_size=1, max_size=3), min_size=1, max_size=20)
 

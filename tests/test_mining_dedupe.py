@@ -10,7 +10,8 @@ pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcpt.mining.dedupe import SHINGLE_WORDS, digest, find_duplicates, fingerprint, split_words
+from jaxcpt.mining.dedupe import SHINGLE_WORDS, find_duplicates, fingerprint
+from jaxcpt.mining.words import digest, split_words
 
 
 def shingles(words):

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import tree_sitter
 
 from jaxcpt.config import Refusal
-from jaxcpt.mining.dedupe import split_words
 from jaxcpt.mining.documents import Document, Problem, suffixes
+from jaxcpt.mining.words import split_words
 
 MIN_DOC_WORDS = 3
 MIN_CODE_LINES = 3

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcpt.config import Refusal
-from jaxcpt.mining.dedupe import split_words
+from jaxcpt.mining.words import split_words
 
 FAMILIES = ("linear_probe", "sts", "retrieval", "code_search")
 """Folders that hold evaluation sets; beside them may lie training text, which is not read."""

@@ -4,14 +4,13 @@ Every rule keeps the pair with the smallest id among those that match, and an id
 pair's own content, so the result depends on neither order nor sharding nor workers.
 """
 
-import re
-import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
 
 import numpy as np
 import rensa
+
+from jaxcpt.mining.words import digest
 
 SHINGLE_WORDS = 3
 BANDS, ROWS = 18, 7
@@ -23,18 +22,6 @@ LEADERS = 1000
 
 Fingerprint = tuple[bytes, bytes, bytes]
 """(key, id of the pair, sketch): equal keys make candidates, an empty sketch makes duplicates."""
-
-
-def split_words(text: str) -> list[str]:
-    """Words of letters, digits and underscores, in lower case: what duplicates are judged by."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return re.findall(r"\w+", text.casefold())
-
-
-def digest(*texts: str) -> bytes:
-    """16 bytes that name the texts."""
-    return blake2b("\0".join(texts).encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def fingerprint(

@@ -27,10 +27,11 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 from jaxcpt.config import Refusal
 from jaxcpt.mining.decontaminate import Index
-from jaxcpt.mining.dedupe import digest, find_duplicates, fingerprint, split_words
+from jaxcpt.mining.dedupe import find_duplicates, fingerprint
 from jaxcpt.mining.documents import Document, Problem, Reading, read_part
 from jaxcpt.mining.grouping import GroupInRunner, GroupOnDisk
 from jaxcpt.mining.inputs import Mining, Unit, list_units
+from jaxcpt.mining.words import digest, split_words
 from jaxcpt.mining.write import SPLITS, write_dataset, write_shard
 
 SHARD_BYTES = 64 * 2**20

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from jaxcpt.config import Refusal
 from jaxcpt.mining import Pair
 from jaxcpt.mining.python_packages import mine_packages
@@ -31,6 +33,7 @@ from jaxcpt.sources import (
 )
 
 __all__ = [
+    "JoinedPairs",
     "PairList",
     "Pairs",
     "TokenizedReader",
@@ -67,6 +70,26 @@ class PairList:
 
     def read(self, indices: Sequence[int]) -> list[Pair]:
         return [self.pairs[index] for index in indices]
+
+
+class JoinedPairs:
+    """Several sources, one after another."""
+
+    def __init__(self, sources: Sequence[Pairs]) -> None:
+        self.sources = sources
+        self.starts = np.cumsum([0, *map(len, sources)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, indices: Sequence[int]) -> list[Pair]:
+        which = np.searchsorted(self.starts, indices, side="right") - 1
+        pairs: dict[int, Pair] = {}
+        for number, source in enumerate(self.sources):
+            mine = np.flatnonzero(which == number).tolist()
+            own = [int(indices[at] - self.starts[number]) for at in mine]
+            pairs |= zip(mine, source.read(own) if own else [], strict=True)
+        return [pairs[at] for at in range(len(indices))]
 
 
 class PrefixedPairs:

@@ -1,0 +1,165 @@
+"""Hard negatives: what a trained run ranks high, without what is right or likely to be."""
+
+import json
+import shutil
+from collections import Counter
+
+import mine_negatives
+import numpy as np
+import pytest
+from conftest import PAIRS
+from mine_negatives import Known, Margins, choose
+from test_tokenized import run_tool
+from tiny_run import tiny_run
+
+from jaxcpt.config import JsonlPairs, Refusal
+from jaxcpt.embed import Embedder
+from jaxcpt.mining import Pair
+from jaxcpt.pairs import PairList, open_source, read_pairs, write_pairs
+
+
+def test_margins():
+    positive = np.array([0.8, 0.0, -0.4])
+    np.testing.assert_allclose(Margins(0.95, 0.0).limit(positive), [0.76, 0.0, -0.42])
+    np.testing.assert_allclose(Margins(1.0, 0.1).limit(positive), [0.7, -0.1, -0.5])
+    np.testing.assert_allclose(Margins(0.5, 0.5).limit(positive), [0.3, -0.5, -0.9])
+
+
+def test_chooses_the_best_that_are_neither_right_nor_likely():
+    scores, found = [0.9, 0.8, 0.7, 0.6, 0.5], [4, 2, 9, 1, 7]
+    assert choose(scores, found, 0.75, {9}, 2) == (
+        [1, 7],
+        Counter({"passed over: known to be right": 1, "passed over: within the margin": 2}),
+    )
+    assert choose(scores, found, 1.0, set(), 2) == ([4, 2], Counter())
+    assert choose(scores, found, 0.1, set(), 2)[0] == []
+
+
+def test_knows_what_is_right():
+    pairs = [
+        Pair("how", "An Answer"),
+        Pair("how", "another"),
+        Pair("what", "an  answer!"),  # the words of the first
+        Pair("another", "third"),
+    ]
+    known = Known(PairList(pairs))
+    assert len(known.first_m) == 3
+    answer, another, third = (known.candidate_n[n] for n in (0, 1, 3))
+    assert known.candidate_n[2] == answer
+    assert known.first_m[answer] == 0
+    assert [known.right(n) for n in range(4)] == [
+        {answer, another}, {answer, another}, {answer}, {third, another},
+    ]  # fmt: skip
+    with pytest.raises(Refusal, match="no pairs in what was named"):
+        Known(PairList([]))
+
+
+@pytest.fixture
+def mined(tmp_path, monkeypatch, capsys):
+    # The session has its devices already.
+    monkeypatch.setattr(mine_negatives, "use_cpu_cores", lambda: None)
+
+    def mine(*options, output="out.jsonl"):
+        where = ("--run-dir", tiny_run(), "--output", tmp_path / output)
+        code, said = run_tool(mine_negatives, monkeypatch, capsys, *where, *options)
+        return said if code else list(read_pairs(tmp_path / output))
+
+    return mine
+
+
+def test_mines_what_an_exact_search_finds(mined, tmp_path):
+    # Without margins and with pairs that have none, they are the first of all y but the right.
+    pairs = [Pair(p.x, p.y, "here") for p in PAIRS]
+    write_pairs(tmp_path / "pairs.jsonl", pairs)
+    found = mined("--pairs", tmp_path / "pairs.jsonl", "--relative-margin", 1, "--negatives", 3)
+    assert [(p.x, p.y, p.source) for p in found] == [(p.x, p.y, p.source) for p in pairs]
+    embedder = Embedder.load(tiny_run())
+    zx, zy = (embedder.embed([getattr(p, side) for p in pairs], side) for side in "xy")
+    scores = zx @ zy.T
+    for number, pair in enumerate(found):
+        below = [
+            n
+            for n in np.argsort(-scores[number], kind="stable")
+            if scores[number, n] <= scores[number, number]
+            and pairs[n].y != pair.y
+            and pairs[n].x != pair.x
+        ]
+        assert list(pair.negatives) == [pairs[n].y for n in below[:3]]
+    # The file is a source of training pairs as it is.
+    assert open_source(JsonlPairs(str(tmp_path / "out.jsonl")), tmp_path, 0).read([5]) == [found[5]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "pairs.jsonl"]
+
+
+def test_margins_leave_out_more_and_negatives_there_stay_first(mined):
+    own, strict = mined(), mined("--absolute-margin", 0.05, output="strict.jsonl")
+    assert sum(len(p.negatives) for p in strict) <= sum(len(p.negatives) for p in own)
+    for before, after in zip(PAIRS, own, strict=True):
+        assert after.negatives[: len(before.negatives)] == before.negatives
+        assert before.y not in after.negatives
+        assert len(set(after.negatives)) == len(after.negatives) <= 8
+
+
+def test_prefixes_are_for_the_model_and_not_for_the_file(mined, tmp_path, monkeypatch):
+    write_pairs(tmp_path / "pairs.jsonl", PAIRS)
+    experiment = tmp_path / "told.py"
+    experiment.write_text(
+        "from jaxcpt.config import *\nfrom jaxcpt.config import Tokenizer\n"
+        "def experiment():\n"
+        f"    source = JsonlPairs({str(tmp_path / 'pairs.jsonl')!r}, y_prefix='w1 w2 w3 ')\n"
+        "    return Experiment('t', 1, Data((source,)), Tokenizer(9), Batching(8),\n"
+        "        Model(8, 1, 1), Optimizer(1e-3))\n"
+    )
+    told = mined("--experiment", experiment)
+    plain = mined("--pairs", tmp_path / "pairs.jsonl", output="plain.jsonl")
+    assert [p.y for p in told] == [p.y for p in plain]
+    assert not any(n.startswith("w1 w2 w3") for p in told for n in p.negatives)
+    assert told != plain  # the vectors are others
+
+
+def test_a_killed_run_goes_on_and_never_with_other_vectors(mined, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(mine_negatives, "top_k", die)
+        mined()
+    kept = tmp_path / "out.jsonl.unfinished"
+    assert (kept / "00000.npy").is_file()
+    assert not (tmp_path / "out.jsonl").exists()
+    shutil.copytree(kept, tmp_path / "other.jsonl.unfinished")
+
+    def embeds_no_y(self, texts, side, progress=False, real=Embedder.embed):
+        assert side == "x"
+        return real(self, texts, side, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed", embeds_no_y)
+        assert len(mined()) == len(PAIRS)
+    assert not kept.exists()
+    write_pairs(tmp_path / "fewer.jsonl", PAIRS[:50])
+    said = mined("--pairs", tmp_path / "fewer.jsonl", output="other.jsonl")
+    assert said.startswith(f"{tmp_path}/other.jsonl.unfinished: holds other vectors (input: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--relative-margin", "1.5"), "--relative-margin 1.5: must be in [0, 1]"),
+        (("--absolute-margin", "-1"), "--absolute-margin -1.0: must be 0 or more"),
+        (("--negatives", "0"), "--negatives 0: must be at least 1"),
+        (("--depth", "3"), "--depth 3: must be at least --negatives 8"),
+        (("--output", "a.txt"), "--output a.txt: expected a name that ends in .jsonl"),
+        (("--output", "there.jsonl"), "there.jsonl: exists; remove it or give another --output"),
+        (("--run-dir", "none"), "none: not a run folder: it has no experiment.json"),
+        (("--pairs", "none"), "none: no pairs; expected .jsonl"),
+        (("--step", "4"), ""),
+    ],
+)
+def test_refuses(options, message, mined, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.jsonl").write_text(json.dumps({"x": "a", "y": "b"}) + "\n")
+    assert mined(*options).startswith(message)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.jsonl"]
