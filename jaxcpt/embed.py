@@ -248,15 +248,18 @@ def describe(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
     """
     for _ in read_documents(path, side):
         pass
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "step": embedder.step,
         "checkpoint": embedder.fingerprint,
         "side": side,
-        "input": digest,
+        "input": hash_file(path),
         "path": str(path.resolve()),
     }
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_mesh(text: str | None) -> config.Mesh | None:

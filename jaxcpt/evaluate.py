@@ -1,20 +1,27 @@
 """Scores a run: its held-out pairs beside the baselines, and the paper's suites on given data.
 
 python -m jaxcpt.evaluate --run-dir DIR [--step N] [--data DIR --suite NAME] [--json FILE]
+python -m jaxcpt.evaluate --run-dir DIR --mteb TASK...
 """
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxcpt.config import Experiment, Refusal, run_command
-from jaxcpt.embed import Embedder
+from jaxcpt.embed import Embedder, add_arguments, hash_file, parse_mesh
 from jaxcpt.evals import (
+    CorpusFn,
     EmbedFn,
     code_search,
+    files,
     linear_probe,
+    mteb_tasks,
     open_qa,
     pair_search,
     retrieval,
@@ -28,8 +35,9 @@ from jaxcpt.pairs import open_source
 from jaxcpt.report import write_report
 from jaxcpt.search import top_k
 from jaxcpt.sharding import use_cpu_cores
+from jaxcpt.vectors import Document, Storage, fill
 
-SUITES: dict[str, Callable[[EmbedFn, Path], dict[str, float]]] = {
+SUITES: dict[str, Callable[..., dict[str, float]]] = {
     "linear_probe": linear_probe.run,
     "sts": sts.run,
     "retrieval": retrieval.run,
@@ -37,6 +45,7 @@ SUITES: dict[str, Callable[[EmbedFn, Path], dict[str, float]]] = {
     "open_qa": open_qa.run,
 }
 FOLDERS = {name: name for name in SUITES} | {"open_qa": "dpr"}
+CORPUS_SUITES = ("retrieval", "open_qa")  # their corpora need not fit in memory
 WORD_SUITES = {"retrieval": retrieval.bm25, "code_search": code_search.bm25}
 
 KEYS = ("mrr", "recall_at_1", "recall_at_10")
@@ -63,15 +72,37 @@ def score(experiment: Experiment, embed_fn: EmbedFn, heldout: Sequence[Pair]) ->
     return scores
 
 
-def run_suites(embed_fn: EmbedFn, data: Path, names: Sequence[str]) -> dict[str, float]:
+def run_suites(
+    embed_fn: EmbedFn, data: Path, names: Sequence[str], corpus_fn: CorpusFn | None = None
+) -> dict[str, float]:
     """Scores by `<suite>/<name>`. Raises Refusal for a suite that there is none of."""
     if unknown := [name for name in names if name not in SUITES]:
         raise Refusal(f"suite {unknown[0]}: there are {', '.join(SUITES)}")
-    return {
-        f"{suite}/{name}": value
-        for suite in names
-        for name, value in SUITES[suite](embed_fn, data).items()
-    }
+    scores: dict[str, float] = {}
+    for suite in names:
+        kept = {"corpus_fn": corpus_fn} if suite in CORPUS_SUITES else {}
+        found = SUITES[suite](embed_fn, data, **kept)
+        scores |= {f"{suite}/{name}": value for name, value in found.items()}
+    return scores
+
+
+def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn:
+    """Embeds a corpus into shards below `folder`, which a killed evaluation goes on with."""
+
+    def embed(path: Path, documents: Iterable[Document]) -> Iterator[np.ndarray]:
+        file = files.find(path)
+        assert file is not None  # its ids have been read
+        about = {
+            "step": embedder.step,
+            "checkpoint": embedder.fingerprint,
+            "side": "y",
+            "input": hash_file(file),
+            "path": str(file.resolve()),
+        }
+        kept = folder / path.parent.name
+        return fill(kept, about, documents, lambda t: embedder.embed(t, "y"), storage).shards()
+
+    return embed
 
 
 def list_suites(data: Path, asked: str) -> list[str]:
@@ -153,42 +184,88 @@ def show_suites(scores: dict[str, float], bm25: dict[str, float], data: Path) ->
             print(f"  * {name}: {caveat}")
 
 
+def score_data(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, Any]:
+    """The paper's suites, shown and recorded; what --json writes."""
+    run_dir, data, storage = arguments.run_dir, arguments.data, read_storage(arguments, embedder)
+    suites = list_suites(data, arguments.suite)
+    corpus_fn = keep_corpora(arguments.vectors, embedder, storage) if arguments.vectors else None
+    scores = run_suites(store(embedder, storage), data, suites, corpus_fn)
+    bm25 = {
+        f"{suite}/{name}": value
+        for suite in suites
+        if suite in WORD_SUITES
+        for name, value in WORD_SUITES[suite](data).items()
+    }
+    show_suites(scores, bm25, data)
+    tables = tabulate(scores, bm25, data)
+    lines = {suite: [line._asdict() for line in table] for suite, table in tables.items()}
+    if storage == Storage():  # what cut or rounded vectors score is not the run's own score
+        record_evals(run_dir, embedder.step, scores)
+        kept = json.dumps({"step": embedder.step, "suites": lines}, indent=1)
+        (run_dir / "suites.json").write_text(kept)
+        write_report(run_dir)
+    return {"step": embedder.step, "scores": scores, "bm25": bm25}
+
+
+def score_mteb(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, Any]:
+    """MTEB's main scores, shown and recorded; its own result files stand in the run folder."""
+    run_dir, storage = arguments.run_dir, read_storage(arguments, embedder)
+    revision = "-".join([embedder.fingerprint[:12], *map(str, dataclasses.astuple(storage))])
+    found = mteb_tasks.run(
+        store(embedder, storage),
+        arguments.mteb,
+        run_dir / "mteb",
+        embedder.experiment.name,
+        revision,
+    )
+    print_table("MTEB, main scores", list(found.items()), ("task", "this run"))
+    scores = {f"mteb/{name}": value for name, value in found.items()}
+    if storage == Storage():
+        record_evals(run_dir, embedder.step, scores)
+        write_report(run_dir)
+    return {"step": embedder.step, "scores": scores}
+
+
+def read_storage(arguments: argparse.Namespace, embedder: Embedder) -> Storage:
+    return Storage(arguments.width, arguments.int8).check(embedder.width)
+
+
+def store(embedder: Embedder, storage: Storage) -> EmbedFn:
+    """Embeds and loses what storing the vectors so would lose."""
+    if storage == Storage():
+        return embedder.embed
+    return lambda texts, side: storage.lose(embedder.embed(texts, side))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score a run.")
-    parser.add_argument("--run-dir", required=True, type=Path)
-    parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
+    add_arguments(parser)
     parser.add_argument("--data", type=Path, help="folder with a folder for each suite")
     parser.add_argument("--suite", default="all", choices=[*SUITES, "all"])
+    parser.add_argument("--mteb", nargs="+", metavar="TASK", help="tasks of MTEB, by name")
+    parser.add_argument(
+        "--vectors", type=Path, help="keep corpora's vectors here; a killed evaluation goes on"
+    )
     parser.add_argument("--json", type=Path, help="write all scores to this file, too")
     arguments = parser.parse_args()
     run_dir = arguments.run_dir
     experiment = read_experiment(run_dir)
+    if arguments.mteb and arguments.data:
+        raise Refusal("--mteb: comes without --data; MTEB loads its own")
     use_cpu_cores()
-    heldout = read_heldout(experiment, run_dir)
-    if not heldout and arguments.data is None:
+    if arguments.data:
+        list_suites(arguments.data, arguments.suite)
+    elif not arguments.mteb and not (heldout := read_heldout(experiment, run_dir)):
         raise Refusal(f"{run_dir}: holds out no pairs (data.heldout); name --data to score it on")
-    suites = list_suites(arguments.data, arguments.suite) if arguments.data else []
-    embedder = Embedder.load(run_dir, arguments.step)
-    if arguments.data is None:
+    embedder = Embedder.load(run_dir, arguments.step, parse_mesh(arguments.mesh))
+    if arguments.data:
+        written = score_data(arguments, embedder)
+    elif arguments.mteb:
+        written = score_mteb(arguments, embedder)
+    else:
         summary = compare_heldout(run_dir, embedder, heldout)
         show_comparison(summary)
-        written: dict[str, Any] = {"step": embedder.step, **summary}
-    else:
-        scores = run_suites(embedder.embed, arguments.data, suites)
-        bm25 = {
-            f"{suite}/{name}": value
-            for suite in suites
-            if suite in WORD_SUITES
-            for name, value in WORD_SUITES[suite](arguments.data).items()
-        }
-        show_suites(scores, bm25, arguments.data)
-        record_evals(run_dir, embedder.step, scores)
-        written = {"step": embedder.step, "scores": scores, "bm25": bm25}
-        tables = tabulate(scores, bm25, arguments.data)
-        lines = {suite: [line._asdict() for line in table] for suite, table in tables.items()}
-        kept = json.dumps({"step": embedder.step, "suites": lines}, indent=1)
-        (run_dir / "suites.json").write_text(kept)
-        write_report(run_dir)
+        written = {"step": embedder.step, **summary}
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(written, indent=1) + "\n")
 

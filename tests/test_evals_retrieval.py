@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxcpt import search
+from jaxcpt import evals, search
 from jaxcpt.config import Refusal
 from jaxcpt.evals import beir, retrieval
 from jaxcpt.vectors import quantize
@@ -41,7 +41,7 @@ def draw(seed, shape):
 
 @pytest.mark.parametrize("documents", [400, 1300])
 def test_equals_pytrec_eval_of_all_scores(tmp_path, documents, monkeypatch):
-    monkeypatch.setattr(retrieval, "DOCUMENTS_PER_BLOCK", 300)
+    monkeypatch.setattr(evals, "DOCUMENTS_PER_BLOCK", 300)
     queries_qd, documents_nd = draw(0, (6, 8)), draw(1, (documents, 8))
     rng = np.random.default_rng(2)
     qrels = {

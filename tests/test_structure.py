@@ -41,6 +41,7 @@ HOMES = {
     "tensorboardX": {"metrics"},
     "matplotlib": {"charts"},
     "bm25s": {"evals"},
+    "mteb": {"evals"},
     "pytrec_eval": {"evals"},
     "sklearn": {"evals"},
     "scipy": {"evals"},

@@ -1,19 +1,37 @@
 """Evaluations: texts and a function that embeds them in, named scores out.
 
 Each family is one file with `run(embed_fn, data, ...) -> dict[str, float]`. All of them know no
-model, no tokenizer and no device: only `embed_fn`, and the files of their own task.
+model, no tokenizer and no device: only `embed_fn`, and the files of their own task. A corpus too
+large for memory goes through a `CorpusFn`, which may keep its vectors.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcpt.config import Refusal, Side
+from jaxcpt.vectors import Document, cut_into_blocks
+
+DOCUMENTS_PER_BLOCK = 16_384
 
 EmbedFn = Callable[[Sequence[str], Side], np.ndarray]
 """Texts and their side -> float32 [n, d] of unit length, in the order of the texts."""
+
+CorpusFn = Callable[[Path, Iterable[Document]], Iterable[np.ndarray]]
+"""A corpus's file and its documents -> their vectors [n, d] in order, shard by shard."""
+
+
+def embed_blocks(embed_fn: EmbedFn) -> CorpusFn:
+    """Embeds a corpus a block at a time and keeps nothing."""
+
+    def embed(_: Path, documents: Iterable[Document]) -> Iterator[np.ndarray]:
+        for block in cut_into_blocks(documents, DOCUMENTS_PER_BLOCK):
+            yield embed_finite(embed_fn, [document.text for document in block], "y")
+
+    return embed
 
 
 def embed_finite(embed_fn: EmbedFn, texts: Sequence[str], side: Side) -> np.ndarray:
@@ -32,11 +50,11 @@ def embed_finite(embed_fn: EmbedFn, texts: Sequence[str], side: Side) -> np.ndar
     return vectors_nd
 
 
-def import_extra(module: str) -> Any:
-    """A module of a library that the `evals` extra brings. Raises Refusal where it is missing."""
+def import_extra(module: str, extra: str = "evals") -> Any:
+    """A module of a library that an extra brings. Raises Refusal where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise Refusal(
-            f"this evaluation needs {module.partition('.')[0]}: pip install 'jaxcpt[evals]'"
+            f"this evaluation needs {module.partition('.')[0]}: pip install 'jaxcpt[{extra}]'"
         ) from error

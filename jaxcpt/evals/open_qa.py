@@ -15,33 +15,51 @@ import numpy as np
 
 from jaxcpt import search
 from jaxcpt.config import Refusal
-from jaxcpt.evals import EmbedFn, embed_finite, files, import_extra, ranks
-from jaxcpt.vectors import cut_into_blocks
+from jaxcpt.evals import (
+    CorpusFn,
+    EmbedFn,
+    embed_blocks,
+    embed_finite,
+    files,
+    import_extra,
+    ranks,
+)
+from jaxcpt.vectors import Document
 
 PASSAGES = "wikipedia_split/psgs_w100.tsv"
 QUESTIONS = "retriever/qas/{}-test.csv"
 SETS = ("nq", "trivia")
 CUTS = (20, 100)
-PASSAGES_PER_BLOCK = 16_384
 
 
-def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
-    """`<set>/answer_recall_at_20` and `_at_100`: share of questions with an answer that high."""
+def run(embed_fn: EmbedFn, data: Path, corpus_fn: CorpusFn | None = None) -> dict[str, float]:
+    """`<set>/answer_recall_at_20` and `_at_100`: share of questions with an answer that high.
+
+    corpus_fn: embeds the passages, once for all sets; None: a block at a time, keeps nothing.
+    """
     folder = Path(data) / "dpr"
     found = [name for name in SETS if files.find(folder / QUESTIONS.format(name))]
     if not found:
         raise Refusal(f"{folder}: no question set; expected {QUESTIONS.format('nq')}, or trivia")
+    read = {name: read_questions(folder / QUESTIONS.format(name)) for name in found}
+    queries_qd = np.concatenate([embed_finite(embed_fn, read[name][0], "x") for name in found])
+    embed_corpus = corpus_fn or embed_blocks(embed_fn)
+    vectors = embed_corpus(folder / PASSAGES, read_documents(folder / PASSAGES))
+    best = search.top_k(queries_qd, vectors, max(CUTS) + 1)
     scores: dict[str, float] = {}
-    for name in found:
-        questions, answers = read_questions(folder / QUESTIONS.format(name))
-        queries_qd = embed_finite(embed_fn, questions, "x")
-        texts = (f"{title} {text}" for text, title in read_passages(folder / PASSAGES))
-        blocks = cut_into_blocks(texts, PASSAGES_PER_BLOCK)
-        vectors = (embed_finite(embed_fn, block, "y") for block in blocks)
-        best = search.top_k(queries_qd, vectors, max(CUTS) + 1)
-        for cut, value in measure(folder / PASSAGES, answers, *best).items():
+    start = 0
+    for name, (questions, answers) in read.items():
+        own = [side[start : start + len(questions)] for side in best]
+        start += len(questions)
+        for cut, value in measure(folder / PASSAGES, answers, *own).items():
             scores[f"{name}/answer_recall_at_{cut}"] = value
     return scores
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Title and text of each passage, as DPR's encoder reads them."""
+    for number, (text, title) in enumerate(read_passages(path)):
+        yield Document(str(number), f"{title} {text}")
 
 
 def measure(

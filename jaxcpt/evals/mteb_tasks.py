@@ -1,0 +1,80 @@
+"""Tasks of the MTEB library, run by its own evaluation loop, for people who have their data.
+
+In: `embed_fn`, names of tasks, and a folder for MTEB's own result files. Out: the main score of
+each task. MTEB loads the data, from a hub or from its cache on this machine, and does what is due
+to it; a task that has its result file for the same model is not run again. Queries are x,
+documents y, and what is neither (similarity, classification, clustering) is x, as in our own
+suites. Sole home of mteb. It knows no model.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcpt.config import Refusal, Side
+from jaxcpt.evals import EmbedFn, embed_finite, import_extra
+
+
+class Encoder:
+    """What MTEB takes for a model, made of `embed_fn`."""
+
+    def __init__(self, embed_fn: EmbedFn, meta: Any) -> None:
+        self.embed_fn = embed_fn
+        self.mteb_model_meta = meta
+
+    def encode(
+        self, inputs: Iterable[dict[str, Any]], *, prompt_type: Any = None, **_: Any
+    ) -> np.ndarray:
+        """Vectors [n, d] of batches of texts. `prompt_type`: MTEB's "query" or "document"."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        side: Side = "y" if getattr(prompt_type, "value", prompt_type) == "document" else "x"
+        return embed_finite(self.embed_fn, texts, side)
+
+    def similarity(self, one_nd: Any, other_nd: Any) -> np.ndarray:
+        """Inner products of all with all: cosines, as the vectors are of unit length."""
+        return np.asarray(one_nd) @ np.asarray(other_nd).T
+
+    def similarity_pairwise(self, one_nd: Any, other_nd: Any) -> np.ndarray:
+        return np.sum(np.asarray(one_nd) * np.asarray(other_nd), axis=-1)
+
+
+def run(
+    embed_fn: EmbedFn, tasks: Sequence[str], results: Path, name: str, revision: str
+) -> dict[str, float]:
+    """Main scores by task. `name` and `revision` tell MTEB which model its result files are of.
+
+    Raises Refusal for a task that it does not know, or whose data is not to be had.
+    """
+    mteb = import_extra("mteb", extra="mteb")
+    meta = import_extra("mteb.models", extra="mteb").ModelMeta.create_empty(
+        {"name": f"jaxcpt/{name}", "revision": revision}
+    )
+    encoder, cache = Encoder(embed_fn, meta), mteb.ResultCache(results)
+    chosen = [_find(mteb, task) for task in tasks]
+    scores: dict[str, float] = {}
+    for task in chosen:
+        if cache.load_task_result(task.metadata.name, meta) is None:
+            _load(task)
+        found = mteb.evaluate(encoder, task, cache=cache, co2_tracker=False)
+        scores[task.metadata.name] = float(found.task_results[0].get_score())
+    return scores
+
+
+def _find(mteb: Any, name: str) -> Any:
+    try:
+        return mteb.get_task(name)
+    except KeyError as error:
+        said = str(error.args[0]).removeprefix("KeyError: ")
+        raise Refusal(f"--mteb {name}: MTEB has no such task ({said})") from None
+
+
+def _load(task: Any) -> None:
+    try:
+        task.load_data()
+    except OSError as error:  # of the network, and datasets' own for what is not there
+        raise Refusal(
+            f"--mteb {task.metadata.name}: its data, {task.metadata.dataset['path']}, could not be "
+            f"loaded: {error}; MTEB needs a data hub or the data in its cache on this machine"
+        ) from None
