@@ -180,8 +180,9 @@ def show_suites(scores: dict[str, float], bm25: dict[str, float], data: Path) ->
             for line in lines
         ]
         print_table(suite, rows, ("", "this run", "BM25", "published"))
-        for name, caveat in {line.name: line.caveat for line in lines if line.caveat}.items():
-            print(f"  * {name}: {caveat}")
+        for caveat in dict.fromkeys(line.caveat for line in lines if line.caveat):
+            names = ", ".join(line.name for line in lines if line.caveat == caveat)
+            print(f"  * {names}: {caveat}; not to be compared with published figures")
 
 
 def score_data(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, Any]:

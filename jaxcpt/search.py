@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcpt import config
 from jaxcpt.config import JsonlPairs, PythonPackages, Refusal, run_command
 from jaxcpt.embed import Embedder, add_arguments, describe, parse_mesh, read_documents
 from jaxcpt.experiments import read_experiment
 from jaxcpt.pairs import open_source
-from jaxcpt.sharding import use_cpu_cores
+from jaxcpt.sharding import make_mesh, use_cpu_cores
 from jaxcpt.vectors import Document, Storage, VectorFolder, fill, truncate
 
 NO_ROW = np.iinfo(np.int32).max
@@ -55,6 +56,7 @@ def top_k(
     if k < 1:
         raise ValueError(f"k must be at least 1, found {k}")
     devices = list(devices or jax.local_devices())
+    alone = [make_mesh(config.Mesh(), [device]) for device in devices]  # even inside a run
     blocks_cqd = _cut_queries(queries_qd, query_rows)
     blocks = [jax.device_put(blocks_cqd, device) for device in devices]
     nothing = _nothing(blocks_cqd.shape[0], blocks_cqd.shape[1], k)
@@ -73,7 +75,8 @@ def top_k(
             tile = jax.device_put(_pad(tile_nd, _round_up(len(tile_nd))), devices[at])
             place = jax.device_put(np.array([count + start, len(tile_nd)], np.int32), devices[at])
             jax.block_until_ready(best[at])  # else transfers run ahead and pile up in memory
-            best[at] = _merge(best[at], blocks[at], tile, place, width)
+            with jax.set_mesh(alone[at]):
+                best[at] = _merge(best[at], blocks[at], tile, place, width)
             turn += 1
         count += len(shard_nd)
         jax.block_until_ready(best)  # the shard's memory may be used anew

@@ -60,7 +60,7 @@ def test_marks_sts12_only_while_a_subset_is_missing(tmp_path):
     for name in ("MSRpar", "OnWN", "SMTeuroparl", "SMTnews"):
         write_subset(folder, name, [1, 2], [0.1, 0.2])
     caveats = published.list_caveats(tmp_path)
-    assert caveats["sts/sts12/mean/"] == "without MSRvid: published figures include it"
+    assert caveats["sts/sts12/mean/"] == "without MSRvid, which published figures include"
     write_subset(folder, "MSRvid", [1, 2], [0.1, 0.2])
     assert not [name for name in published.list_caveats(tmp_path) if name.startswith("sts/")]
 

@@ -42,8 +42,12 @@ def list_caveats(data: Path) -> dict[str, str]:
     if folder.is_dir():
         names = {path.name.partition(".")[0] for path in sts.list_subsets(folder)}
         if missing := sorted(STS12_SUBSETS - names):
-            reason = f"without {', '.join(missing)}: published figures include it"
+            reason = f"without {', '.join(missing)}, which published figures include"
             caveats |= {"sts/sts12/mean/": reason, "sts/sts12/all/": reason}
-    if (Path(data) / "code_search" / "concode_java").is_dir():
-        caveats["code_search/concode_java/"] = "made from CONCODE; no published search task"
+    for name, reason in {
+        "code_search/concode_java": "made from CONCODE's dev split; no published search task",
+        "retrieval/nq_utd": "of Cocktail's NQ-UTD the human-written documents alone",
+    }.items():
+        if (Path(data) / name).is_dir():
+            caveats[f"{name}/"] = reason
     return caveats

@@ -1,0 +1,154 @@
+"""The evaluate command on the tiny run: tables, files, storage of vectors; suites inside a run."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from conftest import PAIRS
+from test_evals_sts import write_subset
+from tiny_run import copy_run, tiny_experiment, tiny_run
+
+from jaxcpt import evaluate, vectors
+from jaxcpt.config import Evals, run_command
+from jaxcpt.embed import Embedder
+from jaxcpt.evals import retrieval, sts
+from jaxcpt.metrics import read_rows
+from jaxcpt.train import train
+from jaxcpt.vectors import Storage, VectorFolder
+
+
+@pytest.fixture(autouse=True)
+def as_many_cores_as_devices(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Similarity that lacks a subset of STS12, and search among the y of 60 pairs."""
+    folder = tmp_path / "data"
+    for name in ("sts12", "sts14"):
+        texts = [f"w{i} w{i % 7}" for i in range(40)]
+        write_subset(folder / "sts" / name, "OnWN", [i % 11 / 2 for i in range(40)], texts)
+    task = folder / "retrieval" / "made"
+    (task / "qrels").mkdir(parents=True)
+    for file, side in (("corpus", "y"), ("queries", "x")):
+        rows = [{"_id": f"{i}", "text": getattr(pair, side)} for i, pair in enumerate(PAIRS[:60])]
+        prefix = "q" if side == "x" else "d"
+        lines = (json.dumps({**row, "_id": prefix + row["_id"]}) + "\n" for row in rows)
+        (task / f"{file}.jsonl").write_text("".join(lines))
+    qrels = "".join(f"q{i}\td{i}\t1\n" for i in range(60))
+    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels)
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """Runs the command; returns what it printed and what --json holds."""
+
+    def run(*arguments):
+        output = tmp_path / "scores.json"
+        argv = ["evaluate", *map(str, arguments), "--json", str(output)]
+        monkeypatch.setattr("sys.argv", argv)
+        run_command(evaluate.main)
+        return capsys.readouterr().out, json.loads(output.read_text())
+
+    return run
+
+
+def needs_evals():
+    pytest.importorskip("pytrec_eval", reason="needs the evals extra")
+    pytest.importorskip("Stemmer", reason="needs the evals extra")
+
+
+def test_suites_on_data(tmp_path, data, call):
+    needs_evals()
+    run_dir = copy_run(tmp_path)
+    said, written = call("--run-dir", run_dir, "--data", data)
+    embedder = Embedder.load(run_dir)
+    want = {f"sts/{name}": value for name, value in sts.run(embedder.embed, data).items()}
+    own = retrieval.run(embedder.embed, data)
+    want |= {f"retrieval/{name}": value for name, value in own.items()}
+    assert written["step"] == 6
+    assert written["scores"] == pytest.approx(want, abs=1e-9)
+    assert written["bm25"] == {f"retrieval/{k}": v for k, v in retrieval.bm25(data).items()}
+    assert re.search(r"sts12/mean/spearman\* +│", said)
+    assert (
+        "  * sts12/mean/spearman, sts12/all/spearman: without MSRpar, MSRvid, SMTeuroparl, "
+        "SMTnews, which published figures include; not to be compared with published figures"
+    ) in said
+    assert not re.search(r"sts14/mean/spearman\*", said)
+    row = read_rows(run_dir / "evals.jsonl")[-1]
+    assert row["step"] == 6
+    assert row.items() >= written["scores"].items()
+    page = (run_dir / "report.html").read_text()
+    assert "without MSRpar, MSRvid" in page
+    assert "made/nDCG@10" in page or "made ndcg@10" in page
+
+
+def test_suites_inside_a_run_equal_the_command(tmp_path, data, call):
+    """On the training mesh, with the very parameters of the run and no copy of them."""
+    needs_evals()
+    run = tiny_experiment()
+    run = replace(run, evals=Evals(every_steps=3, suites=("sts", "retrieval"), data=str(data)))
+    tiny_run()  # writes the pairs
+    run_dir = tmp_path / "run"
+    train(run, run_dir, run_dir)
+    rows = {row["step"]: row for row in read_rows(run_dir / "evals.jsonl")}
+    assert set(rows) == {3, 6}
+    for step, row in rows.items():
+        _, written = call("--run-dir", run_dir, "--data", data, "--step", step)
+        assert written["step"] == step
+        inside = {name: row[name] for name in written["scores"]}
+        assert inside == pytest.approx(written["scores"], abs=1e-6)
+
+
+def test_corpora_are_kept_in_shards_and_gone_on_with(tmp_path, data, call, monkeypatch):
+    needs_evals()
+    monkeypatch.setattr(vectors.fill, "__defaults__", (16,))
+    arguments = ["--run-dir", copy_run(tmp_path), "--data", data, "--suite", "retrieval"]
+    _, whole = call(*arguments)
+    kept = tmp_path / "kept"
+    embed, calls = Embedder.embed, []
+
+    def embed_some(self, texts, side, progress=False):
+        calls.append(len(texts))
+        if calls.count(16) == 3:
+            raise KeyboardInterrupt
+        return embed(self, texts, side, progress)
+
+    monkeypatch.setattr(Embedder, "embed", embed_some)
+    with pytest.raises(KeyboardInterrupt):
+        call(*arguments, "--vectors", kept)
+    assert len(list((kept / "made").glob("*.npy"))) == 2
+    _, resumed = call(*arguments, "--vectors", kept)
+    assert calls.count(16) == 4  # three shards, one of them twice
+    assert resumed["scores"] == pytest.approx(whole["scores"], abs=1e-6)
+    assert len(VectorFolder.open(kept / "made")) == 60
+    assert list(VectorFolder.open(kept / "made").ids())[:2] == ["d0", "d1"]
+
+
+@pytest.mark.parametrize("options", [["--width", "8"], ["--int8"], ["--width", "8", "--int8"]])
+def test_scores_of_cut_and_rounded_vectors(tmp_path, data, call, options):
+    needs_evals()
+    run_dir = copy_run(tmp_path)
+    before = (run_dir / "evals.jsonl").read_bytes()
+    _, written = call("--run-dir", run_dir, "--data", data, *options)
+    storage = Storage(8 if "--width" in options else None, "--int8" in options)
+    embed = Embedder.load(run_dir).embed
+    want = retrieval.run(lambda texts, side: storage.lose(embed(texts, side)), data)
+    scores = {k: v for k, v in written["scores"].items() if k.startswith("retrieval/")}
+    assert scores == pytest.approx({f"retrieval/{k}": v for k, v in want.items()}, abs=1e-9)
+    assert (run_dir / "evals.jsonl").read_bytes() == before  # they are not the run's own scores
+    assert not (run_dir / "suites.json").exists()
+    kept = ["--vectors", tmp_path / "kept"]
+    _, from_shards = call("--run-dir", run_dir, "--data", data, *options, *kept)
+    assert from_shards["scores"] == pytest.approx(written["scores"], abs=0.02)  # ties of int8
+    assert VectorFolder.open(tmp_path / "kept" / "made").storage == storage
+
+
+def test_heldout_alone(tmp_path, call):
+    said, written = call("--run-dir", copy_run(tmp_path), "--step", 3)
+    assert "Each held-out x searches the y of all" in said
+    assert written["step"] == 3
+    assert [row["name"] for row in written["table"]] == ["this run", "BM25", "chance"]
