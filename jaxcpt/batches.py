@@ -6,7 +6,7 @@ It does not know the model.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -169,15 +169,14 @@ class Batches:
 
         return jax.tree.map(place, local)
 
-    def stream(self, first: int, last: int) -> Iterator[Batch]:
+    def stream(self, first: int, last: int) -> Iterator[Future[Batch]]:
         """Batches of steps first to last - 1; the next two are made while one is used."""
         with ThreadPoolExecutor(max_workers=2) as pool:
-            waiting = [pool.submit(self.make, step) for step in range(first, min(first + 2, last))]
+            coming = [pool.submit(self.make, step) for step in range(first, min(first + 2, last))]
             for step in range(first, last):
-                batch = waiting.pop(0).result()
                 if step + 2 < last:
-                    waiting.append(pool.submit(self.make, step + 2))
-                yield batch
+                    coming.append(pool.submit(self.make, step + 2))
+                yield coming.pop(0)
 
     def _slots(self, shards: np.ndarray) -> np.ndarray:
         """Slots of these data shards: every shard takes each g-th, so all see all lengths."""

@@ -89,7 +89,8 @@ class Throughput:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Time spent inside counts towards `data_wait`."""
+        """Time spent inside counts towards `data_wait`. Enter it when no step is under way, or
+        time that the devices are busy counts as well."""
         start = self._clock()
         yield
         self._waited += self._clock() - start

@@ -121,8 +121,11 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
         waiting: list[dict[str, jax.Array]] = []
         with Metrics(run_dir, last, first, is_first()) as metrics:
             for step in range(first + 1, last + 1):
+                coming = next(stream)
+                if not coming.done():  # the wait counts from when the devices have nothing to do
+                    jax.block_until_ready(waiting)
                 with speed.waiting_for_data():
-                    batch = next(stream)
+                    batch = coming.result()
                 with jax.transfer_guard("disallow"):  # nothing moves to or from the host unseen
                     state, scalars = train_step(state, batch)
                 waiting.append(scalars)

@@ -116,7 +116,7 @@ def test_is_a_function_of_seed_and_step(sources, tokenizer, mesh):
 def test_stream_is_make_after_make(sources, tokenizer, mesh):
     batches = make_batches(sources, tokenizer, mesh)
     for first, last in ((0, 5), (3, 5), (4, 5), (5, 5)):
-        streamed = list(batches.stream(first, last))
+        streamed = [coming.result() for coming in batches.stream(first, last)]
         assert len(streamed) == last - first
         for step, batch in zip(range(first, last), streamed, strict=True):
             for one, other in zip(arrays_of(batch), arrays_of(batches.make(step)), strict=True):
@@ -241,8 +241,8 @@ def test_homogeneous_batches_are_the_same_on_any_mesh(tokenizer, mesh, devices, 
     assert 3 <= sum(taken) <= 5
     # A later start sees the very same batches.
     again, _ = two_sources(tokenizer, mesh, **changes)
-    for step, batch in zip((9, 10), again.stream(9, 11), strict=True):
-        for one, other in zip(arrays_of(batch), arrays_of(ours.make(step)), strict=True):
+    for step, coming in zip((9, 10), again.stream(9, 11), strict=True):
+        for one, other in zip(arrays_of(coming.result()), arrays_of(ours.make(step)), strict=True):
             np.testing.assert_array_equal(one, other)
 
 

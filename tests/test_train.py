@@ -13,11 +13,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from conftest import CLOSE, PAIRS, REPOSITORY
+from conftest import CLOSE, PAIRS, REPOSITORY, make_experiment
 from test_checkpoint import array_files, flip_bit
 from tiny_run import PAIRS_FILE, copy_run, tiny_experiment, tiny_run
 
 from jaxcpt import train as train_module
+from jaxcpt.batches import Batches
 from jaxcpt.checkpoint import Checkpoints
 from jaxcpt.config import Baseline, Evals, Refusal, run_command
 from jaxcpt.config import Checkpoints as CheckpointSettings
@@ -294,3 +295,51 @@ def test_dry_run_prints_and_writes_nothing(tmp_path, monkeypatch, capsys):
 
 def test_pairs_are_read_from_where_the_experiment_says():
     assert read_experiment(tiny_run()).data.train[0].path == str(PAIRS_FILE)
+
+
+def test_the_log_tells_the_share_of_time_without_data(tmp_path, pairs_file, monkeypatch):
+    """Batches that take longer than steps are waited for."""
+    make = Batches.make
+
+    def make_slowly(self, step):
+        time.sleep(1.5)
+        return make(self, step)
+
+    monkeypatch.setattr(Batches, "make", make_slowly)
+    train(make_experiment(pairs_file), tmp_path / "run", tmp_path / "run")
+    shares = [row["data_wait"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")[1:]]
+    assert 0.3 < max(shares) <= 1
+
+
+def test_time_that_steps_take_is_no_wait_for_data(tmp_path, pairs_file, monkeypatch):
+    """Batches that take less than steps are not, though they are not there yet when the host, far
+    ahead of the devices, asks for them."""
+    make, make_step = Batches.make, train_module.make_train_step
+
+    def make_batch(self, step):
+        time.sleep(0.2)
+        return make(self, step)
+
+    @jax.jit
+    def delay(scalar):
+        def wait(value):
+            time.sleep(0.4)
+            return value
+
+        return jax.pure_callback(wait, scalar, scalar)
+
+    def make_slow_step(*arguments):
+        step = make_step(*arguments)
+
+        def take(state, batch):
+            state, scalars = step(state, batch)
+            return state, scalars | {"loss": delay(scalars["loss"])}
+
+        return take
+
+    monkeypatch.setattr(Batches, "make", make_batch)
+    monkeypatch.setattr(train_module, "make_train_step", make_slow_step)
+    run = make_experiment(pairs_file, log_every_steps=6)
+    train(run, tmp_path / "run", tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["data_wait"] < 0.1

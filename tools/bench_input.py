@@ -1,0 +1,106 @@
+"""Measures the input pipeline: tokens per second of a core, from texts and from token ids on disk.
+
+    python tools/bench_input.py --pairs PATH... --tokenizer FILE.model [--pairs-per-batch 2048]
+
+Whole batches, read from disk, tokenised, packed and put on the device, by what a step of training
+does; padding does not count. A core second is a second of processor time of any thread, so a
+machine makes as many times the tokens as it has cores to spare. Prints Markdown rows.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tokenize_pairs import write_tokens
+
+from jaxcpt import config
+from jaxcpt.batches import Batches
+from jaxcpt.config import Batching, Data, Experiment, Model, Optimizer, Refusal, run_command
+from jaxcpt.metrics import show_progress
+from jaxcpt.pairs import JoinedPairs, Pairs, TokenizedReader
+from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
+from jaxcpt.pairs.tokenized import write_about
+from jaxcpt.sharding import make_mesh
+from jaxcpt.sources import TokenizedPairs
+from jaxcpt.tokenizer import Tokenizer, read_model
+
+
+def make_batches(
+    pairs: Pairs | TokenizedReader, tokenizer: Tokenizer, row_tokens: int, pairs_per_batch: int
+) -> Batches:
+    experiment = Experiment(
+        "bench",
+        1,
+        Data(()),
+        config.Tokenizer(tokenizer.vocabulary),
+        Batching(pairs_per_batch, row_tokens=row_tokens, in_memory=False),
+        Model(8, 1, 1),
+        Optimizer(1e-3),
+    )
+    return Batches(experiment, [pairs], tokenizer, make_mesh(config.Mesh()))
+
+
+def measure(name: str, work: Callable[[int], int], steps: int) -> None:
+    """Prints tokens and pairs... of `work`, which does a step and counts its tokens."""
+    work(0)  # opens files, measures the rows, compiles
+    seconds, core_seconds, tokens = time.perf_counter(), time.process_time(), 0
+    with show_progress(name, steps, True) as advance:
+        for step in range(1, steps + 1):
+            tokens += work(step)
+            advance(1)
+    core_seconds = time.process_time() - core_seconds
+    seconds = time.perf_counter() - seconds
+    print(f"| {name} | {tokens / core_seconds:,.0f} | {tokens / seconds:,.0f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_source_options(parser)
+    add = parser.add_argument
+    add("--tokenizer", required=True, metavar="FILE", help="SentencePiece model")
+    add("--row-tokens", type=int, default=512, help="of a row, and most of a text")
+    add("--pairs-per-batch", type=int, default=2048)
+    add("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    sources, experiment = name_sources(arguments)
+    longest = arguments.row_tokens
+    tokenizer = read_model(arguments.tokenizer, longest, longest)
+    pairs = JoinedPairs(open_sources(sources, experiment.seed if experiment else 0))
+    if len(pairs) < arguments.pairs_per_batch:
+        raise Refusal(f"--pairs-per-batch: only {len(pairs)} pairs are there")
+
+    def whole(batches: Batches) -> Callable[[int], int]:
+        return lambda step: int(np.asarray(batches.make(step).cells.segments_grl > 0).sum())
+
+    def drawn(batches: Batches) -> Callable[[int], int]:
+        return lambda step: sum(
+            len(text) for pair in batches._draw(step, batches.shards) for text in pair.ids
+        )
+
+    def characters(step: int) -> int:
+        order = make_batches(pairs, tokenizer, longest, arguments.pairs_per_batch).order
+        read = pairs.read(order.pairs_at(step, np.arange(arguments.pairs_per_batch)).tolist())
+        return sum(len(pair.x) + len(pair.y) for pair in read)
+
+    print("| | per core s | per s |\n| --- | ---: | ---: |")
+    measure("characters read", characters, arguments.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        about = write_tokens([pairs], tokenizer, Path(folder), 0, 1_000_000)
+        write_about(Path(folder), about)
+        texts, ids = (
+            make_batches(source, tokenizer, longest, arguments.pairs_per_batch)
+            for source in (pairs, TokenizedReader(TokenizedPairs(folder)))
+        )
+        measure("texts, read and tokenised", drawn(texts), arguments.steps)
+        measure("texts, whole batches", whole(texts), arguments.steps)
+        measure("token ids, read", drawn(ids), arguments.steps)
+        measure("token ids, whole batches", whole(ids), arguments.steps)
+
+
+if __name__ == "__main__":
+    run_command(main)
