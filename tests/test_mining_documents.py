@@ -178,12 +178,14 @@ def test_tfds_by_folder_and_by_name(tmp_path, monkeypatch):
         found = [item for unit in units for part in unit for item in read_part(part, reading)]
         assert [item.text for item in found] == TEXTS
         assert found[0].name == name.removeprefix("tfds:").partition("#")[0] + "@0"
-    with pytest.raises(
-        Refusal, match=r"tfds:no_such_set: no prepared dataset with a split 'train'"
-    ):
-        list_units(["tfds:no_such_set"], reading)
-    with pytest.raises(Refusal, match="no prepared dataset with a split 'tset' here"):
-        list_units([f"tfds:{folder}#tset"], reading)
+    # Neither known, known and not prepared here, without that split, nor in another format.
+    told = "no prepared ArrayRecord dataset with a split '(train|tset)' here; prepare it with"
+    about = folder / "dataset_info.json"
+    for name in ("no_such_set", "imdb_reviews", f"{folder}#tset", str(folder)):
+        if name == str(folder):
+            about.write_text(about.read_text().replace("array_record", "tfrecord"))
+        with pytest.raises(Refusal, match=told):
+            list_units([f"tfds:{name}"], reading)
 
 
 def make_tar(path, members, mode="w:gz"):

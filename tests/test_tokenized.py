@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 import sentencepiece
 import tokenize_pairs
 import train_tokenizer
-from conftest import PAIRS, make_experiment
+from conftest import PAIRS, REPOSITORY, make_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -179,6 +180,28 @@ def test_the_tool_refuses_and_leaves_nothing(files, tokens, change, message, mon
     assert code == 2
     assert said.startswith(message)
     assert sorted(tokens.parent.iterdir()) == before
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(files):
+    """A limit on the size of files is to a writer what a full disk is."""
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(REPOSITORY / "tools")!r})
+import tokenize_pairs
+from jaxcpt.config import run_command
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+run_command(tokenize_pairs.main)
+"""
+    pairs, model, output = files
+    write_pairs(pairs, PAIRS * 50)
+    command = [sys.executable, "-c", code, "--pairs", pairs, "--tokenizer", model]
+    command += ["--output", output]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"jaxcpt: {output}: cannot be written: write() failed: ")
+    assert done.stderr.count("\n") == 1
+    assert sorted(path.name for path in output.parent.iterdir()) == ["a.model", "pairs.jsonl"]
 
 
 MIXTURE = """

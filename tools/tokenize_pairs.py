@@ -112,9 +112,12 @@ def main() -> None:
         )
         write_about(unfinished, about)
         unfinished.rename(output)
-    except BaseException:
+    except RuntimeError as error:
+        if "write() failed" not in str(error):  # as ArrayRecord tells of a full disk
+            raise
+        raise Refusal(f"{output}: cannot be written: {str(error).split(';')[0]}") from error
+    finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     print(f"{output}: {about.pairs:,} pairs, {about.tokens:,} tokens")
 
 

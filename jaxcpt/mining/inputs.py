@@ -125,14 +125,16 @@ def _list_tfds(given: str) -> list[tuple[Part, int]]:
 
     name, _, split = given.removeprefix("tfds:").partition("#")
     split = split or "train"
+    is_folder = os.path.isdir(name)
     try:
-        is_folder = os.path.isdir(name)
         builder = tfds.builder_from_directory(name) if is_folder else tfds.builder(name)
-        size, count = builder.info.splits[split].num_bytes, builder.info.splits[split].num_shards
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        found = builder.info.splits.get(split)
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        found = None
+    if found is None or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise Refusal(
-            f"{given}: no prepared dataset with a split '{split}' here; prepare it with "
+            f"{given}: no prepared ArrayRecord dataset with a split '{split}' here; prepare it with "
             "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
-        ) from error
-    path = f"tfds:{builder.data_dir}#{split}"
-    return [(Part(path, name, index, count), size // count) for index in range(count)]
+        )
+    path, count = f"tfds:{builder.data_dir}#{split}", found.num_shards
+    return [(Part(path, name, index, count), found.num_bytes // count) for index in range(count)]

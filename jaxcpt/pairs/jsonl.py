@@ -52,9 +52,12 @@ class JsonlReader:
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
     """One JSON object a line; the file appears whole or not at all."""
     partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
-    partial.rename(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_pairs(
