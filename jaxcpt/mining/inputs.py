@@ -133,8 +133,8 @@ def _list_tfds(given: str) -> list[tuple[Part, int]]:
         found = None
     if found is None or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise Refusal(
-            f"{given}: no prepared ArrayRecord dataset with a split '{split}' here; prepare it with "
-            "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
+            f"{given}: no prepared ArrayRecord dataset with a split '{split}' here; prepare it "
+            "with tfds.builder(NAME, file_format='array_record').download_and_prepare()"
         )
     path, count = f"tfds:{builder.data_dir}#{split}", found.num_shards
     return [(Part(path, name, index, count), found.num_bytes // count) for index in range(count)]
