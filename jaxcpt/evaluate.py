@@ -27,7 +27,7 @@ from jaxcpt.evals import (
     retrieval,
     sts,
 )
-from jaxcpt.evals.table import tabulate
+from jaxcpt.evals.table import WORDS, tabulate
 from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import print_table, record_evals
 from jaxcpt.mining import Pair
@@ -46,7 +46,11 @@ SUITES: dict[str, Callable[..., dict[str, float]]] = {
 }
 FOLDERS = {name: name for name in SUITES} | {"open_qa": "dpr"}
 CORPUS_SUITES = ("retrieval", "open_qa")  # their corpora need not fit in memory
-WORD_SUITES = {"retrieval": retrieval.bm25, "code_search": code_search.bm25}
+WORD_SUITES: dict[str, Callable[[Path], dict[str, float]]] = {
+    "sts": sts.bag_of_words,
+    "retrieval": retrieval.bm25,
+    "code_search": code_search.bm25,
+}
 
 KEYS = ("mrr", "recall_at_1", "recall_at_10")
 EXAMPLES = 3
@@ -167,19 +171,19 @@ def show_comparison(summary: dict[str, Any]) -> None:
             print(f"  {result['score']:.3f}  {result['source']}{mark}")
 
 
-def show_suites(scores: dict[str, float], bm25: dict[str, float], data: Path) -> None:
+def show_suites(scores: dict[str, float], words: dict[str, float], data: Path) -> None:
     """Prints a table for each suite, and below it what must not be compared."""
-    for suite, lines in tabulate(scores, bm25, data).items():
+    for suite, lines in tabulate(scores, words, data).items():
         rows = [
             (
                 line.name + ("*" if line.caveat else ""),
                 line.score,
-                "" if line.bm25 is None else f"{line.bm25:.3f}",
+                "" if line.words is None else f"{line.words:.3f}",
                 line.published,
             )
             for line in lines
         ]
-        print_table(suite, rows, ("", "this run", "BM25", "published"))
+        print_table(suite, rows, ("", "this run", WORDS.get(suite, ""), "published"))
         for caveat in dict.fromkeys(line.caveat for line in lines if line.caveat):
             names = ", ".join(line.name for line in lines if line.caveat == caveat)
             print(f"  * {names}: {caveat}; not to be compared with published figures")
@@ -191,21 +195,21 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, A
     suites = list_suites(data, arguments.suite)
     corpus_fn = keep_corpora(arguments.vectors, embedder, storage) if arguments.vectors else None
     scores = run_suites(store(embedder, storage), data, suites, corpus_fn)
-    bm25 = {
+    words = {
         f"{suite}/{name}": value
         for suite in suites
         if suite in WORD_SUITES
         for name, value in WORD_SUITES[suite](data).items()
     }
-    show_suites(scores, bm25, data)
-    tables = tabulate(scores, bm25, data)
+    show_suites(scores, words, data)
+    tables = tabulate(scores, words, data)
     lines = {suite: [line._asdict() for line in table] for suite, table in tables.items()}
     if storage == Storage():  # what cut or rounded vectors score is not the run's own score
         record_evals(run_dir, embedder.step, scores)
         kept = json.dumps({"step": embedder.step, "suites": lines}, indent=1)
         (run_dir / "suites.json").write_text(kept)
         write_report(run_dir)
-    return {"step": embedder.step, "scores": scores, "bm25": bm25}
+    return {"step": embedder.step, "scores": scores, "words": words}
 
 
 def score_mteb(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxcpt.charts import Chart, draw_chart, show
 from jaxcpt.config import Refusal, run_command
+from jaxcpt.evals.table import WORDS
 from jaxcpt.metrics import EVALS_FILE, METRICS_FILE, Row, read_rows
 
 ACCURACIES = ("accuracy_x_to_y", "accuracy_y_to_x")
@@ -185,18 +186,19 @@ def _draw_table(table: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _list_suites(found: Mapping[str, Any]) -> str:
-    """A table for each suite: ours, BM25's and published scores, and what bars a comparison."""
+    """A table for each suite: our scores, of words alone, published; and what bars a comparison."""
     parts = []
     for suite, lines in found.get("suites", {}).items():
         rows = ""
         for line in lines:
-            bm25 = "-" if line["bm25"] is None else f"{line['bm25']:.3f}"
+            words = "-" if line["words"] is None else f"{line['words']:.3f}"
             remark = line["published"] + (f" ({line['caveat']})" if line["caveat"] else "")
             rows += (
                 f"<tr><th>{escape(_label(line['name']))}</th><td>{line['score']:.3f}</td>"
-                f"<td>{bm25}</td><td>{escape(remark)}</td></tr>"
+                f"<td>{words}</td><td>{escape(remark)}</td></tr>"
             )
-        head = "<tr><th></th><th>this run</th><th>BM25</th><th>published</th></tr>"
+        named = escape(WORDS.get(suite, ""))
+        head = f"<tr><th></th><th>this run</th><th>{named}</th><th>published</th></tr>"
         parts.append(f"<h3>{escape(_label(suite))}, step {found['step']:,}</h3>")
         parts.append(f"<table>{head}{rows}</table>")
     return "".join(parts)

@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
+from conftest import DATA, needs_data
 from scipy import stats
 
 from jaxcpt.config import Refusal
-from jaxcpt.evals import published, sts
+from jaxcpt.evals import published, sts, words
 
 
 def embed_angle(texts, side):
@@ -53,6 +54,22 @@ def test_a_constant_model_scores_0(tmp_path):
     vector_d = np.random.default_rng(0).normal(size=77).astype(np.float32)
     scores = sts.run(lambda texts, side: np.tile(vector_d, (len(texts), 1)), tmp_path)
     assert set(scores.values()) == {0.0}
+
+
+def test_bags_of_words_equal_scikit_learn():
+    text_of_sklearn = pytest.importorskip("sklearn.feature_extraction.text", reason="evals extra")
+    texts_a = ["red green green blue", "red", "nothing alike", ""]
+    texts_b = ["green blue blue", "red", "quite another", "red"]
+    tfidf = text_of_sklearn.TfidfVectorizer(smooth_idf=False, norm="l2")
+    rows = tfidf.fit_transform(texts_a + texts_b).toarray()
+    found = words.compare_bags(texts_a, texts_b)
+    np.testing.assert_allclose(found, np.sum(rows[:4] * rows[4:], axis=1), atol=1e-12)
+
+
+@needs_data
+def test_bags_of_words_on_real_data():
+    scores = sts.bag_of_words(DATA)
+    assert 0.6 < scores["sts15/mean/spearman"] < 0.75
 
 
 def test_marks_sts12_only_while_a_subset_is_missing(tmp_path):

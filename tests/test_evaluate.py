@@ -71,7 +71,9 @@ def test_suites_on_data(tmp_path, data, call):
     want |= {f"retrieval/{name}": value for name, value in own.items()}
     assert written["step"] == 6
     assert written["scores"] == pytest.approx(want, abs=1e-9)
-    assert written["bm25"] == {f"retrieval/{k}": v for k, v in retrieval.bm25(data).items()}
+    words = {f"retrieval/{name}": value for name, value in retrieval.bm25(data).items()}
+    words |= {f"sts/{name}": value for name, value in sts.bag_of_words(data).items()}
+    assert written["words"] == words
     assert re.search(r"sts12/mean/spearman\* +│", said)
     assert (
         "  * sts12/mean/spearman, sts12/all/spearman: without MSRpar, MSRvid, SMTeuroparl, "

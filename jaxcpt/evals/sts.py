@@ -2,17 +2,18 @@
 
 In: `embed_fn` and the folder sts/, with one folder for each set (sts12 to sts16, sick-r) of files
 `score text_a text_b`, one for each subset. Out: Spearman and Pearson correlations per subset,
-their mean, and those of all pairs of a set put together. Sole home of SciPy's statistics. It
-knows no model; both texts are embedded as x.
+their mean, and those of all pairs of a set put together, for a model and for bags of words. Sole
+home of SciPy's statistics. It knows no model; both texts are embedded as x.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from jaxcpt.config import Refusal
-from jaxcpt.evals import EmbedFn, embed_finite, files
+from jaxcpt.evals import EmbedFn, embed_finite, files, words
 
 SETS = ("sts12", "sts13", "sts14", "sts15", "sts16", "sick-r")
 COLUMNS = ("score", "text_a", "text_b")
@@ -20,6 +21,24 @@ COLUMNS = ("score", "text_a", "text_b")
 
 def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
     """`<set>/<subset>/spearman` and `pearson`, and with `mean` and `all` for the subset."""
+
+    def compare(texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
+        a_nd = embed_finite(embed_fn, texts_a, "x").astype(np.float64)
+        b_nd = embed_finite(embed_fn, texts_b, "x").astype(np.float64)
+        return np.sum(a_nd * b_nd, axis=1)
+
+    return _score_sets(compare, data)
+
+
+def bag_of_words(data: Path) -> dict[str, float]:
+    """The same of cosines of bags of words."""
+    return _score_sets(words.compare_bags, data)
+
+
+def _score_sets(
+    compare: Callable[[Sequence[str], Sequence[str]], np.ndarray], data: Path
+) -> dict[str, float]:
+    """`compare`: two lists of texts -> the cosine of each pair."""
     scores: dict[str, float] = {}
     found = [Path(data) / "sts" / name for name in SETS if (Path(data) / "sts" / name).is_dir()]
     if not found:
@@ -28,7 +47,8 @@ def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
         gold, cosines = {}, {}
         for path in list_subsets(folder):
             name = path.name.partition(".")[0]
-            gold[name], cosines[name] = _score_subset(embed_fn, path)
+            gold[name], texts_a, texts_b = _read_subset(path)
+            cosines[name] = compare(texts_a, texts_b)
         subsets = {name: correlate(cosines[name], gold[name]) for name in gold}
         for name, pair in subsets.items():
             scores |= _name(f"{folder.name}/{name}", pair)
@@ -55,7 +75,8 @@ def correlate(cosines_n: np.ndarray, gold_n: np.ndarray) -> tuple[float, float]:
     return float(spearman), float(stats.pearsonr(cosines_n, gold_n).statistic)
 
 
-def _score_subset(embed_fn: EmbedFn, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_subset(path: Path) -> tuple[np.ndarray, list[str], list[str]]:
+    """Scores [n] and the two texts of each pair."""
     gold, texts_a, texts_b = [], [], []
     for number, (score, text_a, text_b) in files.read_tsv(path, COLUMNS):
         gold.append(files.parse_float(score, path, number, "score"))
@@ -63,9 +84,7 @@ def _score_subset(embed_fn: EmbedFn, path: Path) -> tuple[np.ndarray, np.ndarray
         texts_b.append(text_b)
     if len(set(gold)) < 2:
         raise Refusal(f"{path}: {len(gold)} pairs, {len(set(gold))} scores; needs at least 2")
-    a_nd = embed_finite(embed_fn, texts_a, "x").astype(np.float64)
-    b_nd = embed_finite(embed_fn, texts_b, "x").astype(np.float64)
-    return np.array(gold), np.sum(a_nd * b_nd, axis=1)
+    return np.array(gold), texts_a, texts_b
 
 
 def _name(prefix: str, pair: tuple[float, float]) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Scores of the paper's suites for a person to read: ours, BM25's and published ones in a row.
+"""Scores of the paper's suites for a person to read: ours, those of words alone and
+published ones in a row.
 
 In: scores by `<suite>/<name>`. Out: rows, suite by suite. It computes no score.
 """
@@ -9,11 +10,14 @@ from typing import NamedTuple
 
 from jaxcpt.evals.published import FIGURES, list_caveats
 
+WORDS = {"sts": "bag of words", "retrieval": "BM25", "code_search": "BM25"}
+"""What matches words alone in each suite."""
+
 
 class Line(NamedTuple):
     name: str
     score: float
-    bm25: float | None
+    words: float | None
     published: str
     """Systems and their scores, in words."""
     caveat: str
@@ -21,7 +25,7 @@ class Line(NamedTuple):
 
 
 def tabulate(
-    scores: Mapping[str, float], bm25: Mapping[str, float], data: Path
+    scores: Mapping[str, float], words: Mapping[str, float], data: Path
 ) -> dict[str, list[Line]]:
     """The lines of each suite. Of similarity, the Spearman correlations over whole sets alone."""
     caveats = list_caveats(data)
@@ -34,6 +38,6 @@ def tabulate(
             f"{who} {value:.3f}" for who, value in FIGURES.get(full_name, {}).items()
         )
         caveat = next((why for start, why in caveats.items() if full_name.startswith(start)), "")
-        line = Line(name, score, bm25.get(full_name), published, caveat)
+        line = Line(name, score, words.get(full_name), published, caveat)
         tables.setdefault(suite, []).append(line)
     return tables

@@ -1,11 +1,12 @@
-"""BM25, the word-matching baseline that stands beside every search score.
+"""What matching words alone scores: the baselines that stand beside the model's scores.
 
-In: texts. Out: a score for every query and document. Sole home of bm25s. It knows no vectors and
-no right answers.
+In: texts. Out: BM25 for every query and document, and the cosines of pairs of texts as bags of
+words. Sole home of bm25s. It knows no right answers.
 """
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -43,3 +44,19 @@ def score(
         known = [word for word in words if word in index.vocab_dict]
         # bm25s takes no query without a known word: that matches nothing.
         yield index.get_scores(known) if known else np.zeros(len(corpus), np.float32)
+
+
+def compare_bags(texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
+    """Cosines [n] of pairs of texts: counts of words, each weighed by the log of its rarity."""
+    bags = [Counter(split_words(text)) for text in (*texts_a, *texts_b)]
+    texts_with = Counter(word for bag in bags for word in bag)
+    rarity = {word: 1 + np.log(len(bags) / count) for word, count in texts_with.items()}
+    weighed = [{word: count * rarity[word] for word, count in bag.items()} for bag in bags]
+    lengths = [sum(weight**2 for weight in bag.values()) ** 0.5 for bag in weighed]
+    pairs = zip(weighed, weighed[len(texts_a) :], lengths, lengths[len(texts_a) :], strict=False)
+    return np.array(
+        [
+            sum(weight * b.get(word, 0.0) for word, weight in a.items()) / max(la * lb, 1e-12)
+            for a, b, la, lb in pairs
+        ]
+    )
