@@ -27,7 +27,7 @@ from jaxcpt.evals import (
     retrieval,
     sts,
 )
-from jaxcpt.evals.table import WORDS, tabulate
+from jaxcpt.evals.table import WORDS, Line, tabulate
 from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import print_table, record_evals
 from jaxcpt.mining import Pair
@@ -171,9 +171,9 @@ def show_comparison(summary: dict[str, Any]) -> None:
             print(f"  {result['score']:.3f}  {result['source']}{mark}")
 
 
-def show_suites(scores: dict[str, float], words: dict[str, float], data: Path) -> None:
+def show_suites(tables: dict[str, list[Line]]) -> None:
     """Prints a table for each suite, and below it what must not be compared."""
-    for suite, lines in tabulate(scores, words, data).items():
+    for suite, lines in tables.items():
         rows = [
             (
                 line.name + ("*" if line.caveat else ""),
@@ -190,26 +190,31 @@ def show_suites(scores: dict[str, float], words: dict[str, float], data: Path) -
 
 
 def score_data(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, Any]:
-    """The paper's suites, shown and recorded; what --json writes."""
+    """The paper's suites, each shown and recorded as soon as it is done; what --json writes."""
     run_dir, data, storage = arguments.run_dir, arguments.data, read_storage(arguments, embedder)
-    suites = list_suites(data, arguments.suite)
     corpus_fn = keep_corpora(arguments.vectors, embedder, storage) if arguments.vectors else None
-    scores = run_suites(store(embedder, storage), data, suites, corpus_fn)
-    words = {
-        f"{suite}/{name}": value
-        for suite in suites
-        if suite in WORD_SUITES
-        for name, value in WORD_SUITES[suite](data).items()
-    }
-    show_suites(scores, words, data)
-    tables = tabulate(scores, words, data)
-    lines = {suite: [line._asdict() for line in table] for suite, table in tables.items()}
-    if storage == Storage():  # what cut or rounded vectors score is not the run's own score
-        record_evals(run_dir, embedder.step, scores)
-        kept = json.dumps({"step": embedder.step, "suites": lines}, indent=1)
-        (run_dir / "suites.json").write_text(kept)
-        write_report(run_dir)
+    scores: dict[str, float] = {}
+    words: dict[str, float] = {}
+    for suite in list_suites(data, arguments.suite):
+        scores |= (found := run_suites(store(embedder, storage), data, [suite], corpus_fn))
+        if suite in WORD_SUITES:
+            words |= {f"{suite}/{name}": value for name, value in WORD_SUITES[suite](data).items()}
+        tables = tabulate(found, words, data)
+        show_suites(tables)
+        if storage == Storage():  # what cut or rounded vectors score is not the run's own score
+            record_evals(run_dir, embedder.step, found)
+            record_tables(run_dir, embedder.step, tables)
     return {"step": embedder.step, "scores": scores, "words": words}
+
+
+def record_tables(run_dir: Path, step: int, tables: dict[str, list[Line]]) -> None:
+    """Puts them into suites.json and the report, beside those of other suites at the same step."""
+    path = run_dir / "suites.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    suites = kept["suites"] if kept.get("step") == step else {}
+    suites |= {suite: [line._asdict() for line in lines] for suite, lines in tables.items()}
+    path.write_text(json.dumps({"step": step, "suites": suites}, indent=1))
+    write_report(run_dir)
 
 
 def score_mteb(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, Any]:
@@ -255,6 +260,8 @@ def main() -> None:
     arguments = parser.parse_args()
     run_dir = arguments.run_dir
     experiment = read_experiment(run_dir)
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise Refusal(f"--json {arguments.json}: no such folder {arguments.json.parent}")
     if arguments.mteb and arguments.data:
         raise Refusal("--mteb: comes without --data; MTEB loads its own")
     use_cpu_cores()

@@ -82,7 +82,7 @@ def refuse(text):
 def test_refusals(tmp_path):
     with refuse(f"{tmp_path / 'code_search'}: no set to search; expected <set>/corpus.jsonl,"):
         code_search.run(embed_number, tmp_path)
-    folder = write_beir(tmp_path, [("q3", "3", "0")])
+    folder = write_beir(tmp_path, [("q4", "4", "1"), ("q3", "3", "0")])
     with refuse(f"{folder}/qrels/test.tsv: query 'q3' has no right answer; drop it"):
         code_search.run(embed_number, tmp_path)
     data = tmp_path / "other"

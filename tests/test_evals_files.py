@@ -31,6 +31,10 @@ def test_gzip_reads_the_same(tmp_path):
     with gzip.open(tmp_path / "all.tsv.gz", "wt") as file:
         file.write("label\ttext\n1\ta")
     assert read(tmp_path / "all.tsv") == [(2, ["1", "a"])]
+    with gzip.open(tmp_path / "all.tsv.gz", "wt") as file:
+        file.write("label\ttext\n1")
+    with refuse(f"{tmp_path / 'all.tsv.gz'}:2: expected 2 fields (label, text), found 1"):
+        read(tmp_path / "all.tsv")
 
 
 def test_refuses_what_is_missing_or_malformed(tmp_path):
@@ -48,8 +52,9 @@ def test_refuses_what_is_missing_or_malformed(tmp_path):
         read(path)
     with refuse(f"{path}:7: label must be an integer, found 'yes'"):
         files.parse_int("yes", path, 7, "label")
-    with refuse(f"{path}:7: score must be a number, found ''"):
-        files.parse_float("", path, 7, "score")
+    for text in ("", "high", "nan", "-inf"):
+        with refuse(f"{path}:7: score must be a number, found {text!r}"):
+            files.parse_float(text, path, 7, "score")
 
 
 def test_refuses_a_broken_gzip(tmp_path):
@@ -104,6 +109,7 @@ def test_beir_keeps_the_queries_of_its_split(tmp_path):
         ({"qrels": ["qa1", "za1"]}, "test.tsv:3: query 'z' is not in queries.jsonl"),
         ({"qrels": ["qax"]}, "test.tsv:2: score must be an integer, found 'x'"),
         ({"qrels": ["qa1", "qa0"]}, "test.tsv:3: query 'q' judges 'a' twice; keep one"),
+        ({"qrels": ["qa0", "qb0"]}, "test.tsv: no document is relevant; a score above 0 marks one"),
         ({"qrels": []}, "test.tsv: the split is empty; it needs at least one judged document"),
     ],
 )

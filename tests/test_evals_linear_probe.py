@@ -125,9 +125,12 @@ def test_refusals(tmp_path, monkeypatch):
     write_rows(path, [], [])
     with refuse(f"{path}: 0 rows with 0 labels; a probe needs 2"):
         linear_probe.run(embed_numbers, tmp_path, tasks=["mr"])
+    write_rows(path, [0, 1] * 19, ["1 0", "0 1"] * 19)
+    with refuse(f"{path}: no label has more than 19 rows; 10-fold cross-validation in 10-fold"):
+        linear_probe.run(embed_numbers, tmp_path, tasks=["mr"])
     write_rows(path, [0, 1], ["1 0", "nan 1"])
     with refuse("1 of 2 embeddings of side x are not finite, first that of 'nan 1'"):
-        linear_probe.run(embed_numbers, tmp_path, tasks=["mr"])
+        linear_probe.run(embed_numbers, tmp_path, tasks=["mr"], folds=0)
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     with refuse("this evaluation needs threadpoolctl: pip install 'jaxcpt[evals]'"):
         linear_probe.run(embed_numbers, tmp_path, tasks=["mr"])

@@ -154,3 +154,23 @@ def test_heldout_alone(tmp_path, call):
     assert "Each held-out x searches the y of all" in said
     assert written["step"] == 3
     assert [row["name"] for row in written["table"]] == ["this run", "BM25", "chance"]
+
+
+def test_what_was_done_before_a_refusal_is_kept(tmp_path, data, call, capsys):
+    """Suites come one after another; those of an earlier call stay in the report."""
+    needs_evals()
+    run_dir = copy_run(tmp_path)
+    arguments = ["--run-dir", run_dir, "--data", data]
+    (data / "retrieval" / "made" / "queries.jsonl").rename(tmp_path / "queries.jsonl")
+    with pytest.raises(SystemExit):
+        call(*arguments)
+    row = read_rows(run_dir / "evals.jsonl")[-1]
+    assert "sts/sts14/mean/spearman" in row
+    assert "retrieval/made/map" not in row
+    assert "queries.jsonl: no such file" in capsys.readouterr().err
+    (tmp_path / "queries.jsonl").rename(data / "retrieval" / "made" / "queries.jsonl")
+    call(*arguments, "--suite", "retrieval")
+    kept = json.loads((run_dir / "suites.json").read_text())
+    assert list(kept["suites"]) == ["sts", "retrieval"]
+    call(*arguments, "--suite", "retrieval", "--step", 3)
+    assert list(json.loads((run_dir / "suites.json").read_text())["suites"]) == ["retrieval"]

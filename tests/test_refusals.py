@@ -375,6 +375,23 @@ def test_nothing_held_out(refuse, tmp_path):
     assert "data.heldout" in said
 
 
+def test_scores_that_cannot_be_taken_or_written(refuse, tmp_path):
+    options = ["--run-dir", tiny_run()]
+    nowhere = tmp_path / "nowhere"
+    for arguments, line in (
+        (
+            ["--data", nowhere],
+            f"--data {nowhere}: no such folder; it holds a folder for",
+        ),
+        (["--data", tmp_path], f"--data {tmp_path}: none of the folders linear_probe, sts, "),
+        (["--json", nowhere / "s.json"], f"--json {nowhere / 's.json'}: no such folder {nowhere}"),
+        (["--data", tmp_path, "--mteb", "STS12"], "--mteb: comes without --data; MTEB loads its"),
+        (["--data", tmp_path, "--suite", "sts"], f"{tmp_path / 'sts'}: none of the folders sts12"),
+        (["--data", tmp_path, "--suite", "open_qa"], f"{tmp_path / 'dpr'}: no question set; "),
+    ):
+        assert refuse(evaluate, *options, *arguments).startswith(line)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -47,6 +47,8 @@ def read_task(folder: Path, split: str) -> Task:
         qrels.setdefault(query, {})[document] = value
     if not qrels:
         raise Refusal(f"{path}: the split is empty; it needs at least one judged document")
+    if not any(grade > 0 for grades in qrels.values() for grade in grades.values()):
+        raise Refusal(f"{path}: no document is relevant; a score above 0 marks one that is")
     return Task(folder, document_ids, {query: queries[query] for query in qrels}, qrels)
 
 
@@ -58,6 +60,7 @@ def read_documents(folder: Path) -> Iterator[str]:
 
 def _read_unique(path: Path) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
+    path = files.find(path) or path
     for number, row in files.read_jsonl(path, {"_id": str, "text": str}):
         if row["_id"] in seen:
             raise Refusal(f"{path}:{number}: the id {row['_id']!r} occurred before; ids are unique")

@@ -6,6 +6,7 @@ a Refusal that names the file, the line, what was found and what was expected. I
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ def read_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
 
 def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) below the header. Tabs separate; there is no quoting whatsoever."""
+    path = find(path) or path
     lines = read_lines(path, f"tab-separated lines below the header {' '.join(columns)}")
     for number, line in lines:
         fields = line.split("\t")
@@ -58,6 +60,7 @@ def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
 
 def read_jsonl(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object); each object has `fields` of these types, and perhaps others."""
+    path = find(path) or path
     for number, line in read_lines(path, f"one JSON object a line with {', '.join(fields)}"):
         try:
             row = json.loads(line)
@@ -81,8 +84,10 @@ def parse_int(text: str, path: Path, number: int, name: str) -> int:
 
 
 def parse_float(text: str, path: Path, number: int, name: str) -> float:
-    """The number in a field. Raises Refusal with file and line."""
+    """The finite number in a field. Raises Refusal with file and line."""
     try:
-        return float(text)
-    except ValueError as error:
-        raise Refusal(f"{path}:{number}: {name} must be a number, found {text!r}") from error
+        if math.isfinite(value := float(text)):
+            return value
+    except ValueError:
+        pass
+    raise Refusal(f"{path}:{number}: {name} must be a number, found {text!r}")

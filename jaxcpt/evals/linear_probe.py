@@ -6,6 +6,7 @@ scikit-learn. It knows no model; both texts of a pair are embedded as x.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,8 +53,9 @@ def run(
 def _probe(embed_fn: EmbedFn, folder: Path, folds: int) -> dict[str, float]:
     task = folder.name
     if task in CROSS_VALIDATED:
-        return {task: cross_validate(_load(embed_fn, folder / "all.tsv"), folds)}
-    train = _load(embed_fn, folder / "train.tsv", pairs=task == "mrpc")
+        return {task: cross_validate(_load(embed_fn, folder / "all.tsv", folds=folds), folds)}
+    cut = 0 if task == "sst2" else folds
+    train = _load(embed_fn, folder / "train.tsv", pairs=task == "mrpc", folds=cut)
     test = _load(embed_fn, folder / "test.tsv", pairs=task == "mrpc")
     if task == "sst2":
         dev = _load(embed_fn, folder / "dev.tsv")
@@ -108,8 +110,11 @@ def _split(rows: Labelled, folds: int) -> list[tuple[Labelled, Labelled]]:
     ]
 
 
-def _load(embed_fn: EmbedFn, path: Path, pairs: bool = False) -> Labelled:
-    """Embeddings and labels of a file. The features of a pair are [|u - v|, u * v]."""
+def _load(embed_fn: EmbedFn, path: Path, pairs: bool = False, folds: int = 0) -> Labelled:
+    """Embeddings and labels of a file. The features of a pair are [|u - v|, u * v].
+
+    folds: into how many the rows will be cut, and their training part again.
+    """
     columns = ("label", "text_a", "text_b") if pairs else ("label", "text")
     labels, texts = [], []
     for number, (label, *row) in files.read_tsv(path, columns):
@@ -117,6 +122,11 @@ def _load(embed_fn: EmbedFn, path: Path, pairs: bool = False) -> Labelled:
         texts.append(row)
     if len(set(labels)) < 2:
         raise Refusal(f"{path}: {len(labels)} rows with {len(set(labels))} labels; a probe needs 2")
+    if (most := max(Counter(labels).values())) < 2 * folds:
+        raise Refusal(
+            f"{path}: no label has more than {most} rows; {folds}-fold cross-validation in "
+            f"{folds}-fold cross-validation needs {2 * folds} of one"
+        )
     sides = [embed_finite(embed_fn, side, "x") for side in zip(*texts, strict=True)]
     if pairs:
         u_nd, v_nd = sides
