@@ -92,7 +92,9 @@ def _label(name: str) -> str:
     """heldout/recall_at_10 -> heldout recall@10, pairs_per_s -> pairs/s"""
     for old, new in ("/", " "), ("_at_", "@"), ("_per_", "/"), ("_", " "):
         name = name.replace(old, new)
-    return re.sub(r"\bmrr\b", "MRR", name)
+    for word in ("MRR", "MAP", "nDCG"):
+        name = re.sub(rf"\b{word.lower()}\b", word, name)
+    return name
 
 
 def _draw_header(experiment: Mapping[str, Any], rows: Sequence[Row], evals: Sequence[Row]) -> str:
@@ -157,8 +159,12 @@ def _draw_evals(evals: Sequence[Row], table: Sequence[Mapping[str, Any]]) -> lis
         if "heldout" in of_data:
             others = [row for row in table if row.get("name") != "this run" and score in row]
             levels = {str(row["name"]): float(row[score]) for row in others}
-        # The baseline's own scores stand among the table's rows.
-        shown = {k: v for k, v in of_data.items() if not (levels and k == "baseline")}
+        # The baseline's own scores stand among the table's rows, and single points in the suites'.
+        shown = {
+            k: v
+            for k, v in of_data.items()
+            if k == "heldout" or (len(v[0]) > 1 and not (levels and k == "baseline"))
+        }
         figures.append(draw_chart(Chart(_label(score), (), smooth=False), shown, levels))
     return figures
 
@@ -189,18 +195,24 @@ def _list_suites(found: Mapping[str, Any]) -> str:
     """A table for each suite: our scores, of words alone, published; and what bars a comparison."""
     parts = []
     for suite, lines in found.get("suites", {}).items():
+        named = WORDS.get(suite)
         rows = ""
         for line in lines:
+            folder, _, score = line["name"].rpartition("/")  # names of sets stay as they are
+            star = "*" if line["caveat"] else ""
+            name = f"{folder} {_label(score)}{star}" if folder else f"{score}{star}"
             words = "-" if line["words"] is None else f"{line['words']:.3f}"
-            remark = line["published"] + (f" ({line['caveat']})" if line["caveat"] else "")
             rows += (
-                f"<tr><th>{escape(_label(line['name']))}</th><td>{line['score']:.3f}</td>"
-                f"<td>{words}</td><td>{escape(remark)}</td></tr>"
+                f"<tr><th>{escape(name)}</th><td>{line['score']:.3f}</td>"
+                + (f"<td>{words}</td>" if named else "")
+                + f'<td class="text">{escape(line["published"])}</td></tr>'
             )
-        named = escape(WORDS.get(suite, ""))
-        head = f"<tr><th></th><th>this run</th><th>{named}</th><th>published</th></tr>"
+        column = f"<th>{named}</th>" if named else ""
+        head = f'<tr><th></th><th>this run</th>{column}<th class="text">published</th></tr>'
         parts.append(f"<h3>{escape(_label(suite))}, step {found['step']:,}</h3>")
         parts.append(f"<table>{head}{rows}</table>")
+        caveats = dict.fromkeys(line["caveat"] for line in lines if line["caveat"])
+        parts += [f"<p>* Not to be compared: {escape(caveat)}.</p>" for caveat in caveats]
     return "".join(parts)
 
 
@@ -277,6 +289,7 @@ table { display: block; width: fit-content; max-width: 100%; overflow-x: auto; b
 th, td { padding: .4rem .55rem; text-align: right; }
 tr + tr > * { border-top: 1px solid var(--line); }
 th { font-weight: 500; } th:first-child { text-align: left; } .best { font-weight: 700; }
+.text { text-align: left; }
 td, .cards b, figcaption { font-variant-numeric: tabular-nums; }
 details { margin-bottom: .5rem; padding: .4rem .8rem; break-inside: avoid; }
 details details, details dl { margin: 0; border: 0; padding: 0 0 0 .8rem; background: none; }

@@ -231,7 +231,8 @@ def test_text_is_escaped_wherever_it_comes_from(tmp_path):
     }
     (tmp_path / "experiment.json").write_text(json.dumps(experiment))
     scores = {f"heldout/{attack('score')}": 0.5, f"{attack('set')}/mrr": 0.5, "heldout/mrr": 0.5}
-    (tmp_path / "evals.jsonl").write_text(json.dumps({"step": 1, **scores}))
+    lines = [json.dumps({"step": step, **scores}) for step in (1, 2)]
+    (tmp_path / "evals.jsonl").write_text("\n".join(lines))
     page = Page(write_report(tmp_path))
     assert "script" not in page.tags
     assert [text for text in planted if text not in page.text] == []
