@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcpt import config
+from jaxcpt.attention import attention
 from jaxcpt.packing import CellArrays
-from jaxcpt.sharding import constrain
+from jaxcpt.sharding import constrain, fetch
 
 Array = jax.Array | np.ndarray
 
@@ -58,14 +59,15 @@ class Norm(nn.Module):
         if self.settings.norm == "rmsnorm" or self.letter == "k":
             x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
             return (x * scale).astype(dtype)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+        # Both moments in one pass over x, as flax's own LayerNorm takes them.
+        mean, square = (jnp.mean(moment, axis=-1, keepdims=True) for moment in (x, x * x))
+        x = (x - mean) * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + 1e-5)
         return (x * scale + self.weight("bias", nn.initializers.zeros, x.shape[-1])).astype(dtype)
 
     def weight(self, name: str, init: Callable, size: int) -> jax.Array:
         named = nn.with_logical_partitioning(init, (self.letter,))
         value: Any = self.param(name, named, (size,))
-        return constrain(value, self.letter)
+        return fetch(value, self.letter, "float32")
 
 
 class Block(nn.Module):
@@ -74,9 +76,9 @@ class Block(nn.Module):
     settings: config.Model
 
     def weight(self, name: str, letters: str, shape: tuple[int, ...], init: Callable) -> jax.Array:
-        """A parameter in the compute dtype, gathered to its compute layout."""
+        """A parameter in the compute dtype and layout."""
         value: Any = self.param(name, nn.with_logical_partitioning(init, tuple(letters)), shape)
-        return constrain(value.astype(self.settings.compute_dtype), letters)
+        return fetch(value, letters, self.settings.compute_dtype)
 
     @nn.compact
     def __call__(
@@ -157,27 +159,6 @@ def rotate(x_rlhk: jax.Array, positions_rl: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_rlhk.dtype)
 
 
-def attention(
-    query_rlhk: jax.Array,
-    key_rljk: jax.Array,
-    value_rljk: jax.Array,
-    segments_rl: jax.Array,
-    *,
-    causal: bool,
-) -> jax.Array:
-    """Softmax attention within each text of a row -> [r, l, h, k]; softmax in float32."""
-    r, l, h, k = query_rlhk.shape
-    j = key_rljk.shape[2]
-    grouped = query_rlhk.reshape(r, l, j, h // j, k)
-    scores = jnp.einsum("rljgk,rmjk->rjglm", grouped, key_rljk).astype(jnp.float32) * k**-0.5
-    allowed_rlm = segments_rl[:, :, None] == segments_rl[:, None, :]
-    if causal:
-        allowed_rlm &= jnp.tril(jnp.ones((l, l), bool))
-    scores = jnp.where(allowed_rlm[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value_rljk.dtype)
-    return jnp.einsum("rjglm,rmjk->rljgk", weights, value_rljk).reshape(r, l, h, k)
-
-
 REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "everything": jax.checkpoint_policies.nothing_saveable,
@@ -230,7 +211,7 @@ class Encoder(nn.Module):
         """Rows of a learnt table [size, d], in the compute dtype."""
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), tuple(letters))
         table: Any = self.param(name, init, (size, self.settings.width))
-        table = constrain(table.astype(self.settings.compute_dtype), letters)
+        table = fetch(table, letters, self.settings.compute_dtype)
         return jnp.take(table, ids_rl, axis=0) * self.settings.embedding_scale
 
     def average(self, hidden_gsd: jax.Array, cells: Cells) -> jax.Array:

@@ -11,10 +11,13 @@ data x fsdp: each such shard is a *data shard*.
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxcpt import config
@@ -59,6 +62,38 @@ def constrain(array: jax.Array, letters: Sequence[str], column: Column = "comput
     return jax.lax.with_sharding_constraint(array, partition_spec(letters, column))
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def fetch(weight: jax.Array, letters: Sequence[str], dtype: str) -> jax.Array:
+    """A parameter at rest, gathered for the step: in the compute layout and dtype.
+
+    Its gradient goes the way back: summed over the data shards straight into the storage layout
+    (a reduce-scatter), never whole on a device, which the compiler by itself does not always see.
+    """
+    return constrain(weight.astype(dtype), letters)
+
+
+def _fetch_forward(
+    weight: jax.Array, letters: Sequence[str], dtype: str
+) -> tuple[jax.Array, jax.Array]:
+    return fetch(weight, letters, dtype), jnp.zeros((), weight.dtype)
+
+
+def _fetch_backward(
+    letters: Sequence[str], _: str, like: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (constrain(gradient, letters, "storage").astype(like.dtype),)
+
+
+fetch.defvjp(_fetch_forward, _fetch_backward)
+
+
+def find_platform() -> str:
+    """What the mesh in force is made of ("tpu", "gpu", "cpu"), though it be only described."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def size_mesh(shape: config.Mesh, devices: int) -> dict[str, int]:
     """Devices along each axis. Raises Refusal when they do not multiply to `devices`."""
     sizes = {"data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor}
@@ -84,10 +119,29 @@ def make_mesh(shape: config.Mesh, devices: Sequence[jax.Device] | None = None) -
     # Auto axes: under Explicit ones (the default of jax.make_mesh) a gather from a sharded
     # table and a product of two sharded operands raise.
     auto = (AxisType.Auto,) * len(sizes)
-    if devices[0].platform == "tpu":  # follows the torus
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=auto, devices=devices)
-    grid = np.asarray(devices).reshape(tuple(sizes.values()))
+    if devices[0].platform == "tpu":
+        grid = _follow_torus(sizes, devices)
+    else:
+        grid = np.asarray(devices).reshape(tuple(sizes.values()))
     return jax.sharding.Mesh(grid, tuple(sizes), axis_types=auto)
+
+
+def _follow_torus(sizes: dict[str, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Each axis on neighbouring chips; slices, which only a slow network joins, along `data`."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
+    if sizes["data"] % slices:
+        raise Refusal(
+            f"mesh.data: {sizes['data']} does not divide by the {slices} slices here; "
+            "only data may lie across slices"
+        )
+    within = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    return mesh_utils.create_hybrid_device_mesh(
+        within, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def use_cpu_cores(devices: int | None = None) -> None:

@@ -14,6 +14,7 @@ from jaxcpt.sharding import (
     check_model_fits,
     constrain,
     count_data_shards,
+    fetch,
     make_mesh,
     named,
     partition_spec,
@@ -84,6 +85,17 @@ def test_constrain_lays_out_in_a_mesh_and_does_nothing_outside():
     )
     assert {shard.data.shape for shard in stored.addressable_shards} == {(4, 4)}
     assert named(mesh).is_fully_replicated
+
+
+def test_a_fetched_weight_is_whole_and_its_gradient_is_stored():
+    weight = np.arange(64, dtype=np.float32).reshape(8, 8)
+    with jax.set_mesh(make_mesh(config.Mesh(2, 2, 2))):
+        value, pull = jax.vjp(jax.jit(lambda w: fetch(w, "vd", "bfloat16")), weight)
+        (gradient,) = jax.jit(pull)(value)
+    np.testing.assert_allclose(value.astype(np.float32), weight, **EXACT)
+    np.testing.assert_allclose(gradient, weight, **EXACT)
+    assert {shard.data.shape for shard in value.addressable_shards} == {(4, 8)}
+    assert {shard.data.shape for shard in gradient.addressable_shards} == {(4, 4)}
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from jaxcpt.model import make_encoder, name_axes
 
 # A module may import only those above it; this is also the order to read them in.
 ORDER = """
-sources config experiments mining pairs tokenizer packing order sharding processes model batches
-loss optimizer update budget checkpoint metrics vectors embed search evals charts report evaluate
-train
+sources config experiments mining pairs tokenizer packing order sharding processes attention model
+batches loss optimizer update budget checkpoint metrics vectors embed search evals charts report
+evaluate train
 """.split()  # noqa: SIM905
 
 HOMES = {
@@ -49,11 +49,11 @@ HOMES = {
 }
 # Of JAX itself: what takes care to use right is called in one place.
 CALLS = {
-    "jax.shard_map": "loss",
-    "jax.distributed.initialize": "processes",
-    "jax.make_mesh": "sharding",
-    "jax.sharding.Mesh": "sharding",
-    "jax.lax.with_sharding_constraint": "sharding",
+    "jax.shard_map": {"attention", "loss"},
+    "jax.distributed.initialize": {"processes"},
+    "jax.make_mesh": {"sharding"},
+    "jax.sharding.Mesh": {"sharding"},
+    "jax.lax.with_sharding_constraint": {"sharding"},
 }
 FORBIDDEN = {"tensorflow", "torch", "utils", "common", "helpers", "tools", "experiments"}
 
@@ -111,7 +111,7 @@ def test_one_home_for_each_library(path):
         assert top not in FORBIDDEN, f"{own} imports {top}"
     called = {dotted(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for name in called & set(CALLS):
-        assert own == CALLS[name], f"{name} lives in {CALLS[name]}, not in {own}"
+        assert own in CALLS[name], f"{name} lives in {CALLS[name]}, not in {own}"
 
 
 def test_every_library_is_a_dependency():

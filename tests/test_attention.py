@@ -1,0 +1,82 @@
+"""Each kernel equals the definition, forward and backward, alone and on a mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CLOSE
+
+from jaxcpt import config
+from jaxcpt.attention import attend_cudnn, attend_plain, attend_splash, choose_form
+from jaxcpt.sharding import find_platform, make_mesh
+
+# Sums of 128 products in another order: float32's rounding, beside values of about 1.
+CLOSE_TO_ONE = CLOSE | {"atol": 3e-6}
+
+FUSED = {
+    "splash": lambda *arrays, causal: attend_splash(*arrays, causal=causal, interpret=True),
+    # cuDNN itself needs a GPU; what is handed to it does not.
+    "cudnn": lambda *arrays, causal: attend_cudnn(*arrays, causal=causal, implementation="xla"),
+}
+
+
+def draw(rows=2, tokens=128, heads=4, kv_heads=4, width=8):
+    """Queries, keys, values, a direction to pull; rows of several texts, the last one padded."""
+    random = np.random.default_rng(0)
+    shapes = [(rows, tokens, n, width) for n in (heads, kv_heads, kv_heads, heads)]
+    query, key, value, pull = (random.normal(size=s).astype(np.float32) for s in shapes)
+    segments = np.sort(random.integers(1, 5, (rows, tokens)), axis=1).astype(np.int32)
+    segments[-1, -40:] = 0
+    return (query, key, value, segments), pull
+
+
+def differentiate(attend, arrays, pull, causal):
+    *inputs, segments = arrays
+
+    def total(query, key, value):
+        mixed = attend(query, key, value, segments, causal=causal)
+        return jnp.sum(mixed * pull), mixed
+
+    gradient, mixed = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*inputs)
+    return mixed, *gradient
+
+
+@pytest.mark.parametrize("form", FUSED)
+@pytest.mark.parametrize(("kv_heads", "causal"), [(4, True), (2, True), (4, False)])
+def test_fused_kernels_equal_the_definition(form, kv_heads, causal):
+    arrays, pull = draw(kv_heads=kv_heads)
+    expected = differentiate(attend_plain, arrays, pull, causal)
+    for got, wanted in zip(differentiate(FUSED[form], arrays, pull, causal), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, **CLOSE_TO_ONE)
+
+
+def test_splash_runs_on_each_device_of_a_mesh():
+    arrays, pull = draw(rows=4)
+    expected = differentiate(attend_plain, arrays, pull, True)
+    with jax.set_mesh(make_mesh(config.Mesh(2, 2, 2))):
+        for got, wanted in zip(
+            differentiate(FUSED["splash"], arrays, pull, True), expected, strict=True
+        ):
+            np.testing.assert_allclose(got, wanted, **CLOSE_TO_ONE)
+
+
+@pytest.mark.parametrize(
+    ("platform", "shape", "dtype", "form"),
+    [
+        ("tpu", (8, 512, 16, 64), "bfloat16", "splash"),
+        ("tpu", (8, 512, 16, 64), "float32", "splash"),
+        ("tpu", (8, 96, 16, 64), "bfloat16", "plain"),
+        ("gpu", (8, 512, 16, 128), "bfloat16", "cudnn"),
+        ("gpu", (8, 512, 16, 128), "float32", "plain"),
+        ("gpu", (8, 512, 16, 12), "bfloat16", "plain"),
+        ("cpu", (8, 512, 16, 64), "bfloat16", "plain"),
+    ],
+)
+def test_the_kernel_follows_the_devices(platform, shape, dtype, form):
+    assert choose_form(platform, shape, jnp.dtype(dtype)) == form
+
+
+def test_the_platform_is_that_of_the_mesh():
+    assert find_platform() == "cpu"
+    with jax.set_mesh(make_mesh(config.Mesh())):
+        assert find_platform() == "cpu"
