@@ -75,6 +75,27 @@ def size_batches(settings: Batching, data_shards: int) -> Sizes | None:
     )
 
 
+def size_full_batches(settings: Batching, data_shards: int) -> Sizes:
+    """The most there can be, where rows are to be measured: every text as long as a row."""
+    sizes = size_batches(settings, data_shards)
+    sizes = sizes or size_batches(replace(settings, pack=False), data_shards)
+    assert sizes is not None
+    return sizes
+
+
+def shape_batch(sizes: Sizes, mesh: jax.sharding.Mesh) -> Batch:
+    """A tree like a batch, of ShapeDtypeStructs that carry their shardings on a mesh."""
+    cells = (sizes.chunks, sizes.data_shards)
+    texts = (*cells, sizes.pairs_per_cell * sizes.texts_per_pair)
+
+    def shape(dtype: Any, *lengths: int) -> Any:
+        return jax.ShapeDtypeStruct(lengths, dtype, sharding=named(mesh, "ng"))
+
+    tokens = (np.int32, *cells, sizes.rows_per_cell, sizes.row_tokens)
+    rows = Cells(shape(*tokens), shape(*tokens), shape(*tokens), shape(np.int32, *texts))
+    return Batch(rows, shape(np.bool_, *texts), shape(np.uint32, *texts, 2))
+
+
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, negatives: int) -> list[Encoded]:
     """Tokenises many pairs at once, each with so many hard negatives or absent ones."""
     columns = [[pair.x for pair in pairs], [pair.y for pair in pairs]]

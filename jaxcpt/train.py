@@ -11,13 +11,13 @@ import math
 import shutil
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxcpt.batches import Batches, size_batches
+from jaxcpt.batches import Batches, size_full_batches
 from jaxcpt.budget import Budget, count_budget, describe
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
 from jaxcpt.config import Experiment, Refusal, derive_baseline, run_command, shrink, validate
@@ -252,11 +252,7 @@ def show_budget(experiment: Experiment) -> None:
     here = jax.device_count()
     wild = -1 in (shape.data, shape.fsdp, shape.tensor)
     axes = size_mesh(shape, here if wild and here % fixed == 0 else fixed)
-    sizes = size_batches(batching, axes["data"] * axes["fsdp"])
-    if sizes is None:
-        full = size_batches(replace(batching, pack=False), axes["data"] * axes["fsdp"])
-        assert full is not None
-        sizes = full
+    sizes = size_full_batches(batching, axes["data"] * axes["fsdp"])
     derived = describe(experiment, sizes, count_budget(experiment, sizes))
     derived["mesh"] = " x ".join(f"{name} {size}" for name, size in axes.items())
     print_table(f"{experiment.name}, at full length", list(derived.items()))

@@ -90,7 +90,27 @@ def make_train_step(
         partial(train_step, experiment),
         donate_argnums=0,
         out_shardings=(shardings, named(mesh)),
+        compiler_options=choose_compiler_options(mesh),
     )
+
+
+def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | int]:
+    """What XLA must be told on TPU, so that layers are fetched while others are computed. What
+    each option brings is measured in docs/plans.md."""
+    if mesh.devices.flat[0].platform != "tpu":
+        return {}
+    options: dict[str, bool | int] = {
+        "xla_enable_async_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+        "xla_tpu_overlap_compute_collective_tc": True,
+    }
+    if mesh.shape["tensor"] == 1:
+        # Else weights go round the ring in slices, each multiplied as it comes: many small
+        # products that wait, where one gather under the layer before costs nothing.
+        options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = 1_000_000
+    return options
 
 
 def train_step(

@@ -8,7 +8,6 @@ the experiment allows with two devices along each axis it uses. After a change t
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import conftest
@@ -16,7 +15,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxcpt.batches import size_batches
+from jaxcpt.batches import size_full_batches
 from jaxcpt.budget import count_budget, describe
 from jaxcpt.config import derive_baseline, shrink, validate
 from jaxcpt.experiments import from_json, load_experiment, to_json
@@ -103,11 +102,7 @@ def test_its_sizes_fit_its_mesh(path):
     mesh = fake_mesh(experiment.mesh)
     check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
     assert size_mesh(experiment.mesh, mesh.size) == dict(mesh.shape)
-    # With one text a row, where the real rows are measured on the data.
-    shape = experiment.batching
-    sizes = size_batches(shape, count_data_shards(mesh)) or size_batches(
-        replace(shape, pack=False), count_data_shards(mesh)
-    )
+    sizes = size_full_batches(experiment.batching, count_data_shards(mesh))
     budget = count_budget(experiment, sizes)
     assert budget.parameters > 0
     assert describe(experiment, sizes, budget)["parameters"]
