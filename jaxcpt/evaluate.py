@@ -29,7 +29,7 @@ from jaxcpt.evals import (
 )
 from jaxcpt.evals.table import WORDS, Line, tabulate
 from jaxcpt.experiments import read_experiment
-from jaxcpt.metrics import print_table, record_evals
+from jaxcpt.metrics import EVALS_FILE, print_table, read_rows, record_evals
 from jaxcpt.mining import Pair
 from jaxcpt.pairs import open_source
 from jaxcpt.report import write_report
@@ -44,13 +44,15 @@ SUITES: dict[str, Callable[..., dict[str, float]]] = {
     "code_search": code_search.run,
     "open_qa": open_qa.run,
 }
-FOLDERS = {name: name for name in SUITES} | {"open_qa": "dpr"}
-CORPUS_SUITES = ("retrieval", "open_qa")  # their corpora need not fit in memory
 WORD_SUITES: dict[str, Callable[[Path], dict[str, float]]] = {
+    "linear_probe": linear_probe.bag_of_words,
     "sts": sts.bag_of_words,
     "retrieval": retrieval.bm25,
     "code_search": code_search.bm25,
+    "open_qa": open_qa.bm25,
 }
+FOLDERS = {name: name for name in SUITES} | {"open_qa": "dpr"}
+CORPUS_SUITES = ("retrieval", "open_qa")  # their corpora need not fit in memory
 
 KEYS = ("mrr", "recall_at_1", "recall_at_10")
 EXAMPLES = 3
@@ -90,6 +92,21 @@ def run_suites(
     return scores
 
 
+def score_words(data: Path, names: Sequence[str]) -> dict[str, float]:
+    """What matching words alone scores, by `<suite>/<name>`."""
+    return {f"{suite}/{k}": v for suite in names for k, v in WORD_SUITES[suite](data).items()}
+
+
+def tabulate_suites(experiment: Experiment, run_dir: Path) -> dict[str, list[Line]]:
+    """The tables of the suites that a run measures of itself, with the scores recorded last."""
+    data, names = Path(experiment.evals.data), experiment.evals.suites
+    rows = read_rows(run_dir / EVALS_FILE)
+    if not names or not rows:
+        return {}
+    scores = {name: value for name, value in rows[-1].items() if name.partition("/")[0] in names}
+    return tabulate(scores, score_words(data, names), data)
+
+
 def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn:
     """Embeds a corpus into shards below `folder`, which a killed evaluation goes on with."""
 
@@ -110,7 +127,9 @@ def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn
 
 
 def list_suites(data: Path, asked: str) -> list[str]:
-    """The suites to run: the one asked for, or all whose folder is in `data`."""
+    """The suites to run: the one asked for, or all whose folder is in `data`. Raises Refusal."""
+    if asked not in (*SUITES, "all"):
+        raise Refusal(f"--suite {asked}: there are {', '.join(SUITES)}, and all")
     if not data.is_dir():
         raise Refusal(f"--data {data}: no such folder; it holds a folder for each suite")
     if asked != "all":
@@ -183,7 +202,7 @@ def show_suites(tables: dict[str, list[Line]]) -> None:
             )
             for line in lines
         ]
-        print_table(suite, rows, ("", "this run", WORDS.get(suite, ""), "published"))
+        print_table(suite, rows, ("", "this run", WORDS[suite], "published"))
         for caveat in dict.fromkeys(line.caveat for line in lines if line.caveat):
             names = ", ".join(line.name for line in lines if line.caveat == caveat)
             print(f"  * {names}: {caveat}; not to be compared with published figures")
@@ -197,8 +216,7 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, A
     words: dict[str, float] = {}
     for suite in list_suites(data, arguments.suite):
         scores |= (found := run_suites(store(embedder, storage), data, [suite], corpus_fn))
-        if suite in WORD_SUITES:
-            words |= {f"{suite}/{name}": value for name, value in WORD_SUITES[suite](data).items()}
+        words |= score_words(data, [suite])
         tables = tabulate(found, words, data)
         show_suites(tables)
         if storage == Storage():  # what cut or rounded vectors score is not the run's own score
@@ -251,7 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Score a run.")
     add_arguments(parser)
     parser.add_argument("--data", type=Path, help="folder with a folder for each suite")
-    parser.add_argument("--suite", default="all", choices=[*SUITES, "all"])
+    parser.add_argument("--suite", default="all", help=f"{', '.join(SUITES)}, or all")
     parser.add_argument("--mteb", nargs="+", metavar="TASK", help="tasks of MTEB, by name")
     parser.add_argument(
         "--vectors", type=Path, help="keep corpora's vectors here; a killed evaluation goes on"

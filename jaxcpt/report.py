@@ -195,7 +195,6 @@ def _list_suites(found: Mapping[str, Any]) -> str:
     """A table for each suite: our scores, of words alone, published; and what bars a comparison."""
     parts = []
     for suite, lines in found.get("suites", {}).items():
-        named = WORDS.get(suite)
         rows = ""
         for line in lines:
             folder, _, score = line["name"].rpartition("/")  # names of sets stay as they are
@@ -204,11 +203,10 @@ def _list_suites(found: Mapping[str, Any]) -> str:
             words = "-" if line["words"] is None else f"{line['words']:.3f}"
             rows += (
                 f"<tr><th>{escape(name)}</th><td>{line['score']:.3f}</td>"
-                + (f"<td>{words}</td>" if named else "")
-                + f'<td class="text">{escape(line["published"])}</td></tr>'
+                f'<td>{words}</td><td class="text">{escape(line["published"])}</td></tr>'
             )
-        column = f"<th>{named}</th>" if named else ""
-        head = f'<tr><th></th><th>this run</th>{column}<th class="text">published</th></tr>'
+        head = f"<tr><th></th><th>this run</th><th>{WORDS[suite]}</th>"
+        head += '<th class="text">published</th></tr>'
         parts.append(f"<h3>{escape(_label(suite))}, step {found['step']:,}</h3>")
         parts.append(f"<table>{head}{rows}</table>")
         caveats = dict.fromkeys(line["caveat"] for line in lines if line["caveat"])

@@ -22,7 +22,16 @@ from jaxcpt.budget import Budget, count_budget, describe
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
 from jaxcpt.config import Experiment, Refusal, derive_baseline, run_command, shrink, validate
 from jaxcpt.embed import Embedder
-from jaxcpt.evaluate import compare_heldout, list_suites, read_heldout, score, show_comparison
+from jaxcpt.evaluate import (
+    compare_heldout,
+    list_suites,
+    read_heldout,
+    record_tables,
+    score,
+    show_comparison,
+    show_suites,
+    tabulate_suites,
+)
 from jaxcpt.experiments import (
     apply_overrides,
     differences,
@@ -166,10 +175,14 @@ def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:
     summary: dict[str, Any] = {"derived": run.derived}
     if run.heldout:
         summary |= compare_heldout(run_dir, embedder, run.heldout)
+    tables = tabulate_suites(embedder.experiment, run_dir)
     if not is_first():
         return
     show_comparison(summary)
+    show_suites(tables)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
+    if tables:
+        record_tables(run_dir, embedder.experiment.train_steps, tables)
     report = write_report(run_dir)
     print(f"report: {report}\nsearch: python -m jaxcpt.search --run-dir {run_dir} 'your words'")
 

@@ -10,6 +10,7 @@ from jaxcpt.config import Refusal
 from jaxcpt.evals import linear_probe
 
 pytest.importorskip("sklearn", reason="needs the evals extra")
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
@@ -93,6 +94,32 @@ def test_mrpc_takes_difference_and_product_and_reports_f1(tmp_path):
         "mrpc": np.mean(predicted == labels),
         "mrpc_f1": f1_score(labels, predicted),
     }
+
+
+def draw_texts(seed, rows):
+    """Words that lean towards their label."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, rows)
+    chosen = [rng.integers(0, 12, 6) + 4 * label for label in labels]
+    return [" ".join(f"Not{number}" for number in row) for row in chosen], labels
+
+
+def test_bags_of_words_equal_scikit_learn(tmp_path):
+    (texts, labels), (test_texts, test_labels) = draw_texts(0, 90), draw_texts(1, 50)
+    texts[7] = ""
+    write_rows(tmp_path / "linear_probe" / "trec" / "train.tsv", labels, texts)
+    write_rows(tmp_path / "linear_probe" / "trec" / "test.tsv", test_labels, test_texts)
+    scores = linear_probe.bag_of_words(tmp_path, tasks=["trec"], folds=3)
+    bags = TfidfVectorizer()
+    model = search(3).fit(bags.fit_transform(texts), labels)
+    assert scores == {"trec": model.score(bags.transform(test_texts), test_labels)}
+    assert scores["trec"] > 0.6
+
+    for name, (one, labels) in {"train": draw_texts(2, 80), "test": draw_texts(3, 60)}.items():
+        other = [text if label else "Not1" for text, label in zip(one, labels, strict=True)]
+        write_rows(tmp_path / "linear_probe" / "mrpc" / f"{name}.tsv", labels, one, other)
+    scores = linear_probe.bag_of_words(tmp_path, tasks=["mrpc"], folds=3)
+    assert scores == {"mrpc": 1.0, "mrpc_f1": 1.0}  # equal texts are those of label 1
 
 
 def test_all_seven_have_an_average_and_planted_labels_score_1(tmp_path):

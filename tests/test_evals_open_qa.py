@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcpt.config import Refusal
-from jaxcpt.evals import open_qa
+from jaxcpt.evals import open_qa, words
 
 pytest.importorskip("regex", reason="needs the evals extra")
 
@@ -54,6 +54,19 @@ def test_a_constant_model_finds_answers_last(tmp_path, passages):
     scores = open_qa.run(lambda texts, side: np.ones((len(texts), 3), np.float32), tmp_path)
     want = float(passages <= 100)  # the whole corpus is among the best 100
     assert scores == {"trivia/answer_recall_at_20": 0.0, "trivia/answer_recall_at_100": want}
+
+
+def test_bm25_finds_answers_by_the_words_of_the_question(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("Stemmer", reason="needs the evals extra")
+    passages = [f"place{i} lies in country{i}" for i in range(150)]
+    questions = [("Where is place7 lying?", ["country7"]), ("Where is place8?", ["country9"])]
+    folder = write_dpr(tmp_path, passages, questions)
+    # Only place8's own passage shares a word with the second question; all others tie behind it.
+    assert open_qa.bm25(tmp_path) == {"nq/answer_recall_at_20": 0.5, "nq/answer_recall_at_100": 0.5}
+    monkeypatch.setattr(words, "MOST_DOCUMENTS", 149)
+    assert open_qa.bm25(tmp_path) == {}
+    said = f"{folder / open_qa.PASSAGES}: BM25 is left out, 150 documents\n"
+    assert capsys.readouterr().out == said
 
 
 def test_words_are_those_of_dpr():

@@ -118,6 +118,23 @@ def test_int8_and_cut_vectors_can_be_measured(tmp_path):
     assert retrieval.measure(task, *best)["ndcg_at_10"] == 1.0
 
 
+def test_msmarco_is_scored_on_dev_and_the_average_needs_all_of_its_sets(tmp_path):
+    documents_nd = np.eye(4, dtype=np.float32)
+    embed = make_embed(documents_nd, documents_nd)
+    for name in ("msmarco", *retrieval.AVERAGED[:-1]):
+        write_task(tmp_path, documents_nd, {"q0": {"d0": 1}}, name=name)
+    qrels = tmp_path / "retrieval" / "msmarco" / "qrels"
+    (qrels / "test.tsv").rename(qrels / "dev.tsv")
+    scores = retrieval.run(embed, tmp_path)
+    assert scores["msmarco/mrr_at_10"] == 1.0
+    assert "BEIR average/ndcg_at_10" not in scores
+    write_task(tmp_path, documents_nd, {"q0": {"d1": 1}}, name=retrieval.AVERAGED[-1])
+    scores = retrieval.run(embed, tmp_path)
+    last = scores[f"{retrieval.AVERAGED[-1]}/ndcg_at_10"]
+    assert 0 < last < 1
+    assert scores["BEIR average/ndcg_at_10"] == pytest.approx((10 + last) / 11)
+
+
 def refuse(text):
     return pytest.raises(Refusal, match=re.escape(text))
 

@@ -105,6 +105,28 @@ def test_suites_inside_a_run_equal_the_command(tmp_path, data, call):
         assert inside == pytest.approx(written["scores"], abs=1e-6)
 
 
+def test_a_run_with_suites_ends_with_their_tables(tmp_path, data, call, capsys):
+    """In the report and on the screen, the same as those of the command."""
+    needs_evals()
+    run = tiny_experiment()
+    run = replace(run, evals=Evals(every_steps=6, suites=("sts", "retrieval"), data=str(data)))
+    tiny_run()  # writes the pairs
+    run_dir = tmp_path / "run"
+    train(run, run_dir, run_dir)
+    assert re.search(r"sts12/mean/spearman\* +│", capsys.readouterr().out)
+    inside = json.loads((run_dir / "suites.json").read_text())
+    page = (run_dir / "report.html").read_text()
+    assert "<h3>retrieval, step 6</h3>" in page
+    assert "made nDCG@10" in page
+    call("--run-dir", run_dir, "--data", data)
+    outside = json.loads((run_dir / "suites.json").read_text())
+    assert inside["step"] == outside["step"] == 6
+    for suite, lines in outside["suites"].items():
+        for line, other in zip(lines, inside["suites"][suite], strict=True):
+            assert line.pop("score") == pytest.approx(other.pop("score"), abs=1e-6)
+            assert line == other
+
+
 def test_corpora_are_kept_in_shards_and_gone_on_with(tmp_path, data, call, monkeypatch):
     needs_evals()
     monkeypatch.setattr(vectors.fill, "__defaults__", (16,))

@@ -387,6 +387,10 @@ def test_scores_that_cannot_be_taken_or_written(refuse, tmp_path):
         (["--json", nowhere / "s.json"], f"--json {nowhere / 's.json'}: no such folder {nowhere}"),
         (["--data", tmp_path, "--mteb", "STS12"], "--mteb: comes without --data; MTEB loads its"),
         (["--data", tmp_path, "--suite", "sts"], f"{tmp_path / 'sts'}: none of the folders sts12"),
+        (
+            ["--data", tmp_path, "--suite", "stss"],
+            "--suite stss: there are linear_probe, sts, retrieval, code_search, open_qa, and all",
+        ),
         (["--data", tmp_path, "--suite", "open_qa"], f"{tmp_path / 'dpr'}: no question set; "),
     ):
         assert refuse(evaluate, *options, *arguments).startswith(line)

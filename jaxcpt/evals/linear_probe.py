@@ -1,22 +1,23 @@
 """Linear probes: how well a logistic regression on frozen embeddings classifies sentences.
 
 In: `embed_fn` and the folder linear_probe/. Out: accuracy per task, F1 of MRPC, and the average
-accuracy of the seven tasks, by SentEval's protocol, as the paper has them. Sole home of
-scikit-learn. It knows no model; both texts of a pair are embedded as x.
+accuracy of the seven tasks, by SentEval's protocol, as the paper has them, for a model and for bags
+of words. Sole home of scikit-learn. It knows no model; both texts of a pair are embedded as x.
 """
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from jaxcpt.config import Refusal
-from jaxcpt.evals import EmbedFn, embed_finite, files, import_extra
+from jaxcpt.evals import EmbedFn, embed_finite, files, import_extra, words
 
 CROSS_VALIDATED = ("mr", "cr", "subj", "mpqa")
 TASKS = (*CROSS_VALIDATED, "sst2", "trec", "mrpc")
@@ -25,10 +26,13 @@ STRENGTHS = tuple(4.0**power for power in range(-1, 5))
 SentEval's range of 1/4 to 8 is for vectors longer than ours, whose length is 1."""
 SEED = 1111
 
+Featurize = Callable[[Sequence[str]], Any]
+"""Texts -> a row of features for each: [n, d], dense or sparse."""
+
 
 @dataclass(frozen=True)
 class Labelled:
-    features_nd: np.ndarray
+    features_nd: Any
     labels_n: np.ndarray
 
 
@@ -40,26 +44,51 @@ def run(
     MR, CR, SUBJ and MPQA: mean over `folds` folds, the L2 strength chosen inside each by another
     `folds`. SST2: chosen on dev. TREC and MRPC: chosen by cross-validation on train.
     """
+    return _score(lambda _: lambda texts: embed_finite(embed_fn, texts, "x"), data, tasks, folds)
+
+
+def bag_of_words(data: Path, tasks: Sequence[str] = TASKS, folds: int = 10) -> dict[str, float]:
+    """The same of counts of words, weighed by their rarity in the task's (training) texts."""
+    bags = import_extra("sklearn.feature_extraction.text").TfidfVectorizer
+    return _score(
+        lambda texts: bags(analyzer=words.list_words).fit(texts).transform, data, tasks, folds
+    )
+
+
+def _score(
+    learn: Callable[[Sequence[str]], Featurize], data: Path, tasks: Sequence[str], folds: int
+) -> dict[str, float]:
+    """`learn`: from the texts of a task that may be looked at, how its texts get features."""
     scores: dict[str, float] = {}
     # The folds use all cores; BLAS threads on top of them made a fit up to 25 times as slow.
     with import_extra("threadpoolctl").threadpool_limits(1):
         for task in tasks:
-            scores |= _probe(embed_fn, Path(data) / "linear_probe" / task, folds)
+            scores |= _probe(learn, Path(data) / "linear_probe" / task, folds)
     if set(TASKS) <= set(scores):
         scores["average"] = float(np.mean([scores[task] for task in TASKS]))
     return scores
 
 
-def _probe(embed_fn: EmbedFn, folder: Path, folds: int) -> dict[str, float]:
+def _probe(
+    learn: Callable[[Sequence[str]], Featurize], folder: Path, folds: int
+) -> dict[str, float]:
     task = folder.name
-    if task in CROSS_VALIDATED:
-        return {task: cross_validate(_load(embed_fn, folder / "all.tsv", folds=folds), folds)}
-    cut = 0 if task == "sst2" else folds
-    train = _load(embed_fn, folder / "train.tsv", pairs=task == "mrpc", folds=cut)
-    test = _load(embed_fn, folder / "test.tsv", pairs=task == "mrpc")
+    pairs, cut = task == "mrpc", 0 if task == "sst2" else folds
+    cross_validated = task in CROSS_VALIDATED
+    name = "all.tsv" if cross_validated else "train.tsv"
+    labels_n, sides = _read(folder / name, pairs, cut)
+    featurize = learn([text for side in sides for text in side])
+    train = Labelled(_compare(*map(featurize, sides)), labels_n)
+    if cross_validated:
+        return {task: cross_validate(train, folds)}
+
+    def load(name: str) -> Labelled:
+        labels_n, sides = _read(folder / name, pairs)
+        return Labelled(_compare(*map(featurize, sides)), labels_n)
+
+    test = load("test.tsv")
     if task == "sst2":
-        dev = _load(embed_fn, folder / "dev.tsv")
-        strength = STRENGTHS[int(np.argmax(_accuracies(train, dev)))]
+        strength = STRENGTHS[int(np.argmax(_accuracies(train, load("dev.tsv"))))]
     else:
         strength = choose_by_folds(train, folds)
     predicted_n = _fit(train, strength).predict(test.features_nd)
@@ -110,8 +139,8 @@ def _split(rows: Labelled, folds: int) -> list[tuple[Labelled, Labelled]]:
     ]
 
 
-def _load(embed_fn: EmbedFn, path: Path, pairs: bool = False, folds: int = 0) -> Labelled:
-    """Embeddings and labels of a file. The features of a pair are [|u - v|, u * v].
+def _read(path: Path, pairs: bool, folds: int = 0) -> tuple[np.ndarray, list[list[str]]]:
+    """Labels [n] and the texts of a file, those of a pair in two lists.
 
     folds: into how many the rows will be cut, and their training part again.
     """
@@ -127,8 +156,13 @@ def _load(embed_fn: EmbedFn, path: Path, pairs: bool = False, folds: int = 0) ->
             f"{path}: no label has more than {most} rows; {folds}-fold cross-validation in "
             f"{folds}-fold cross-validation needs {2 * folds} of one"
         )
-    sides = [embed_finite(embed_fn, side, "x") for side in zip(*texts, strict=True)]
-    if pairs:
-        u_nd, v_nd = sides
-        return Labelled(np.hstack([np.abs(u_nd - v_nd), u_nd * v_nd]), np.array(labels))
-    return Labelled(sides[0], np.array(labels))
+    return np.array(labels), [list(side) for side in zip(*texts, strict=True)]
+
+
+def _compare(u_nd: Any, v_nd: Any = None) -> Any:
+    """The features of a text, or of a pair of texts: [|u - v|, u * v]."""
+    if v_nd is None:
+        return u_nd
+    if sparse.issparse(u_nd):
+        return sparse.hstack([abs(u_nd - v_nd), u_nd.multiply(v_nd)]).tocsr()
+    return np.hstack([np.abs(u_nd - v_nd), u_nd * v_nd])

@@ -1,14 +1,14 @@
 """Open-domain questions: is an answer among the best 20 or 100 passages?
 
 In: `embed_fn` and the folder dpr/ in the layout of the DPR download. Out: answer recall@20 and
-@100 per question set, by DPR's matching of words. Passages are embedded and searched a block at
-a time. It knows no model.
+@100 per question set, by DPR's matching of words, for a model and for BM25. Passages are embedded
+and searched a block at a time. It knows no model.
 """
 
 import ast
 import csv
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from jaxcpt.evals import (
     files,
     import_extra,
     ranks,
+    words,
 )
 from jaxcpt.vectors import Document
 
@@ -31,21 +32,45 @@ QUESTIONS = "retriever/qas/{}-test.csv"
 SETS = ("nq", "trivia")
 CUTS = (20, 100)
 
+Best = tuple[np.ndarray, np.ndarray]
+"""Scores [q, k] and row numbers [q, k] of passages, best first."""
+
 
 def run(embed_fn: EmbedFn, data: Path, corpus_fn: CorpusFn | None = None) -> dict[str, float]:
     """`<set>/answer_recall_at_20` and `_at_100`: share of questions with an answer that high.
 
     corpus_fn: embeds the passages, once for all sets; None: a block at a time, keeps nothing.
     """
+
+    def find(questions: Sequence[str], path: Path) -> Best:
+        queries_qd = embed_finite(embed_fn, questions, "x")
+        vectors = (corpus_fn or embed_blocks(embed_fn))(path, read_documents(path))
+        return search.top_k(queries_qd, vectors, max(CUTS) + 1)
+
+    return _score_sets(find, data)
+
+
+def bm25(data: Path) -> dict[str, float]:
+    """The same of BM25; nothing where there are too many passages for its index."""
+    path = Path(data) / "dpr" / PASSAGES
+    if not words.can_search(path, sum(1 for _ in read_passages(path))):
+        return {}
+
+    def find(questions: Sequence[str], path: Path) -> Best:
+        texts = (document.text for document in read_documents(path))
+        return words.search(questions, texts, max(CUTS) + 1)
+
+    return _score_sets(find, data)
+
+
+def _score_sets(find: Callable[[Sequence[str], Path], Best], data: Path) -> dict[str, float]:
+    """`find`: questions and the file of passages -> the best of these for each."""
     folder = Path(data) / "dpr"
     found = [name for name in SETS if files.find(folder / QUESTIONS.format(name))]
     if not found:
         raise Refusal(f"{folder}: no question set; expected {QUESTIONS.format('nq')}, or trivia")
     read = {name: read_questions(folder / QUESTIONS.format(name)) for name in found}
-    queries_qd = np.concatenate([embed_finite(embed_fn, read[name][0], "x") for name in found])
-    embed_corpus = corpus_fn or embed_blocks(embed_fn)
-    vectors = embed_corpus(folder / PASSAGES, read_documents(folder / PASSAGES))
-    best = search.top_k(queries_qd, vectors, max(CUTS) + 1)
+    best = find([text for questions, _ in read.values() for text in questions], folder / PASSAGES)
     scores: dict[str, float] = {}
     start = 0
     for name, (questions, answers) in read.items():

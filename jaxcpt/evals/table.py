@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 from jaxcpt.evals.published import FIGURES, list_caveats
 
-WORDS = {"sts": "bag of words", "retrieval": "BM25", "code_search": "BM25"}
+WORDS = {
+    "linear_probe": "bag of words",
+    "sts": "bag of words",
+    "retrieval": "BM25",
+    "code_search": "BM25",
+    "open_qa": "BM25",
+}
 """What matches words alone in each suite."""
 
 

@@ -1,19 +1,29 @@
 """What matching words alone scores: the baselines that stand beside the model's scores.
 
-In: texts. Out: BM25 for every query and document, and the cosines of pairs of texts as bags of
-words. Sole home of bm25s. It knows no right answers.
+In: texts. Out: BM25 for every query and document, or the best of them, and the cosines of pairs of
+texts as bags of words. Sole home of bm25s. It knows no right answers.
 """
 
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+
+from jaxcpt.evals import import_extra
 
 # parseDate -> parse Date, HTTPServer -> HTTP Server; underscores fall to WORD.
 CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 WORD = re.compile(r"[^\W_]+")
+MOST_DOCUMENTS = 2_000_000
+"""Beyond so many, BM25's index would need tens of gigabytes."""
+
+
+def list_words(text: str) -> list[str]:
+    """Lower-cased words, all of them."""
+    return WORD.findall(text.lower())
 
 
 def split_words(text: str) -> list[str]:
@@ -44,6 +54,30 @@ def score(
         known = [word for word in words if word in index.vocab_dict]
         # bm25s takes no query without a known word: that matches nothing.
         yield index.get_scores(known) if known else np.zeros(len(corpus), np.float32)
+
+
+def can_search(path: Path, documents: int) -> bool:
+    """Whether BM25 can index so many; says so where it cannot."""
+    if documents > MOST_DOCUMENTS:
+        print(f"{path}: BM25 is left out, {documents:,} documents")
+    return documents <= MOST_DOCUMENTS
+
+
+def search(
+    queries: Sequence[str], documents: Iterable[str], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [q, k] and row numbers [q, k] of the k best documents, or of all of them, best first.
+
+    BM25 as the BEIR table has it: Porter's stemmer, k1 0.9 and b 0.4.
+    """
+    stem = import_extra("Stemmer").Stemmer("porter").stemWords
+    asked, told = ([stem(split_words(text)) for text in texts] for texts in (queries, documents))
+    best = [
+        (scores_n[order := np.argsort(-scores_n, kind="stable")[:k]], order)
+        for scores_n in score(asked, told, k1=0.9, b=0.4)
+    ]
+    scores_qk, rows_qk = (np.stack(side) for side in zip(*best, strict=True))
+    return scores_qk, rows_qk
 
 
 def compare_bags(texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:

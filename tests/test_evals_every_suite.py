@@ -1,0 +1,90 @@
+"""What holds for every suite: vectors that are not finite are an error, and never a score."""
+
+import numpy as np
+import pytest
+from test_evals_code_search import write_language
+from test_evals_linear_probe import write_rows
+from test_evals_open_qa import write_dpr
+from test_evals_retrieval import write_task
+from test_evals_sts import write_subset
+from tiny_run import copy_run
+
+from jaxcpt import evaluate
+from jaxcpt.config import Refusal, run_command
+from jaxcpt.embed import Embedder
+from jaxcpt.evals import linear_probe
+from jaxcpt.metrics import read_rows
+from jaxcpt.vectors import fill
+
+SIDES = {"linear_probe": "x", "sts": "x", "retrieval": "xy", "code_search": "xy", "open_qa": "xy"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    labels, texts = [0, 1] * 20, [f"w{i}" for i in range(40)]
+    for task in linear_probe.TASKS:
+        both = [texts, texts[::-1]] if task == "mrpc" else [texts]
+        for name in ("all", "train", "dev", "test"):
+            write_rows(folder / "linear_probe" / task / f"{name}.tsv", labels, *both)
+    write_subset(folder / "sts" / "sts14", "one", range(40), texts)
+    write_task(folder, np.zeros((30, 1)), {f"q{i}": {f"d{i}": 1} for i in range(30)})
+    write_language(folder, "go", 1_000)
+    write_dpr(folder, [f"passage {i}" for i in range(30)], [("where?", ["7"])])
+    return folder
+
+
+def test_every_suite_is_here():
+    assert SIDES.keys() == evaluate.SUITES.keys() == evaluate.WORD_SUITES.keys()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("suite", "side"), [(suite, side) for suite, sides in SIDES.items() for side in sides]
+)
+def test_one_value_that_is_not_finite_is_an_error(data, suite, side, value):
+    def embed(texts, of_side):
+        vectors_nd = np.random.default_rng(0).normal(size=(len(texts), 3)).astype(np.float32)
+        if of_side == side:
+            vectors_nd[-1, 1] = value
+        return vectors_nd
+
+    with pytest.raises(Refusal, match=rf"embeddings of side {side} are not finite"):
+        evaluate.run_suites(embed, data, [suite])
+
+
+@pytest.mark.parametrize("suite", evaluate.CORPUS_SUITES)
+def test_so_it_is_in_vectors_that_were_kept(data, suite, tmp_path):
+    def keep(path, documents):
+        def embed(texts):
+            return np.full((len(texts), 3), np.nan, np.float32)
+
+        return fill(tmp_path, {}, documents, embed, evaluate.Storage()).shards()
+
+    with pytest.raises(Refusal, match="document 0: its vector is not finite"):
+        evaluate.run_suites(lambda texts, _: np.ones((len(texts), 3)), data, [suite], keep)
+
+
+@pytest.mark.parametrize("suite", SIDES)
+def test_a_diverged_run_is_refused_by_the_command(data, suite, tmp_path, monkeypatch, capsys):
+    run_dir = copy_run(tmp_path)
+    before = read_rows(run_dir / "evals.jsonl")
+    load = Embedder.load
+
+    def load_broken(*arguments):
+        embedder = load(*arguments)
+        embed_cells = embedder.embed_cells
+        embedder.embed_cells = lambda params, cells: embed_cells(params, cells) * np.nan
+        return embedder
+
+    monkeypatch.setattr(Embedder, "load", load_broken)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    options = ["--run-dir", run_dir, "--data", data, "--suite", suite]
+    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, options)])
+    with pytest.raises(SystemExit) as left:
+        run_command(evaluate.main)
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("jaxcpt: the embedding of ")
+    assert said.endswith("the model has diverged: take an earlier step than 6\n")
+    assert read_rows(run_dir / "evals.jsonl") == before
