@@ -15,8 +15,8 @@ from jaxcpt.mining.words import digest
 SHINGLE_WORDS = 3
 BANDS, ROWS = 18, 7
 """MinHash bands: two pairs of Jaccard 0.8 share one with probability 0.986, of 0.3 with 0.004."""
-SLACK = 0.1
-"""Below the threshold by which an estimate still counts; its standard error is 0.03."""
+SLACK = 0.07
+"""Below the threshold by which an estimate still counts: two standard errors of it at 0.8."""
 LEADERS = 1000
 """Pairs of one band that a pair is compared with, at most."""
 
