@@ -78,6 +78,32 @@ def test_planted_texts_are_caught(folder, tmp_path):
     assert find("") is None
 
 
+def test_texts_of_any_length_and_rows_of_odd_ones(tmp_path):
+    long = " ".join(f"l{n}" for n in range(10**5))
+    (tmp_path / "a.tsv").write_text(f"text\tlabel\r\n{long}\t1\tmore\r\nonly\r\n\tempty\n")
+    (tmp_path / "b.jsonl").write_text('\n{"text": "one", "code": 3, "title": null}\n')
+    assert [text for _, text in read_evaluations(str(tmp_path))] == [long, "only", "one"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, at or after line 2: Expecting value"),
+        ("a.jsonl", b'["a"]\n', "a.jsonl, at or after line 1: expected an object, found list"),
+        ("a.jsonl", b'{"text": "\xe9"}\n', "a.jsonl, at or after line 0: 'utf-8' codec can't"),
+        ("a.tsv", b"text\n\xe9\n", "a.tsv, at or after line 0: 'utf-8' codec can't"),
+        ("a.tsv.gz", gzip.compress(b"text\na\n")[:-9], "a.tsv.gz, at or after line"),
+        ("a.tsv.gz", b"no gzip", "a.tsv.gz, at or after line 0: Not a gzipped file"),
+    ],
+)
+def test_refuses_sets_that_cannot_be_read_whole(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Refusal) as caught:
+        Index.build([str(tmp_path)], 13)
+    assert str(caught.value).startswith(f"--decontaminate: {tmp_path}/{told}")
+    assert "\n" not in str(caught.value)
+
+
 @needs_data
 def test_sentences_of_the_real_sets_are_caught():
     index = Index.build([str(DATA / "sts"), str(DATA / "linear_probe" / "mr")], 13)

@@ -5,12 +5,13 @@ a row; a text of fewer words, when the side holds it whole; one of fewer than WH
 only when it is the whole side, since such texts ("read a file") occur by chance.
 """
 
-import csv
 import functools
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,22 +40,38 @@ def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
     roots = [root / name for name in FAMILIES if (root / name).is_dir()] or [root]
     found = False
     for path in sorted(path for below in roots for path in below.rglob("*")):
-        name = path.name.removesuffix(".gz")
-        if name.endswith((".tsv", ".jsonl")):
-            opened = gzip.open if path.suffix == ".gz" else open
-            with opened(path, "rt", encoding="utf-8", newline="\n") as file:
-                rows = (
-                    csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-                    if name.endswith(".tsv")
-                    else map(json.loads, file)
-                )
-                for row in rows:
-                    for field, text in row.items():
-                        if field.startswith(("text", "title", "code", "intent")) and text:
-                            found = True
-                            yield path.parent.relative_to(root).as_posix(), text
+        if path.name.removesuffix(".gz").endswith((".tsv", ".jsonl")):
+            for row in _read_rows(path):
+                for field, text in row.items():
+                    named = field.startswith(("text", "title", "code", "intent"))
+                    if named and isinstance(text, str) and text:
+                        found = True
+                        yield path.parent.relative_to(root).as_posix(), text
     if not found:
         raise Refusal(f"--decontaminate {folder}: no .tsv or .jsonl file with texts in it")
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file. Raises Refusal: a set read in part would be decontaminated in part."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opened(path, "rt", encoding="utf-8", newline="\n") as file:
+            names = None
+            for line in file:
+                number += 1
+                if not path.name.removesuffix(".gz").endswith(".tsv"):
+                    row = json.loads(line) if line.strip() else {}
+                    if not isinstance(row, dict):
+                        raise ValueError(f"expected an object, found {type(row).__name__}")
+                    yield row
+                elif names is None:
+                    names = line.rstrip("\r\n").split("\t")
+                else:
+                    yield dict(zip(names, line.rstrip("\r\n").split("\t"), strict=False))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        where = f"{path}, at or after line {number}"
+        raise Refusal(f"--decontaminate: {where}: {error}") from error
 
 
 class Index:
