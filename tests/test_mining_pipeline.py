@@ -281,16 +281,20 @@ def test_refused_outputs(corpus, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs to mount")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk(corpus, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "evaluations"), [(1, ()), (2, ()), (1, ("evaluations",))])
+def test_a_full_disk(corpus, tmp_path, monkeypatch, workers, evaluations):
     small = tmp_path / "small"
     small.mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evaluations").mkdir()
+    many = " ".join(map(str, range(10**5)))  # their index alone fills the disk
+    (tmp_path / "evaluations" / "test.tsv").write_text(f"text\n{many}\n")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)])
     if mounted.returncode:
         pytest.skip("may not mount here")
     try:
         with pytest.raises(Refusal, match=r"out: the disk is full; nothing was kept of this run"):
-            run([corpus], small / "out", workers=workers)
+            run([corpus], small / "out", workers=workers, decontaminate=evaluations)
         assert os.listdir(small) == []
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -38,6 +38,7 @@ SHARD_BYTES = 64 * 2**20
 """Input per shard; a worker holds one shard's pairs in memory."""
 DEATHS = {
     "No space left on device": "the disk is full",
+    " requested and ": "the disk is full",  # as NumPy tells of it
     "Channel closed prematurely": "a worker was killed, perhaps for memory; try fewer --workers",
 }
 FINGERPRINT_EXPANSION = 4
