@@ -15,7 +15,6 @@ from jaxcpt.config import Refusal, run_command
 from jaxcpt.evals import beir, files, mteb_tasks, retrieval, sts
 
 pytest.importorskip("mteb", reason="needs the mteb extra")
-import datasets
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
@@ -31,17 +30,22 @@ FACTS = {
 }
 
 
-class LocalHeadlines(AbsTaskSTS):
-    metadata = TaskMetadata(
-        name="LocalHeadlines", type="STS", main_score="cosine_spearman", **FACTS
-    )
+def make_headlines(folder):
+    """A task whose data MTEB itself loads, from a folder on this machine."""
+    names = ("score", "sentence1", "sentence2")
+    rows = files.read_tsv(DATA / "sts/sts13/headlines.tsv", sts.COLUMNS)
+    lines = [dict(zip(names, (float(s), *texts), strict=True)) for _, (s, *texts) in rows]
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
-    def load_data(self, *_, **__):
-        rows = [row for _, row in files.read_tsv(DATA / "sts/sts13/headlines.tsv", sts.COLUMNS)]
-        scores, texts_a, texts_b = zip(*rows, strict=True)
-        columns = {"sentence1": texts_a, "sentence2": texts_b, "score": list(map(float, scores))}
-        self.dataset = {"test": datasets.Dataset.from_dict(columns)}
-        self.data_loaded = True
+    class LocalHeadlines(AbsTaskSTS):
+        metadata = TaskMetadata(
+            name="LocalHeadlines",
+            type="STS",
+            main_score="cosine_spearman",
+            **{**FACTS, "dataset": {"path": str(folder), "revision": "0"}},
+        )
+
+    return LocalHeadlines
 
 
 class LocalSciFact(AbsTaskRetrieval):
@@ -63,9 +67,13 @@ class Unreachable(AbsTaskSTS):
 
 
 @pytest.fixture(autouse=True)
-def tasks_of_this_machine(monkeypatch):
-    for task in (LocalHeadlines, LocalSciFact, Unreachable):
+def tasks_of_this_machine(monkeypatch, tmp_path):
+    for task in (LocalSciFact, Unreachable):
         monkeypatch.setitem(_TASKS_REGISTRY, task.metadata.name, task)
+    if DATA.is_dir():
+        (tmp_path / "headlines").mkdir()
+        task = make_headlines(tmp_path / "headlines")
+        monkeypatch.setitem(_TASKS_REGISTRY, "LocalHeadlines", task)
 
 
 def run(tmp_path, *tasks, embed_fn=embed_bag, revision="1"):
@@ -104,6 +112,12 @@ def test_sides_and_result_files(tmp_path):
         run(tmp_path, "LocalSciFact", embed_fn=None, revision="2")  # another model's are not
 
 
+@needs_data
+def test_refuses_a_score_that_is_no_number(tmp_path):
+    with pytest.raises(Refusal, match="--mteb LocalHeadlines: MTEB's score is nan; the embeddings"):
+        run(tmp_path, "LocalHeadlines", embed_fn=lambda texts, _: np.ones((len(texts), 1)))
+
+
 def test_refusals(tmp_path, monkeypatch):
     def refuse(text):
         return pytest.raises(Refusal, match=re.escape(text))
@@ -129,8 +143,10 @@ def test_command(tmp_path, monkeypatch, capsys):
     run_command(evaluate.main)
     assert "LocalHeadlines" in capsys.readouterr().out
     score = json.loads((tmp_path / "scores.json").read_text())["scores"]["mteb/LocalHeadlines"]
+    (tmp_path / "sts" / "sts13").mkdir(parents=True)
+    (tmp_path / "sts" / "sts13" / "headlines.tsv").symlink_to(DATA / "sts/sts13/headlines.tsv")
     embedder = evaluate.Embedder.load(tiny_run())
-    ours = sts.run(embedder.embed, DATA)["sts13/headlines/spearman"]
+    ours = sts.run(embedder.embed, tmp_path)["sts13/headlines/spearman"]
     # Of many headlines the tiny run reads the same few bytes: cosines of 1 but for rounding.
     assert score == pytest.approx(ours, abs=0.02)
     last = json.loads((run_dir / "evals.jsonl").read_text().splitlines()[-1])

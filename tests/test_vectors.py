@@ -195,15 +195,20 @@ def test_export(tmp_path, monkeypatch, capsys):
 def test_faiss_finds_the_same_in_what_is_exported(tmp_path, monkeypatch, storage):
     faiss = pytest.importorskip("faiss", reason="needs the faiss extra")
     folder = fill_some(tmp_path / "v", storage=storage)
-    export(monkeypatch, tmp_path / "v", tmp_path / "all.fvecs")
     queries_qd = storage.lose(embed([f"text {i}" for i in range(200, 220)]))
-    index = faiss.IndexFlatIP(queries_qd.shape[1])
-    rows = np.fromfile(tmp_path / "all.fvecs", "<f4").reshape(100, -1)
-    index.add(np.ascontiguousarray(rows[:, 1:]))
-    theirs, their_rows = index.search(queries_qd, 10)
     ours, our_rows = top_k(queries_qd, folder.shards(), 10)
-    np.testing.assert_array_equal(our_rows, their_rows)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for name in ("all.fvecs", "all.npy"):
+        export(monkeypatch, tmp_path / "v", tmp_path / name)
+        if name == "all.fvecs":
+            rows_nd = np.fromfile(tmp_path / name, "<f4").reshape(100, -1)[:, 1:].copy()
+        else:
+            rows_nd = np.asarray(np.load(tmp_path / name), np.float32)
+            faiss.normalize_L2(rows_nd)  # int8 is without length
+        index = faiss.IndexFlatIP(queries_qd.shape[1])
+        index.add(rows_nd)
+        theirs, their_rows = index.search(queries_qd, 10)
+        np.testing.assert_array_equal(our_rows, their_rows)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_search_of_a_folder_takes_memory_for_a_tile_alone(tmp_path):

@@ -7,13 +7,17 @@ float32, with vocabularies of the same size trained on the same texts, and cut t
 They take turns; shown are medians, after a run of each that compiles and warms up. `encode` sorts
 by length and pads each batch to its longest text; `--batch` is the batch size that it gets. DIR
 has the evaluation data's layout: code_search/cosqa and retrieval/scifact.
+
+Memory: each engine in a process of its own embeds more and more web queries, numbered so that no
+two are the same, with a model of one layer; what the process needs above 1,000 of them is shown.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from bench_search import MIB, read_peak
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tokenizers import ByteLevelBPETokenizer
@@ -50,7 +55,15 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--corpora", type=int, nargs="*", default=[10_000, 20_000, 40_000], help="for memory"
+    )
     arguments = parser.parse_args()
+    compare_memory(arguments)
+    compare_speed(arguments)
+
+
+def compare_speed(arguments: argparse.Namespace) -> None:
     use_cpu_cores()
     kinds = {name: read(arguments.data / path, arguments.texts) for name, path in KINDS.items()}
     everything = [text for texts in kinds.values() for text in texts]
@@ -92,6 +105,57 @@ def compare(texts: int, repeats: int, *engines: Callable[[], Any]) -> list[float
             if turn:  # the first compiles
                 times.append(time.perf_counter() - start)
     return [texts / statistics.median(times) for times in seconds]
+
+
+def compare_memory(arguments: argparse.Namespace) -> None:
+    print("peak memory above that of 1,000 texts, MiB\n   texts  vectors   encode  Embedder")
+    for count in arguments.corpora:
+        peaks = []
+        for engine in (embed_with_library, embed_with_jaxcpt):
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(1) as pool:  # a new process: peaks cannot be reset
+                peaks.append(pool.apply(measure_peak, (engine, count, arguments)))
+        vectors = count * arguments.width * 4 / MIB
+        print(f"{count:8,} {vectors:8.0f} {peaks[0]:8.0f} {peaks[1]:9.0f}", flush=True)
+
+
+def measure_peak(
+    engine: Callable[[Sequence[str], argparse.Namespace], Callable[[Iterator[str]], None]],
+    count: int,
+    arguments: argparse.Namespace,
+) -> float:
+    use_cpu_cores()
+    arguments.layers = 1
+    queries = read(arguments.data / KINDS["web queries"], 1000)
+    embed = engine(queries, arguments)
+    embed(iter(queries))
+    before = read_peak()
+    embed(f"{queries[i % len(queries)]} {i}" for i in range(count))
+    return read_peak() - before
+
+
+def embed_with_library(
+    texts: Sequence[str], arguments: argparse.Namespace
+) -> Callable[[Iterator[str]], None]:
+    with tempfile.TemporaryDirectory() as folder:
+        library = make_library(texts, arguments, Path(folder))
+
+    def embed(texts: Iterator[str]) -> None:
+        library.encode(list(texts), batch_size=arguments.batch)  # it takes no iterator
+
+    return embed
+
+
+def embed_with_jaxcpt(
+    texts: Sequence[str], arguments: argparse.Namespace
+) -> Callable[[Iterator[str]], None]:
+    embedder = make_embedder(texts, arguments)
+
+    def embed(texts: Iterator[str]) -> None:
+        for _ in embedder.stream(texts, "y"):
+            pass  # jaxcpt.embed writes each part to the disk
+
+    return embed
 
 
 def make_embedder(texts: Sequence[str], arguments: argparse.Namespace) -> Embedder:

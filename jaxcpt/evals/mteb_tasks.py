@@ -7,6 +7,7 @@ documents y, and what is neither (similarity, classification, clustering) is x, 
 suites. Sole home of mteb. It knows no model.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def run(
         if cache.load_task_result(task.metadata.name, meta) is None:
             _load(task)
         found = mteb.evaluate(encoder, task, cache=cache, co2_tracker=False)
-        scores[task.metadata.name] = float(found.task_results[0].get_score())
+        scores[task.metadata.name] = _check(task, float(found.task_results[0].get_score()))
     return scores
 
 
@@ -70,11 +71,21 @@ def _find(mteb: Any, name: str) -> Any:
         raise Refusal(f"--mteb {name}: MTEB has no such task ({said})") from None
 
 
+def _check(task: Any, score: float) -> float:
+    """Raises Refusal for a score that is no number, such as the correlation of a constant."""
+    if math.isfinite(score):
+        return score
+    raise Refusal(
+        f"--mteb {task.metadata.name}: MTEB's score is {score}; the embeddings are all alike, or "
+        "the task's answers are"
+    )
+
+
 def _load(task: Any) -> None:
     try:
         task.load_data()
     except OSError as error:  # of the network, and datasets' own for what is not there
         raise Refusal(
             f"--mteb {task.metadata.name}: its data, {task.metadata.dataset['path']}, could not be "
-            f"loaded: {error}; MTEB needs a data hub or the data in its cache on this machine"
+            f"loaded: {error}; MTEB needs a data hub, or HF_HUB_OFFLINE=1 and its cache"
         ) from None
