@@ -215,6 +215,7 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, A
     scores: dict[str, float] = {}
     words: dict[str, float] = {}
     for suite in list_suites(data, arguments.suite):
+        print(f"scoring {suite}", flush=True)
         scores |= (found := run_suites(store(embedder, storage), data, [suite], corpus_fn))
         words |= score_words(data, [suite])
         tables = tabulate(found, words, data)

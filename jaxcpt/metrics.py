@@ -33,6 +33,7 @@ from tensorboardX.summary import scalar
 from jaxcpt.config import Refusal
 
 METRICS_FILE, EVALS_FILE = "metrics.jsonl", "evals.jsonl"
+EVALS_SHOWN = 9  # on the screen at each eval; those of the suites are many more
 LINE_EVERY_SECONDS = 10.0
 
 SHOWN = {
@@ -200,8 +201,10 @@ class Metrics:
             self._plot(name, value, step)
         self._board.flush()
         self._warn_of_not_finite(step, scores)
-        listed = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        self._print(Text(f"evals at step {step}  {listed}"))
+        listed = [f"{name} {value:.4f}" for name, value in scores.items()]
+        if more := listed[EVALS_SHOWN:]:
+            listed[EVALS_SHOWN:] = [f"and {len(more)} more in {EVALS_FILE}"]
+        self._print(Text(f"evals at step {step}  {'  '.join(listed)}"))
 
     def _plot(self, name: str, value: float, step: int) -> None:
         """To TensorBoard. Written here and not in a thread of tensorboardX's SummaryWriter: on a

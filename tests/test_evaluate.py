@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+import jax
 import pytest
 from conftest import PAIRS
 from test_evals_sts import write_subset
@@ -125,6 +126,30 @@ def test_a_run_with_suites_ends_with_their_tables(tmp_path, data, call, capsys):
         for line, other in zip(lines, inside["suites"][suite], strict=True):
             assert line.pop("score") == pytest.approx(other.pop("score"), abs=1e-6)
             assert line == other
+
+
+def test_suites_inside_a_run_make_no_copy_of_its_parameters(tmp_path, data, monkeypatch):
+    """While they embed, of each parameter there are three arrays: itself, and Adam's two."""
+    run = tiny_experiment()
+    run = replace(run, evals=Evals(every_steps=3, suites=("sts",), data=str(data)))
+    tiny_run()  # writes the pairs
+    shape = (run.tokenizer.vocabulary, run.model.width)
+
+    def count():
+        return sum(array.shape == shape for array in jax.live_arrays())
+
+    before, embed, counts = count(), Embedder.embed, []
+
+    def watch(self, texts, side, progress=False):
+        assert [leaf.shape for leaf in jax.tree.leaves(self.params)].count(shape) == 1
+        vectors_nd = embed(self, texts, side, progress)
+        counts.append(count() - before)
+        return vectors_nd
+
+    monkeypatch.setattr(Embedder, "embed", watch)
+    train(run, tmp_path / "run", tmp_path / "run")
+    assert len(counts) > 8
+    assert set(counts) == {3}
 
 
 def test_corpora_are_kept_in_shards_and_gone_on_with(tmp_path, data, call, monkeypatch):

@@ -190,6 +190,11 @@ def test_evals_are_one_line(tmp_path, capsys):
         log.log_evals(10, scores)
     listed = "  ".join(f"{name} 0.5000" for name in scores)
     assert capsys.readouterr().out == f"evals at step 10  {listed}\n"
+    with Metrics(tmp_path, 100, 10, writes=True) as log:
+        log.log_evals(20, scores | {"sts/sts13/mean/spearman": 0.5, "sts/sts14/all/pearson": 0.5})
+    said = capsys.readouterr().out
+    assert said == f"evals at step 20  {listed}  and 2 more in evals.jsonl\n"
+    assert len(read_rows(tmp_path / "evals.jsonl")[-1]) == 12
 
 
 ON_A_TERMINAL = f"""
