@@ -4,15 +4,13 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from functools import partial
 
 import pytest
-from conftest import DATA, REPOSITORY, needs_data
+from conftest import DATA, needs_data
 
 pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 
@@ -298,60 +296,6 @@ def test_a_full_disk(corpus, tmp_path, monkeypatch, workers, evaluations):
         assert os.listdir(small) == []
     finally:
         subprocess.run(["umount", str(small)], check=True)
-
-
-def start(tool, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, str(REPOSITORY / "tools" / tool), *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-@pytest.mark.parametrize(
-    ("tool", "arguments", "told"),
-    [
-        ("mine_text.py", ["--languages", "xx"], "--languages: unknown language 'xx'"),
-        ("mine_code.py", ["--languages", "c"], "--languages: unknown language 'c'; known: python"),
-        ("mine_code.py", ["--name", "1st"], "--name 1st: expected a letter, then letters, digits"),
-        ("mine_code.py", ["--version", "1"], "--version 1: expected three numbers, such as 1.0.0"),
-        ("mine_code.py", ["--heldout-share", "1"], "--heldout-share 1.0: expected a number"),
-        ("mine_code.py", ["--near-duplicate", "2"], "--near-duplicate 2.0: expected a number in"),
-        ("mine_code.py", ["--max-bad-share", "2"], "--max-bad-share 2.0: expected a number in"),
-        ("mine_code.py", ["--shards", "0"], "--shards 0: expected a number 1 or more"),
-        ("mine_code.py", ["--workers", "0"], "--workers 0: expected a number 1 or more"),
-        ("mine_code.py", ["--", "stray"], "stray: stray argument; paths follow --input"),
-        ("mine_code.py", ["--input"], "--input: no input; no file there can be mined"),
-    ],
-)  # fmt: skip
-def test_commands_refuse_in_one_line(tmp_path, tool, arguments, told):
-    process = start(tool, "--input", tmp_path, "--output", tmp_path / "out", *arguments)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert errors.startswith(f"jaxcpt: {told}")
-    assert errors.count("\n") == 1
-    assert output == ""
-
-
-def test_killed_half_way_it_leaves_nothing_that_looks_finished(tmp_path):
-    source = write_jsonl(tmp_path / "in" / "a.jsonl", DOCUMENTS * 60)
-    arguments = ["--input", source, "--output", tmp_path / "out", "--workers", "2"]
-    arguments += ["--languages", "all", "--no-quality-filter"]
-    process = start("mine_text.py", *arguments)
-    work = tmp_path / "out.unfinished"
-    while not list(work.glob("run-*/fingerprints/*")) and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert work.exists()
-    assert not (tmp_path / "out").exists()
-    again = start("mine_text.py", *arguments)
-    output, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
-    assert "pairs; see" in output
-    assert "pairs mined" in errors
-    assert not work.exists()
-    assert read_pairs(tmp_path / "out")["train"]
 
 
 @needs_data

@@ -6,10 +6,11 @@ Inputs are plain text, HTML, JSONL and Parquet, gzip or zstd of these, WARC and 
 archives, folders of all of these, and tfds:NAME#SPLIT. docs/mining.md tells the rest.
 """
 
+import re
 from dataclasses import asdict
 from functools import partial
 
-from jaxcpt.config import run_command
+from jaxcpt.config import Refusal, run_command
 from jaxcpt.mining.command import make_parser, run_mining
 from jaxcpt.mining.documents import Reading
 from jaxcpt.mining.text import TextOptions, check_text_options, mine_text
@@ -34,6 +35,10 @@ def main() -> None:
         tuple(code for code in arguments.languages if code != "all"),
         not arguments.no_quality_filter,
     )
+    try:
+        re.compile(arguments.document_start or "")
+    except re.error as error:
+        raise Refusal(f"--document-start {arguments.document_start}: no pattern: {error}") from None
     reading = Reading(arguments.text_field, arguments.document_start)
     miner = partial(mine_text, options=check_text_options(options))
     told = {"text_field": reading.text_field, "document_start": reading.document_start}

@@ -198,7 +198,7 @@ def choose_split(document: Document, content: bytes, mining: Mining) -> str:
 
 
 def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> PipelineOptions:
-    return PipelineOptions(
+    options = PipelineOptions(
         list(runner_arguments),
         direct_num_workers=workers,
         direct_running_mode="multi_processing" if workers > 1 else "in_memory",
@@ -206,6 +206,16 @@ def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> Pipelin
         allow_unsafe_triggers=True,  # or DirectRunner tries to download an engine; none is used
         default_sdk_harness_log_level="ERROR",
     )
+    if runner := options.view_as(StandardOptions).runner:
+        try:
+            beam.runners.create_runner(runner)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise Refusal(f"--runner {runner}: {error}") from None
+    if runner in (None, "DirectRunner"):  # others may know options that Beam itself does not
+        every = options.get_all_options(retain_unknown_options=True)
+        if unknown := sorted(every.keys() - options.get_all_options()):
+            raise Refusal(f"--{unknown[0]}: no option of Beam; this command's stand before --")
+    return options
 
 
 def _run(
