@@ -172,14 +172,26 @@ def test_every_pair_once_per_epoch(sources, tokenizer, mesh, in_memory):
     assert sorted(epoch) == sorted(hash_text(text) for p in PAIRS for text in (p.x, p.y))
 
 
+class Counting(PairList):
+    read_pairs = 0
+
+    def read(self, indices):
+        self.read_pairs += len(indices)
+        return super().read(indices)
+
+
+@pytest.mark.parametrize("homogeneous", [True, False])
+def test_each_process_reads_only_its_part_from_disk(tokenizer, mesh, homogeneous):
+    batches, _ = two_sources(tokenizer, mesh, homogeneous, batching__in_memory=False)
+    batches.sources = [Counting(source.pairs) for source in batches.sources]
+    for part in np.arange(8).reshape(4, -1):
+        before = sum(source.read_pairs for source in batches.sources)
+        drawn = batches._draw(3, part)
+        read = sum(source.read_pairs for source in batches.sources) - before
+        assert read == len(drawn) <= 4  # a quarter of 15
+
+
 def test_reads_no_more_than_a_batch_from_disk(tokenizer, mesh):
-    class Counting(PairList):
-        read_pairs = 0
-
-        def read(self, indices):
-            self.read_pairs += len(indices)
-            return super().read(indices)
-
     source = Counting(PAIRS)
     batches = make_batches([source], tokenizer, mesh, batching__in_memory=False)
     assert source.read_pairs == 0
