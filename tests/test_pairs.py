@@ -1,16 +1,19 @@
 """Sources of pairs: JSONL and ArrayRecord read back, by index, and refused by line or byte."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import tensorflow_datasets as tfds
+from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcpt.config import Data, JsonlPairs, PythonPackages, Refusal, TfdsPairs
+from jaxcpt.config import Data, JsonlPairs, PythonPackages, Refusal, TfdsPairs, validate
+from jaxcpt.experiments import load_experiment
 from jaxcpt.mining import Pair
 from jaxcpt.pairs import open_source, open_training, read_jsonl, read_pairs, write_pairs
 
@@ -190,3 +193,12 @@ def test_mined_pairs_stay_with_the_run(tmp_path):
 def test_json_lines_need_no_tensorflow_datasets():
     code = "import sys, jaxcpt.pairs; sys.exit('tensorflow_datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_documented_mixture_is_an_experiment(tmp_path):
+    (block,) = re.findall(
+        "^```python\n(.*?)^```", (REPOSITORY / "docs" / "data.md").read_text(), re.S | re.M
+    )
+    (tmp_path / "mixture.py").write_text(block)
+    data = validate(load_experiment(str(tmp_path / "mixture.py"))).data
+    assert len(data.train) == len(data.weights) == 4
