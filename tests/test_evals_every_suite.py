@@ -1,4 +1,7 @@
-"""What holds for every suite: vectors that are not finite are an error, and never a score."""
+"""What holds for every suite: vectors that are not finite are an error, and never a score; the
+command refuses data that does not fit in one line."""
+
+import shutil
 
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from test_evals_linear_probe import write_rows
 from test_evals_open_qa import write_dpr
 from test_evals_retrieval import write_task
 from test_evals_sts import write_subset
-from tiny_run import copy_run
+from tiny_run import copy_run, tiny_run
 
 from jaxcpt import evaluate
 from jaxcpt.config import Refusal, run_command
@@ -65,8 +68,27 @@ def test_so_it_is_in_vectors_that_were_kept(data, suite, tmp_path):
         evaluate.run_suites(lambda texts, _: np.ones((len(texts), 3)), data, [suite], keep)
 
 
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Runs the command on a run; returns its one line on standard error."""
+
+    def call(run_dir, data, suite, *options):
+        argv = ["evaluate", "--run-dir", run_dir, "--data", data, "--suite", suite, *options]
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+        monkeypatch.setattr("sys.argv", list(map(str, argv)))
+        with pytest.raises(SystemExit) as left:
+            run_command(evaluate.main)
+        assert left.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("jaxcpt: ")
+        assert said.count("\n") == 1
+        return said.removeprefix("jaxcpt: ").rstrip("\n")
+
+    return call
+
+
 @pytest.mark.parametrize("suite", SIDES)
-def test_a_diverged_run_is_refused_by_the_command(data, suite, tmp_path, monkeypatch, capsys):
+def test_a_diverged_run_is_refused_by_the_command(data, suite, tmp_path, monkeypatch, refused):
     run_dir = copy_run(tmp_path)
     before = read_rows(run_dir / "evals.jsonl")
     load = Embedder.load
@@ -78,13 +100,49 @@ def test_a_diverged_run_is_refused_by_the_command(data, suite, tmp_path, monkeyp
         return embedder
 
     monkeypatch.setattr(Embedder, "load", load_broken)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
-    options = ["--run-dir", run_dir, "--data", data, "--suite", suite]
-    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, options)])
-    with pytest.raises(SystemExit) as left:
-        run_command(evaluate.main)
-    assert left.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("jaxcpt: the embedding of ")
-    assert said.endswith("the model has diverged: take an earlier step than 6\n")
+    said = refused(run_dir, data, suite)
+    assert said.startswith("the embedding of ")
+    assert said.endswith("the model has diverged: take an earlier step than 6")
     assert read_rows(run_dir / "evals.jsonl") == before
+
+
+GO = "code_search/codesearchnet/go/final/jsonl/test/go_test_0.jsonl.gz"
+PROBE = "linear_probe/mr/all.tsv"
+QRELS = "retrieval/set/qrels/test.tsv"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        (PROBE, None, ": no such file, nor all.tsv.gz; expected tab-separated lines below the "
+         "header label text"),
+        (PROBE, "label\ttext\n1\tfine\ngood\tbad\n", ":3: label must be an integer, found 'good'"),
+        (PROBE, "label\ttext\n", ": 0 rows with 0 labels; a probe needs 2"),
+        ("sts/sts14/one.tsv", "score\ttext_a\ttext_b\n5\talone\n",
+         ":2: expected 3 fields (score, text_a, text_b), found 2"),
+        ("retrieval/set/queries.jsonl", None,
+         ": no such file, nor queries.jsonl.gz; expected one JSON object a line with _id, text"),
+        ("retrieval/set/corpus.jsonl", '{"_id": "d0", "text": "a"}\n' * 2,
+         ":2: the id 'd0' occurred before; ids are unique"),
+        (QRELS, "query-id\tcorpus-id\tscore\nq1\td99\t1\n",
+         ":2: document 'd99' is not in corpus.jsonl"),
+        (QRELS, "query-id\tcorpus-id\tscore\n",
+         ": the split is empty; it needs at least one judged document"),
+        (GO, b"not gzip", ": broken gzip after line 0 (Not a gzipped file (b'no')); copy it anew"),
+        ("dpr/retriever/qas/nq-test.csv", "where?\tseven\n",
+         ":1: expected a list of answers, found seven"),
+    ],
+)  # fmt: skip
+def test_the_command_refuses_data_that_does_not_fit(data, tmp_path, refused, file, content, line):
+    copy = shutil.copytree(data, tmp_path / "data")
+    if content is None:
+        (copy / file).unlink()
+    else:
+        (copy / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    suite = file.partition("/")[0].replace("dpr", "open_qa")
+    assert refused(tiny_run(), copy, suite) == f"{copy / file}{line}"
+
+
+def test_the_command_names_the_steps_that_there_are(data, refused):
+    said = refused(tiny_run(), data, "sts", "--step", 4)
+    assert said == f"{tiny_run() / 'checkpoints'}: no checkpoint of step 4; there are: 3, 6"
