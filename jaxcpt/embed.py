@@ -246,9 +246,9 @@ def describe(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
 
     Reads the whole file: a line that does not fit is refused now and not after hours of work.
     """
-    for _ in read_documents(path, side):
-        pass
+    count = sum(1 for _ in read_documents(path, side))
     return {
+        "documents": count,
         "step": embedder.step,
         "checkpoint": embedder.fingerprint,
         "side": side,

@@ -26,7 +26,7 @@ from jaxcpt.config import Refusal, run_command
 T = TypeVar("T")
 TEXTS_PER_SHARD = 16_384
 ABOUT = "about.json"
-NOT_COMPARED = ("path", "texts")
+NOT_COMPARED = ("path", "documents", "texts")
 """Entries of about.json that may change while the vectors stay what they are."""
 
 
@@ -129,9 +129,10 @@ def fill(
 ) -> VectorFolder:
     """Writes the shards that are not there yet, each whole or not at all.
 
-    `about` says what the vectors are made of. Raises Refusal, naming what differs, for a folder
-    that holds others. The same texts are cut into the same shards, and each is embedded by
-    itself, so a folder that was killed half-way ends with the same bytes.
+    `about` says what the vectors are made of, and perhaps how many `documents` there will be.
+    Raises Refusal, naming what differs, for a folder that holds others. The same texts are cut into
+    the same shards, and each is embedded by itself, so a folder that was killed half-way ends with
+    the same bytes.
     """
     about = {
         **about,
@@ -140,7 +141,7 @@ def fill(
         "texts_per_shard": texts_per_shard,
     }
     _claim(folder, about)
-    count = 0
+    count, total = 0, f" of {about['documents']:,}" if "documents" in about else ""
     for number, part in enumerate(cut_into_blocks(documents, texts_per_shard)):
         path = folder / f"{number:05}.npy"
         count += len(part)
@@ -149,7 +150,7 @@ def fill(
         vectors_nd = storage.apply(embed([document.text for document in part]))
         _write_shard(path, [document.id for document in part], vectors_nd)
         if len(part) == texts_per_shard:
-            print(f"{path}: {count:,} texts so far", flush=True)
+            print(f"{path}: {count:,}{total} texts so far", flush=True)
     about["texts"] = count
     _write(folder / ABOUT, lambda file: file.write(json.dumps(about, indent=1).encode()))
     return VectorFolder.open(folder)

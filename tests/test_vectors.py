@@ -51,6 +51,12 @@ def test_shards_hold_all_vectors_and_ids_in_order(tmp_path, storage):
     np.testing.assert_allclose(storage.lose(whole), scale(np.concatenate(shards)))
 
 
+def test_says_how_far_it_is(tmp_path, capsys):
+    fill_some(tmp_path / "v", {"documents": 100})
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"{tmp_path / 'v' / '00002.npy'}: 90 of 100 texts so far"
+
+
 @pytest.mark.parametrize("stop", range(4))
 def test_goes_on_after_any_shard_and_ends_with_the_same_bytes(tmp_path, stop):
     fill_some(tmp_path / "whole")
