@@ -52,6 +52,8 @@ class Document:
     text: str
     group: str = ""
     """What a long text's parts have in common; empty where the document is whole."""
+    y: str = ""
+    """The second text of a record that is a pair."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,16 @@ class Part:
 @dataclass(frozen=True)
 class Reading:
     text_field: str = "text"
+    y_field: str | None = None
+    """Read records that are pairs, with the second text under this name, and nothing else."""
     document_start: str | None = None
     """Pattern of a line that begins a new document of a plain text file; None: a file is one."""
     source_suffixes: frozenset[str] = frozenset()
     """Read source files with these suffixes, each as one document, and nothing else."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.text_field, self.y_field) if self.y_field else (self.text_field,)
 
 
 def suffixes(name: str) -> tuple[str, str]:
@@ -92,6 +100,8 @@ def suffixes(name: str) -> tuple[str, str]:
 
 def is_wanted(name: str, reading: Reading) -> bool:
     form, _ = suffixes(name)
+    if reading.y_field:
+        return form in LINES | ARCHIVES | {".parquet"}
     return not reading.source_suffixes or form in reading.source_suffixes | ARCHIVES
 
 
@@ -205,14 +215,17 @@ def _read_jsonl(
 
 
 def _record(where: str, record: Any, reading: Reading) -> Document | Problem:
-    text = record.get(reading.text_field) if isinstance(record, dict) else None
-    if isinstance(text, str) and text.strip():
+    texts = []
+    for field in reading.fields:
+        text = record.get(field) if isinstance(record, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            return Problem("record without text", where, f"no text under '{field}'")
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half a character, as JSON can escape it
             return Problem("bad UTF-8", where, tell_error(error))
-        return Document(where, text)
-    return Problem("record without text", where, f"no text under '{reading.text_field}'")
+        texts.append(text)
+    return Document(where, texts[0], y=texts[1] if reading.y_field else "")
 
 
 def _read_text(
@@ -330,7 +343,7 @@ def _read_member(name: str, file: BinaryIO, reading: Reading) -> Iterator[Docume
 
 def _read_parquet(part: Part, reading: Reading) -> Iterator[Document | Problem]:
     with pyarrow.parquet.ParquetFile(part.path) as file:
-        if reading.text_field not in file.schema_arrow.names:
+        if not set(reading.fields) <= set(file.schema_arrow.names):
             if part.index == 0:
                 yield _record(part.name, None, reading)
             return
@@ -338,7 +351,7 @@ def _read_parquet(part: Part, reading: Reading) -> Iterator[Document | Problem]:
         for number in range(file.num_row_groups):
             if number % part.count == part.index:
                 at = row
-                for batch in file.iter_batches(256, [number], [reading.text_field]):
+                for batch in file.iter_batches(256, [number], [*reading.fields]):
                     for record in batch.to_pylist():
                         yield _record(f"{part.name}@{at}", record, reading)
                         at += 1
@@ -354,9 +367,10 @@ def _read_tfds(part: Part, reading: Reading) -> Iterator[Document | Problem]:
     for first in range(start, end, 256):
         rows = range(first, min(first + 256, end))
         for row, record in zip(rows, source.__getitems__(rows), strict=True):
-            where, text = f"{part.name}@{row}", record.get(reading.text_field)
+            where = f"{part.name}@{row}"
+            texts = {field: record.get(field) for field in reading.fields}
             try:
-                text = text.decode() if isinstance(text, bytes) else text
-                yield _record(where, {reading.text_field: text}, reading)
+                decoded = {f: t.decode() if isinstance(t, bytes) else t for f, t in texts.items()}
+                yield _record(where, decoded, reading)
             except UnicodeDecodeError as error:
                 yield Problem("bad UTF-8", where, tell_error(error))
