@@ -67,6 +67,11 @@ end
         ("a.rb", LICENSED, "function under a licence header"),
         ("a.py", change("def f", "def test_f"), "test function"),
         ("a.py", change("    b = a + 1\n", ""), "trivial function"),
+        (
+            "a.py",
+            "@cache\n@property\n" + change("    b = a + 1\n", ""),
+            "trivial function",
+        ),
         ("a.py", change("something of use", "it"), "function with short documentation"),
         ("a.py", change("something of use", "x: 1 2 3"), "function with short documentation"),
         ("a.py", change(DOCSTRING, "pass"), "function without documentation"),

@@ -22,7 +22,7 @@ from jaxcpt.mining.words import split_words
 
 MIN_DOC_WORDS = 3
 MIN_CODE_LINES = 3
-"""Lines that hold more than brackets or `end`; a getter has two in every language."""
+"""Lines that hold more than brackets or `end`, below decorators; a getter has two of them."""
 MAX_CODE_CHARS = 20_000
 LONG_LINE_CHARS = 5_000
 
@@ -257,7 +257,8 @@ def _find_flaw(doc: str, x: str, y: str, name: str) -> str | None:
     words = split_words(x)
     if sum(any(map(str.isalpha, word)) for word in words) < MIN_DOC_WORDS:
         return "function with short documentation"
-    lines = [line.strip(" \t{}()[];,") for line in y.split("\n")]
+    undecorated = re.sub(r"\A([ \t]*(@|#\[).*\n)+", "", y)
+    lines = [line.strip(" \t{}()[];,") for line in undecorated.split("\n")]
     if sum(line not in ("", "end") for line in lines) < MIN_CODE_LINES:
         return "trivial function"
     if len(y) > MAX_CODE_CHARS:
