@@ -44,7 +44,7 @@ def make_batches(
 
 
 def measure(name: str, work: Callable[[int], int], steps: int) -> None:
-    """Prints tokens and pairs... of `work`, which does a step and counts its tokens."""
+    """Prints the tokens a second of `work`, which does a step and counts its tokens."""
     work(0)  # opens files, measures the rows, compiles
     seconds, core_seconds, tokens = time.perf_counter(), time.process_time(), 0
     with show_progress(name, steps, True) as advance:

@@ -174,7 +174,7 @@ def _read_lines(stream: BinaryIO, span: tuple[int, int] | None) -> Iterator[tupl
     if offset:
         # A line that begins before the span belongs to the part before.
         stream.seek(offset - 1)
-        offset += _skiptell_error(stream) - 1
+        offset += _skip_line(stream) - 1
     while end is None or offset < end:
         line = stream.readline(RECORD_BYTES + 1)
         if not line:
@@ -182,10 +182,10 @@ def _read_lines(stream: BinaryIO, span: tuple[int, int] | None) -> Iterator[tupl
         yield offset, line
         offset += len(line)
         if len(line) > RECORD_BYTES and not line.endswith(b"\n"):
-            offset += _skiptell_error(stream)
+            offset += _skip_line(stream)
 
 
-def _skiptell_error(stream: BinaryIO) -> int:
+def _skip_line(stream: BinaryIO) -> int:
     skipped = 0
     while rest := stream.readline(CHUNK_BYTES):
         skipped += len(rest)
