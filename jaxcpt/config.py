@@ -360,10 +360,14 @@ def _shrink_parts(part: Experiment | Baseline) -> dict[str, Any]:
 def run_command(main: Callable[[], None]) -> None:
     """Runs a command's `main`; a Refusal becomes one line on stderr and exit code 2.
 
-    So does what the machine refuses: a full disk, a folder without permission.
+    So does what the machine refuses: a full disk, a folder without permission. Ctrl-C is told in
+    one line too, with exit code 130.
     """
     try:
         main()
     except (Refusal, OSError) as refusal:
         print("jaxcpt:", " ".join(str(refusal).split()), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("jaxcpt: interrupted", file=sys.stderr)
+        sys.exit(130)

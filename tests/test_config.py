@@ -372,20 +372,24 @@ def test_shrink_keeps_what_is_no_size():
     assert derive_baseline(small).train_steps == small.train_steps
 
 
-def test_a_command_says_one_line_and_2(capsys):
+def test_a_command_says_one_line(capsys):
     def refuse_at_length():
         raise Refusal("first\n   and second")
 
     def fill_the_disk():
         raise OSError(28, "No space left on device", "a.npy")
 
-    for main, line in (
-        (refuse_at_length, "jaxcpt: first and second\n"),
-        (fill_the_disk, "jaxcpt: [Errno 28] No space left on device: 'a.npy'\n"),
+    def press_ctrl_c():
+        raise KeyboardInterrupt
+
+    for main, code, line in (
+        (refuse_at_length, 2, "jaxcpt: first and second\n"),
+        (fill_the_disk, 2, "jaxcpt: [Errno 28] No space left on device: 'a.npy'\n"),
+        (press_ctrl_c, 130, "jaxcpt: interrupted\n"),
     ):
         with pytest.raises(SystemExit) as left:
             run_command(main)
-        assert left.value.code == 2
+        assert left.value.code == code
         assert capsys.readouterr() == ("", line)
 
 

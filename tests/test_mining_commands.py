@@ -39,7 +39,13 @@ def start(tool, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, str(REPOSITORY / "tools" / tool), *map(str, arguments)]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background of a shell were told to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -75,18 +81,19 @@ def test_commands_refuse_in_one_line(tmp_path, tool, arguments, told):
 
 
 def test_killed_half_way_it_leaves_nothing_that_looks_finished(tmp_path):
-    source = tmp_path / "a.jsonl"
+    source, work = tmp_path / "a.jsonl", tmp_path / "out.unfinished"
     write_jsonl(source, [make_text(seed, 24) for seed in range(60)] * 60)
-    arguments = ["--input", source, "--output", tmp_path / "out", "--workers", "2"]
-    arguments += ["--languages", "all", "--no-quality-filter"]
-    process = start("mine_text.py", *arguments)
-    work = tmp_path / "out.unfinished"
-    while not list(work.glob("run-*/fingerprints/*")) and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert work.exists()
-    assert not (tmp_path / "out").exists()
+    arguments = ["--input", source, "--output", tmp_path / "out", "--workers", "2", *OPEN]
+    for number, code, left in ((signal.SIGINT, 130, False), (signal.SIGKILL, -9, True)):
+        process = start("mine_text.py", *arguments)
+        while not list(work.glob("run-*/fingerprints/*")) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert errors == ("" if left else "jaxcpt: interrupted\n")
+        assert work.exists() == left
+        assert not (tmp_path / "out").exists()
     again = start("mine_text.py", *arguments)
     output, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
