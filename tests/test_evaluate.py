@@ -89,49 +89,12 @@ def test_suites_on_data(tmp_path, data, call):
     assert "made nDCG@10" in page
 
 
-def test_suites_inside_a_run_equal_the_command(tmp_path, data, call):
-    """On the training mesh, with the very parameters of the run and no copy of them."""
+def test_suites_inside_a_run_equal_the_command(tmp_path, data, call, capsys, monkeypatch):
+    """On the training mesh, with the very parameters of the run: while they embed, there are three
+    arrays of each, itself and Adam's two. In evals.jsonl, in the report and on the screen."""
     needs_evals()
     run = tiny_experiment()
     run = replace(run, evals=Evals(every_steps=3, suites=("sts", "retrieval"), data=str(data)))
-    tiny_run()  # writes the pairs
-    run_dir = tmp_path / "run"
-    train(run, run_dir, run_dir)
-    rows = {row["step"]: row for row in read_rows(run_dir / "evals.jsonl")}
-    assert set(rows) == {3, 6}
-    for step, row in rows.items():
-        _, written = call("--run-dir", run_dir, "--data", data, "--step", step)
-        assert written["step"] == step
-        inside = {name: row[name] for name in written["scores"]}
-        assert inside == pytest.approx(written["scores"], abs=1e-6)
-
-
-def test_a_run_with_suites_ends_with_their_tables(tmp_path, data, call, capsys):
-    """In the report and on the screen, the same as those of the command."""
-    needs_evals()
-    run = tiny_experiment()
-    run = replace(run, evals=Evals(every_steps=6, suites=("sts", "retrieval"), data=str(data)))
-    tiny_run()  # writes the pairs
-    run_dir = tmp_path / "run"
-    train(run, run_dir, run_dir)
-    assert re.search(r"sts12/mean/spearman\* +│", capsys.readouterr().out)
-    inside = json.loads((run_dir / "suites.json").read_text())
-    page = (run_dir / "report.html").read_text()
-    assert "<h3>retrieval, step 6</h3>" in page
-    assert "made nDCG@10" in page
-    call("--run-dir", run_dir, "--data", data)
-    outside = json.loads((run_dir / "suites.json").read_text())
-    assert inside["step"] == outside["step"] == 6
-    for suite, lines in outside["suites"].items():
-        for line, other in zip(lines, inside["suites"][suite], strict=True):
-            assert line.pop("score") == pytest.approx(other.pop("score"), abs=1e-6)
-            assert line == other
-
-
-def test_suites_inside_a_run_make_no_copy_of_its_parameters(tmp_path, data, monkeypatch):
-    """While they embed, of each parameter there are three arrays: itself, and Adam's two."""
-    run = tiny_experiment()
-    run = replace(run, evals=Evals(every_steps=3, suites=("sts",), data=str(data)))
     tiny_run()  # writes the pairs
     shape = (run.tokenizer.vocabulary, run.model.width)
 
@@ -146,10 +109,31 @@ def test_suites_inside_a_run_make_no_copy_of_its_parameters(tmp_path, data, monk
         counts.append(count() - before)
         return vectors_nd
 
-    monkeypatch.setattr(Embedder, "embed", watch)
-    train(run, tmp_path / "run", tmp_path / "run")
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed", watch)
+        train(run, run_dir, run_dir)
     assert len(counts) > 8
     assert set(counts) == {3}
+    assert re.search(r"sts12/mean/spearman\* +│", capsys.readouterr().out)
+    tables = json.loads((run_dir / "suites.json").read_text())
+    page = (run_dir / "report.html").read_text()
+    assert "<h3>retrieval, step 6</h3>" in page
+    assert "made nDCG@10" in page
+
+    rows = {row["step"]: row for row in read_rows(run_dir / "evals.jsonl")}
+    assert set(rows) == {3, 6}
+    for step, row in rows.items():
+        _, written = call("--run-dir", run_dir, "--data", data, "--step", step)
+        assert written["step"] == step
+        inside = {name: row[name] for name in written["scores"]}
+        assert inside == pytest.approx(written["scores"], abs=1e-6)
+    found = json.loads((run_dir / "suites.json").read_text())
+    assert found["step"] == tables["step"] == 6
+    for suite, lines in found["suites"].items():
+        for line, other in zip(lines, tables["suites"][suite], strict=True):
+            assert line.pop("score") == pytest.approx(other.pop("score"), abs=1e-6)
+            assert line == other
 
 
 def test_corpora_are_kept_in_shards_and_gone_on_with(tmp_path, data, call, monkeypatch):
