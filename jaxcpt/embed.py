@@ -6,6 +6,7 @@ It knows the encoder and its tokenizer, and nothing of training but where a run 
 """
 
 import argparse
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
@@ -53,14 +54,7 @@ class Embedder:
         self.mesh, self.width = mesh, experiment.model.width
         longest = max(experiment.tokenizer.x_tokens, experiment.tokenizer.y_tokens)
         self.row_sizes = list_row_sizes(longest)
-        encoder = make_encoder(experiment)
-
-        def embed_cells(params: Params, cells: Cells) -> jax.Array:
-            return normalise(encode(encoder, params, cells))
-
-        self.embed_cells: Callable[[Params, Cells], jax.Array] = jax.jit(
-            embed_cells, out_shardings=named(mesh)
-        )
+        self.embed_cells = make_embed_cells(experiment, mesh)
 
     @classmethod
     def load(
@@ -137,6 +131,19 @@ class Embedder:
         on_devices = jax.device_put(make_cells(arrays), named(self.mesh, "g"))
         with jax.set_mesh(self.mesh):
             return self.embed_cells(self.params, on_devices)
+
+
+@functools.lru_cache(maxsize=8)
+def make_embed_cells(
+    experiment: Experiment, mesh: jax.sharding.Mesh
+) -> Callable[[Params, Cells], jax.Array]:
+    """Cells -> unit vectors [g, t, d] on every device; a run loaded again is not compiled again."""
+    encoder = make_encoder(experiment)
+
+    def embed_cells(params: Params, cells: Cells) -> jax.Array:
+        return normalise(encode(encoder, params, cells))
+
+    return jax.jit(embed_cells, out_shardings=named(mesh))
 
 
 class Call(NamedTuple):
