@@ -194,24 +194,25 @@ def _draw_table(table: Sequence[Mapping[str, Any]]) -> str:
 def _list_suites(found: Mapping[str, Any]) -> str:
     """A table for each suite: our scores, of words alone, published; and what bars a comparison."""
     parts = []
-    for suite, lines in found.get("suites", {}).items():
+    for suite, words in WORDS.items():
+        if not (lines := found.get("suites", {}).get(suite)):
+            continue
+        published = any(line["published"] for line in lines)
         rows = ""
         for line in lines:
             folder, _, score = line["name"].rpartition("/")  # names of sets stay as they are
             star = "*" if line["caveat"] else ""
             name = f"{folder} {_label(score)}{star}" if folder else f"{score}{star}"
-            words = "-" if line["words"] is None else f"{line['words']:.3f}"
-            rows += (
-                f"<tr><th>{escape(name)}</th><td>{line['score']:.3f}</td>"
-                f'<td>{words}</td><td class="text">{escape(line["published"])}</td></tr>'
-            )
-        head = f"<tr><th></th><th>this run</th><th>{WORDS[suite]}</th>"
-        head += '<th class="text">published</th></tr>'
-        parts.append(f"<h3>{escape(_label(suite))}, step {found['step']:,}</h3>")
-        parts.append(f"<table>{head}{rows}</table>")
+            of_words = "-" if line["words"] is None else f"{line['words']:.3f}"
+            rows += f"<tr><th>{escape(name)}</th><td>{line['score']:.3f}</td><td>{of_words}</td>"
+            rows += f'<td class="text">{escape(line["published"])}</td>' * published + "</tr>"
+        head = f"<tr><th></th><th>this run</th><th>{words}</th>"
+        head += '<th class="text">published</th>' * published + "</tr>"
         caveats = dict.fromkeys(line["caveat"] for line in lines if line["caveat"])
-        parts += [f"<p>* Not to be compared: {escape(caveat)}.</p>" for caveat in caveats]
-    return "".join(parts)
+        notes = "".join(f"<p>* Not to be compared: {escape(caveat)}.</p>" for caveat in caveats)
+        title = f"<h3>{escape(_label(suite))}, step {found['step']:,}</h3>"
+        parts.append(f"<div>{title}<table>{head}{rows}</table>{notes}</div>")
+    return f'<div class="suites">{"".join(parts)}</div>' if parts else ""
 
 
 def _list_examples(examples: Sequence[Mapping[str, Any]]) -> str:
@@ -269,6 +270,9 @@ h1 { margin: 0; font-size: 1.8rem; } h1 + p { margin: 0 0 1rem; color: var(--sof
 h2 { margin: 2.5rem 0 .8rem; font-size: 1.25rem; } h3 { margin: 1.5rem 0 .5rem; font-size: 1rem; }
 .cards, .charts { display: grid; gap: .8rem; }
 .cards { grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); }
+.suites { display: flex; flex-wrap: wrap; gap: 0 1.5rem; }
+.suites div { max-width: 32rem; } .suites h3 { margin-top: 0; } .suites p { margin: 0 0 1.5rem; }
+.suites th, .suites td { white-space: nowrap; } .suites td.text { white-space: normal; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 .cards div, figure, table, details, dl { background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem; }

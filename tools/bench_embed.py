@@ -59,8 +59,10 @@ def main() -> None:
         "--corpora", type=int, nargs="*", default=[10_000, 20_000, 40_000], help="for memory"
     )
     arguments = parser.parse_args()
-    compare_memory(arguments)
-    compare_speed(arguments)
+    if arguments.corpora:
+        compare_memory(arguments)
+    if arguments.texts:
+        compare_speed(arguments)
 
 
 def compare_speed(arguments: argparse.Namespace) -> None:
