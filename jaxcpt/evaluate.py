@@ -141,24 +141,24 @@ def list_suites(data: Path, asked: str) -> list[str]:
 
 
 def compare_heldout(
-    run_dir: Path, embedder: Embedder, heldout: Sequence[Pair]
+    run_dir: Path, embed_fn: EmbedFn, heldout: Sequence[Pair]
 ) -> dict[str, list[dict[str, Any]]]:
     """`table`: mrr, recall_at_1 and recall_at_10 by name; `examples`: a few queries, answered."""
-    scores = {"this run": pair_search.run(embedder.embed, heldout)}
+    scores = {"this run": pair_search.run(embed_fn, heldout)}
     if (run_dir / "baseline").is_dir():
         baseline = Embedder.load(run_dir / "baseline")
         scores[baseline.experiment.name] = pair_search.run(baseline.embed, heldout)
     scores["BM25"] = pair_search.bm25(heldout)
     scores["chance"] = pair_search.chance(len({pair.y for pair in heldout}))
     table = [{"name": name, **row} for name, row in scores.items()]
-    return {"table": table, "examples": find_examples(embedder, heldout)}
+    return {"table": table, "examples": find_examples(embed_fn, heldout)}
 
 
-def find_examples(embedder: Embedder, heldout: Sequence[Pair]) -> list[dict[str, Any]]:
+def find_examples(embed_fn: EmbedFn, heldout: Sequence[Pair]) -> list[dict[str, Any]]:
     """Queries spread evenly over the held-out pairs, with what is found for them."""
     queries = heldout[:: max(len(heldout) // EXAMPLES, 1)][:EXAMPLES]
-    zx_qd = embedder.embed([pair.x for pair in queries], "x")
-    zy_nd = embedder.embed([pair.y for pair in heldout], "y")
+    zx_qd = embed_fn([pair.x for pair in queries], "x")
+    zy_nd = embed_fn([pair.y for pair in heldout], "y")
     scores, found = top_k(zx_qd, zy_nd, RESULTS)
     return [
         {
@@ -283,6 +283,8 @@ def main() -> None:
         raise Refusal(f"--json {arguments.json}: no such folder {arguments.json.parent}")
     if arguments.mteb and arguments.data:
         raise Refusal("--mteb: comes without --data; MTEB loads its own")
+    if not arguments.data and (arguments.vectors or arguments.suite != "all"):
+        raise Refusal("--suite and --vectors: come with --data, the folder of the suites")
     use_cpu_cores()
     if arguments.data:
         list_suites(arguments.data, arguments.suite)
@@ -294,7 +296,8 @@ def main() -> None:
     elif arguments.mteb:
         written = score_mteb(arguments, embedder)
     else:
-        summary = compare_heldout(run_dir, embedder, heldout)
+        embed_fn = store(embedder, read_storage(arguments, embedder))
+        summary = compare_heldout(run_dir, embed_fn, heldout)
         show_comparison(summary)
         written = {"step": embedder.step, **summary}
     if arguments.json is not None:

@@ -174,7 +174,7 @@ def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:
     """The final table beside the baselines, example searches, and the report."""
     summary: dict[str, Any] = {"derived": run.derived}
     if run.heldout:
-        summary |= compare_heldout(run_dir, embedder, run.heldout)
+        summary |= compare_heldout(run_dir, embedder.embed, run.heldout)
     tables = tabulate_suites(embedder.experiment, run_dir)
     if not is_first():
         return

@@ -185,6 +185,9 @@ def test_heldout_alone(tmp_path, call):
     assert "Each held-out x searches the y of all" in said
     assert written["step"] == 3
     assert [row["name"] for row in written["table"]] == ["this run", "BM25", "chance"]
+    _, cut = call("--run-dir", tiny_run(), "--step", 3, "--width", 2, "--int8")
+    assert cut["table"][0]["mrr"] < written["table"][0]["mrr"]
+    assert cut["table"][1:] == written["table"][1:]
 
 
 def test_what_was_done_before_a_refusal_is_kept(tmp_path, data, call, capsys):

@@ -385,6 +385,8 @@ def test_scores_that_cannot_be_taken_or_written(refuse, tmp_path):
         ),
         (["--data", tmp_path], f"--data {tmp_path}: none of the folders linear_probe, sts, "),
         (["--json", nowhere / "s.json"], f"--json {nowhere / 's.json'}: no such folder {nowhere}"),
+        (["--suite", "sts"], "--suite and --vectors: come with --data, the folder of the suites"),
+        (["--vectors", tmp_path], "--suite and --vectors: come with --data"),
         (["--data", tmp_path, "--mteb", "STS12"], "--mteb: comes without --data; MTEB loads its"),
         (["--data", tmp_path, "--suite", "sts"], f"{tmp_path / 'sts'}: none of the folders sts12"),
         (
