@@ -97,14 +97,13 @@ def score_words(data: Path, names: Sequence[str]) -> dict[str, float]:
     return {f"{suite}/{k}": v for suite in names for k, v in WORD_SUITES[suite](data).items()}
 
 
-def tabulate_suites(experiment: Experiment, run_dir: Path) -> dict[str, list[Line]]:
+def tabulate_suites(
+    experiment: Experiment, run_dir: Path, words: dict[str, float]
+) -> dict[str, list[Line]]:
     """The tables of the suites that a run measures of itself, with the scores recorded last."""
-    data, names = Path(experiment.evals.data), experiment.evals.suites
-    rows = read_rows(run_dir / EVALS_FILE)
-    if not names or not rows:
-        return {}
-    scores = {name: value for name, value in rows[-1].items() if name.partition("/")[0] in names}
-    return tabulate(scores, score_words(data, names), data)
+    *_, last = read_rows(run_dir / EVALS_FILE) or [{}]
+    scores = {k: v for k, v in last.items() if k.partition("/")[0] in experiment.evals.suites}
+    return tabulate(scores, words, Path(experiment.evals.data))
 
 
 def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn:

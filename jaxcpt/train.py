@@ -28,6 +28,7 @@ from jaxcpt.evaluate import (
     read_heldout,
     record_tables,
     score,
+    score_words,
     show_comparison,
     show_suites,
     tabulate_suites,
@@ -175,9 +176,11 @@ def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:
     summary: dict[str, Any] = {"derived": run.derived}
     if run.heldout:
         summary |= compare_heldout(run_dir, embedder.embed, run.heldout)
-    tables = tabulate_suites(embedder.experiment, run_dir)
+    # By all processes, so that none waits at the end for the first.
+    words = score_words(Path(embedder.experiment.evals.data), embedder.experiment.evals.suites)
     if not is_first():
         return
+    tables = tabulate_suites(embedder.experiment, run_dir, words)
     show_comparison(summary)
     show_suites(tables)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
