@@ -14,12 +14,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from jaxcpt.sharding import find_platform, partition_spec
 
 Form = Literal["splash", "cudnn", "plain"]
+
+SAVED = "attention"
 
 LANES = 128  # a TPU kernel's blocks are multiples of this many tokens
 BLOCK = 512  # at most so many tokens in a block: 512 x 512 scores in float32 are 1 MiB of VMEM
@@ -35,7 +38,8 @@ def attention(
 ) -> jax.Array:
     """Attention within each text of a row -> [r, l, h, k]; softmax in float32.
 
-    segments_rl: a token attends to those of its row with its own number. h is a multiple of j.
+    Queries come scaled by k ** -0.5. segments_rl: a token attends to those of its row with its own
+    number. h is a multiple of j. What the backward pass needs of the result is named SAVED.
     """
     form = choose_form(find_platform(), query_rlhk.shape, query_rlhk.dtype)
     forms: dict[Form, Callable] = {
@@ -74,10 +78,11 @@ def attend_plain(
     r, l, h, k = query_rlhk.shape
     j = key_rljk.shape[2]
     grouped = query_rlhk.reshape(r, l, j, h // j, k)
-    scores = jnp.einsum("rljgk,rmjk->rjglm", grouped, key_rljk).astype(jnp.float32) * k**-0.5
+    scores = jnp.einsum("rljgk,rmjk->rjglm", grouped, key_rljk).astype(jnp.float32)
     scores = jnp.where(allow(segments_rl, causal=causal)[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(value_rljk.dtype)
-    return jnp.einsum("rjglm,rmjk->rljgk", weights, value_rljk).reshape(r, l, h, k)
+    mixed = jnp.einsum("rjglm,rmjk->rljgk", weights, value_rljk).reshape(r, l, h, k)
+    return checkpoint_name(mixed, SAVED)
 
 
 def attend_cudnn(
@@ -91,9 +96,10 @@ def attend_cudnn(
 ) -> jax.Array:
     """cuDNN knows no segments: they go in as a mask [r, 1, l, l] that all heads share."""
     mask = allow(segments_rl, causal=causal)[:, None]
-    return jax.nn.dot_product_attention(
-        query_rlhk, key_rljk, value_rljk, mask=mask, implementation=implementation
+    mixed_rlhk = jax.nn.dot_product_attention(
+        query_rlhk, key_rljk, value_rljk, mask=mask, scale=1.0, implementation=implementation
     )
+    return checkpoint_name(mixed_rlhk, SAVED)
 
 
 def attend_splash(
@@ -110,7 +116,7 @@ def attend_splash(
     def on_one_device(
         query_rlhk: jax.Array, key_rljk: jax.Array, value_rljk: jax.Array, segments_rl: jax.Array
     ) -> jax.Array:
-        _, l, h, k = query_rlhk.shape
+        l, h = query_rlhk.shape[1:3]
         mask = masks.CausalMask((l, l)) if causal else masks.FullMask((l, l))
         block = math.gcd(l, BLOCK)
         kernel = splash.make_splash_mha(
@@ -126,16 +132,16 @@ def attend_splash(
             ),
             head_shards=1,
             q_seq_shards=1,
+            residual_checkpoint_name=SAVED,
             interpret=interpret,
         )
 
         def attend_row(
             query_lhk: jax.Array, key_ljk: jax.Array, value_ljk: jax.Array, segments_l: jax.Array
         ) -> jax.Array:
-            query_hlk = (query_lhk * k**-0.5).swapaxes(0, 1)
-            key_jlk, value_jlk = key_ljk.swapaxes(0, 1), value_ljk.swapaxes(0, 1)
+            by_head = (a.swapaxes(0, 1) for a in (query_lhk, key_ljk, value_ljk))
             segments = splash.SegmentIds(q=segments_l, kv=segments_l)
-            return kernel(query_hlk, key_jlk, value_jlk, segments).swapaxes(0, 1)
+            return kernel(*by_head, segments).swapaxes(0, 1)
 
         return jax.vmap(attend_row)(query_rlhk, key_rljk, value_rljk, segments_rl)
 

@@ -97,7 +97,8 @@ class Model:
     cut_residual: bool = False
     """Cut the residual stream's width over the mesh axis tensor, too: less memory, more traffic."""
     remat: Literal["nothing", "dots", "everything"] = "everything"
-    """What a layer recomputes in the backward pass: nothing, all but matrix products, all."""
+    """What a layer recomputes in the backward pass: nothing; all but its matrix products and its
+    attention; all."""
 
 
 @dataclass(frozen=True)

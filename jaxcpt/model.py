@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxcpt import config
-from jaxcpt.attention import attention
+from jaxcpt.attention import SAVED, attention
 from jaxcpt.packing import CellArrays
 from jaxcpt.sharding import constrain, fetch
 
@@ -88,7 +89,7 @@ class Block(nn.Module):
         hidden_rld = hidden_rld + self.attend(
             Norm(m, name="attention_norm")(hidden_rld), segments_rl, positions_rl
         )
-        hidden_rld = constrain(hidden_rld, residual_letters(m))
+        hidden_rld = checkpoint_name(constrain(hidden_rld, residual_letters(m)), "middle")
         hidden_rld = hidden_rld + self.transform(Norm(m, name="mlp_norm")(hidden_rld))
         return constrain(hidden_rld, residual_letters(m)), None
 
@@ -116,6 +117,10 @@ class Block(nn.Module):
         if m.positions == "rotary":
             query_rlhk = rotate(query_rlhk, positions_rl)
             key_rljk = rotate(key_rljk, positions_rl)
+        # Named with all that is added to the products, so that no pass of its own adds it again.
+        query_rlhk = checkpoint_name(query_rlhk * k**-0.5, "query")
+        key_rljk = checkpoint_name(key_rljk, "key")
+        value_rljk = checkpoint_name(value_rljk, "value")
         mixed_rlhk = attention(query_rlhk, key_rljk, value_rljk, segments_rl, causal=m.causal)
         out_hkd = self.weight("out", "hkd", (h, k, d), branch_end(m))
         mixed_rld = jnp.einsum("rlhk,hkd->rld", mixed_rlhk, out_hkd)
@@ -128,9 +133,10 @@ class Block(nn.Module):
         inner_rlf = jnp.einsum("rld,df->rlf", x_rld, self.weight("up", "df", (d, f), start))
         if m.biases:
             inner_rlf = inner_rlf + self.weight("up_bias", "f", (f,), zero)
+        inner_rlf = checkpoint_name(inner_rlf, "up")
         if m.mlp == "swiglu":
             gate_rlf = jnp.einsum("rld,df->rlf", x_rld, self.weight("gate", "df", (d, f), start))
-            inner_rlf = nn.silu(gate_rlf) * inner_rlf
+            inner_rlf = nn.silu(checkpoint_name(gate_rlf, "gate")) * inner_rlf
         else:
             inner_rlf = nn.gelu(inner_rlf)
         down_fd = self.weight("down", "fd", (f, d), branch_end(m))
@@ -160,7 +166,9 @@ def rotate(x_rlhk: jax.Array, positions_rl: jax.Array) -> jax.Array:
 
 
 REMAT_POLICIES: dict[str, Any] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(
+        "query", "key", "value", SAVED, "middle", "up", "gate"
+    ),
     "everything": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -25,6 +25,7 @@ def draw(rows=2, tokens=128, heads=4, kv_heads=4, width=8):
     random = np.random.default_rng(0)
     shapes = [(rows, tokens, n, width) for n in (heads, kv_heads, kv_heads, heads)]
     query, key, value, pull = (random.normal(size=s).astype(np.float32) for s in shapes)
+    query *= width**-0.5
     segments = np.sort(random.integers(1, 5, (rows, tokens)), axis=1).astype(np.int32)
     segments[-1, -40:] = 0
     return (query, key, value, segments), pull
