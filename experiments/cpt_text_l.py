@@ -20,4 +20,5 @@ def experiment() -> Experiment:
         batching=replace(run.batching, pairs_per_batch=5_896),
         model=Model(width=4096, layers=32, heads=32),
         optimizer=replace(run.optimizer, learning_rate=1.2e-4),
+        topology="v5p:4x4x4",
     )

@@ -18,6 +18,6 @@ def experiment() -> Experiment:
         run,
         name="cpt_text_m",
         batching=replace(run.batching, pairs_per_batch=6_912),
-        model=Model(width=2048, layers=24, heads=16),
+        model=Model(width=2048, layers=24, heads=16, remat="dots"),
         optimizer=replace(run.optimizer, learning_rate=2e-4),
     )

@@ -3,7 +3,8 @@
     python tools/mine_text.py --input TEXT... --output data/neighbours
     python -m jaxcpt.train --experiment experiments/cpt_text_s.py
 
-Hardware: any number of devices that divides the width; parameters and optimizer are cut over all.
+Hardware: planned for 128 TPU v5p chips (docs/plans.md has memory, time and MFU, and how to plan it
+for others: `python tools/plan.py --experiment experiments/cpt_text_s.py --topology NAME`).
 Where memory does not suffice, raise batching.chunks: it changes nothing but the time.
 Data: neighbouring pieces of documents, up to 512 tokens each; the paper used web text.
 Widths, layers, heads and batch are the paper's and GPT-3's. The paper does not give learning rates,
@@ -28,7 +29,8 @@ def experiment() -> Experiment:
         ),
         tokenizer=Tokenizer(vocabulary=50_304, x_tokens=512, y_tokens=512),
         batching=Batching(pairs_per_batch=12_288, row_tokens=512, in_memory=False),
-        model=Model(width=1024, layers=24, heads=16),
+        model=Model(width=1024, layers=24, heads=16, remat="dots"),
         optimizer=Optimizer(learning_rate=3e-4, warmup_steps=1_000),
-        mesh=Mesh(data=1, fsdp=-1),
+        mesh=Mesh(data=-1, fsdp=16),
+        topology="v5p:4x4x8",
     )

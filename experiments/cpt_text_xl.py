@@ -2,7 +2,8 @@
 
     python -m jaxcpt.train --experiment experiments/cpt_text_xl.py
 
-Hardware: a multiple of 8 devices with fast links; heads, MLP and vocabulary are cut over 8.
+Hardware: planned for 1,024 TPU v5p chips; each layer's weights are cut over a plane of 128 and
+gathered while the layer before is computed. Fewer chips need mesh.tensor and model.cut_residual.
 """
 
 from dataclasses import replace
@@ -17,8 +18,9 @@ def experiment() -> Experiment:
     return replace(
         run,
         name="cpt_text_xl",
-        batching=replace(run.batching, pairs_per_batch=4_976, chunks=8),
-        model=Model(width=12_288, layers=96, heads=96, cut_residual=True),
+        batching=replace(run.batching, pairs_per_batch=4_976),
+        model=Model(width=12_288, layers=96, heads=96),
         optimizer=replace(run.optimizer, learning_rate=6e-5),
-        mesh=Mesh(data=1, fsdp=-1, tensor=8),
+        mesh=Mesh(data=-1, fsdp=128),
+        topology="v5p:8x8x16",
     )

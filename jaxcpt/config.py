@@ -175,6 +175,8 @@ class Experiment:
     optimizer: Optimizer
     loss: Loss = field(default_factory=Loss)
     mesh: Mesh = field(default_factory=Mesh)
+    topology: str = ""
+    """The machine it is made for, such as v5p:4x4x8; `tools/plan.py` compiles the step for it."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     seed: int = 0
     log_every_steps: int = 10

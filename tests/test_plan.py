@@ -1,0 +1,356 @@
+"""Plans: what the compiler's program says is read right, and costs what a hand computation says."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plan
+import plan_chips
+import pytest
+from conftest import REPOSITORY, make_experiment
+from plan_cost import Exchange, Machine, Player, count_flops
+from plan_hlo import list_arrays, list_group, read_program
+from plan_layouts import guess_bytes, list_layouts
+from plan_step import Plan, TooLarge, _explain, change_layout, make_plan
+
+from jaxcpt.config import Mesh, Refusal
+from jaxcpt.experiments import load_experiment
+from jaxcpt.sharding import make_mesh
+
+try:
+    import libtpu  # noqa: F401
+
+    has_libtpu = True
+except ImportError:
+    has_libtpu = False
+needs_libtpu = pytest.mark.skipif(not has_libtpu, reason="needs libtpu: pip install -e '.[tpu]'")
+
+# One gather that a product of 7,000 cycles hides in part, inside a loop of 3; one sum that waits.
+PROGRAM = """HloModule jit_step
+
+%start (p.0: bf16[64,8]) -> (bf16[64,8], bf16[256,8], u32[]) {
+  %p.0 = bf16[64,8]{1,0} parameter(0)
+  %all-gather.1 = bf16[256,8]{1,0} all-gather(%p.0), channel_id=3, replica_groups=[2,4]<=[8], \
+dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %c.1 = (bf16[64,8]{1,0}, bf16[256,8]{1,0}, u32[]) custom-call(%all-gather.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%done (p.1: bf16[64,8], p.2: bf16[256,8]) -> bf16[256,8] {
+  %p.1 = bf16[64,8]{1,0} parameter(0)
+  %p.2 = bf16[256,8]{1,0} parameter(1)
+  %all-gather.2 = bf16[256,8]{1,0} all-gather(%p.1), channel_id=3, replica_groups=[2,4]<=[8], \
+dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %c.2 = bf16[256,8]{1,0} custom-call(%all-gather.2), custom_call_target="AsyncCollectiveDone"
+}
+
+%slice (p.3: f32[100,10], p.4: s32[]) -> f32[1,10] {
+  %p.3 = f32[100,10]{1,0} parameter(0)
+  %p.4 = s32[] parameter(1)
+  ROOT %dynamic-slice.1 = f32[1,10]{1,0} dynamic-slice(%p.3, %p.4), dynamic_slice_sizes={1,10}
+}
+
+%body (w.0: (s32[], bf16[64,8], f32[100,10])) -> (s32[], bf16[64,8], f32[100,10]) {
+  %w.0 = (s32[], bf16[64,8]{1,0}, f32[100,10]{1,0}) parameter(0)
+  %g.1 = bf16[64,8]{1,0} get-tuple-element(%w.0), index=1
+  %fusion.1 = (bf16[64,8]{1,0}, bf16[256,8]{1,0}, u32[]) fusion(%g.1), kind=kCustom, calls=%start
+  %fusion.2 = bf16[64,8]{1,0:T(8,128)S(1)} fusion(%g.1), kind=kOutput, calls=%none, \
+backend_config={"estimated_cycles":"7000"}
+  %fusion.3 = bf16[256,8]{1,0} fusion(%fusion.1), kind=kCustom, calls=%done
+  ROOT %t.1 = (s32[], bf16[64,8]{1,0}, f32[100,10]{1,0}) tuple(%w.0)
+}
+
+%condition (w.1: (s32[], bf16[64,8], f32[100,10])) -> pred[] {
+  %w.1 = (s32[], bf16[64,8]{1,0}, f32[100,10]{1,0}) parameter(0)
+  %bound = s32[] constant(3)
+  %at = s32[] get-tuple-element(%w.1), index=0
+  ROOT %lt.1 = pred[] compare(%at, %bound), direction=LT
+}
+
+ENTRY %main (a.0: (s32[], bf16[64,8], f32[100,10]), a.1: f32[100,10], a.2: s32[]) -> f32[] {
+  %a.0 = (s32[], bf16[64,8]{1,0}, f32[100,10]{1,0}) parameter(0)
+  %a.1 = f32[100,10]{1,0:T(8,128)} parameter(1)
+  %a.2 = s32[]{:T(128)S(6)} parameter(2)
+  %while.1 = (s32[], bf16[64,8]{1,0}, f32[100,10]{1,0}) while(%a.0), condition=%condition, \
+body=%body, metadata={op_name="a
+broken line"}
+  %fusion.9 = f32[1,10]{1,0:T(8,128)} fusion(%a.1, %a.2), kind=kLoop, calls=%slice
+  ROOT %all-reduce.1 = f32[]{:T(128)} all-reduce(%a.1), channel_id=9, \
+replica_groups=mesh['x'=2,'y'=4] {'x'}, to_apply=%none
+}
+"""
+
+
+def make_machine(name="v5p:2x2x2", mesh=(2, 4, 1)):
+    topology = plan_chips.parse_topology(name)
+    devices = [
+        FakeChip(coords, number)
+        for number in range(topology.slices)
+        for coords in np.ndindex(*topology.shape)
+    ]
+    grid = np.array(devices, dtype=object).reshape(mesh)
+    return Machine(FakeMesh(grid), topology)
+
+
+class FakeChip:
+    """Where a chip stands; all that a `Machine` asks of a device."""
+
+    def __init__(self, coords, slice_index):
+        self.coords, self.slice_index = coords, slice_index
+
+
+class FakeMesh:
+    axis_names = ("data", "fsdp", "tensor")
+
+    def __init__(self, devices):
+        self.devices = devices
+
+
+def test_a_program_is_read():
+    program = read_program(PROGRAM)
+    assert program.entry == "main"
+    entry = program.computations["main"]
+    assert list(entry) == ["a.0", "a.1", "a.2", "while.1", "fusion.9", "all-reduce.1"]
+    assert program.trips(entry["while.1"]) == 3
+    assert entry["fusion.9"].operands == ("a.1", "a.2")
+    assert entry["all-reduce.1"].is_root
+    product = program.computations["body"]["fusion.2"]
+    assert product.cycles == 7000
+    assert not product.arrays[0].in_hbm
+    assert [a.bytes for a in list_arrays("(s32[], bf16[64,8]{1,0:T(8,128)(2,1)})")] == [4, 1024]
+    # Of 100 rows one is read, and one written.
+    assert program.hbm_bytes(entry["fusion.9"], entry) == 2 * 40
+    with pytest.raises(ValueError, match="no HLO program"):
+        read_program("nothing")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "group"),
+    [
+        ("replica_groups={{0,2},{1,3}}, x", [0, 2]),
+        ("replica_groups=[2,4]<=[8], x", [0, 1, 2, 3]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), x", [0, 4]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}, x", [0, 1, 2, 3]),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, x", [0, 4]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}, x", list(range(8))),
+        ("source_target_pairs={{0,2},{2,4},{4,0},{1,3},{3,1}}, x", [0, 2, 4]),
+    ],
+)
+def test_groups_are_read_however_they_are_spelt(spelling, group):
+    text = (
+        f"ENTRY %m () -> f32[] {{\n  ROOT %x = f32[4] all-reduce(%a), channel_id=1, {spelling}\n}}"
+    )
+    (exchange,) = read_program(text).computations["m"].values()
+    assert list_group(exchange, 8) == group
+
+
+def test_a_schedule_is_played_through():
+    machine = make_machine()
+    cost = Player(read_program(PROGRAM), machine, 512, True).play()
+    chip = machine.topology.chip
+    assert chip.clock == 1.75e9
+    # Four chips of a 2 x 2 plane, whose ends do not join: two links, two hops.
+    gather = max(256 * 8 * 2 * 3 / 4 / (2 * chip.link), 2e-6)
+    product = 7000 / chip.clock
+    total = 2 * 1e-6  # two chips, there and back
+    assert product > gather
+    assert cost.exposed_seconds == pytest.approx(total)
+    small = 80 / chip.hbm_bandwidth  # the fusion without cycles
+    assert cost.compute_seconds == pytest.approx(3 * product + small, rel=1e-2)
+    assert cost.exchanges["all-gather", "fsdp"] == Exchange(
+        "all-gather", "fsdp", 3, 3 * 256 * 8 * 2 * 3 / 4, pytest.approx(3 * gather), 0.0
+    )
+    assert cost.exchanges["all-reduce", "data"].times == 1
+    slow = PROGRAM.replace('"7000"', '"1750"')
+    waited = Player(read_program(slow), machine, 512, True).play().exposed_seconds
+    assert waited == pytest.approx(total + 3 * (gather - 1e-6), rel=1e-2)
+
+
+def test_exchanges_between_slices_take_the_network():
+    machine = make_machine("v5p:2x2x1*2")
+    chip = machine.topology.chip
+    link, network = machine.time("all-reduce", 1 << 30, list(range(8)))
+    # A slice's four chips carry a quarter each, and half of that is the other slice's.
+    assert network == pytest.approx(2 * (1 << 30) / 4 / 2 / chip.network)
+    assert link == pytest.approx(2 * (1 << 30) * 3 / 4 / (2 * chip.link))
+    assert machine.time("all-gather", 1 << 30, [0, 1, 2, 3])[1] == 0.0
+    assert machine.time("all-gather", 1 << 30, [0, 4])[0] == 0.0
+
+
+def test_flops_count_loops_kernels_and_what_is_computed_again():
+    weight = jnp.ones((3, 8, 8))
+
+    def apply(x, w):
+        return jax.lax.scan(jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None)), x, w)[0].sum()
+
+    forward = 3 * 2 * 4 * 8 * 8
+    x = jnp.ones((4, 8))
+    assert count_flops(jax.make_jaxpr(apply)(x, weight).jaxpr, 1) == forward
+    both = count_flops(jax.make_jaxpr(jax.grad(apply, argnums=(0, 1)))(x, weight).jaxpr, 1)
+    assert both == 4 * forward  # forward, again, and twice backward
+    with jax.set_mesh(make_mesh(Mesh(2, 2, 2))):
+        spec = jax.sharding.PartitionSpec("data")
+        cut = jax.shard_map(lambda a: a @ a.T @ a, in_specs=spec, out_specs=spec)
+        assert count_flops(jax.make_jaxpr(cut)(x).jaxpr, 8) == 8 * 2 * (2 * 2 * 2 * 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("v9:2x2", "topology: 'v9:2x2' is not known; known are, for example: v5e:8x16, v5p:4x4x8"),
+        ("v5p:4x4", "topology: 'v5p:4x4' is no shape of v5p, which goes as v5p:AxBxC"),
+        ("h200:8x8", "topology: 'h200:8x8' is no shape of h200, which goes as h200:N"),
+        ("v5p:4x4xfour", "topology: 'v5p:4x4xfour' is no shape of v5p"),
+        ("v5e:4x4*0", "topology: 'v5e:4x4*0' is no shape of v5e"),
+    ],
+)
+def test_unknown_topologies_are_refused(name, text):
+    with pytest.raises(Refusal, match="^" + re.escape(text)):
+        plan_chips.parse_topology(name)
+
+
+def test_topologies_are_counted():
+    assert plan_chips.parse_topology("v5p:4x4x8").chips == 128
+    assert plan_chips.parse_topology("v5p:4x4x4*2").chips == 128
+    assert plan_chips.parse_topology("h200:8").chips == 8
+
+
+@pytest.mark.skipif(has_libtpu, reason="libtpu is installed")
+def test_without_libtpu_the_line_that_installs_it():
+    with pytest.raises(Refusal, match=r"libtpu is not installed.*pip install -e '\.\[tpu\]'"):
+        plan_chips.describe_devices(plan_chips.parse_topology("v5p:2x2x1"))
+
+
+@pytest.fixture(scope="module")
+def planned():
+    experiment = make_experiment(mesh__fsdp=2, mesh__tensor=2, batching__pairs_per_batch=16)
+    return experiment, make_plan(experiment, plan_chips.parse_topology("cpu:8"))
+
+
+def test_a_plan_says_what_the_step_does(planned, capsys):
+    found = planned[1]
+    assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 2}
+    kinds = {(e["kind"], e["axes"]) for e in found.exchanges}
+    assert any(axes == "fsdp" for _, axes in kinds), kinds
+    assert any("tensor" in axes for _, axes in kinds), kinds
+    assert found.memory.optimizer == pytest.approx(2 * found.memory.parameters, rel=0.01)
+    assert found.memory.peak >= found.memory.parameters + found.memory.optimizer
+    # Everything again but the last products' results; attention by its definition is not halved.
+    assert 1.2 < found.hardware_flops / found.model_flops < 2.0
+    assert not found.is_prediction
+    assert found.step_seconds == 0.0  # no figures are published for a CPU device
+    plan.show(found)
+    shown = capsys.readouterr().out
+    for word in ("data 2 x fsdp 2 x tensor 2", "all-gather over fsdp", "optimizer state"):
+        assert word in shown
+    assert json.loads(json.dumps(found.to_json()))["pairs"] == 16
+
+
+def test_two_passes_show_in_the_hardware_flops(planned):
+    experiment, once = planned
+    twice = make_plan(change_layout(experiment, chunks=2), plan_chips.parse_topology("cpu:8"))
+    assert twice.chunks == 2
+    assert 1.1 < twice.hardware_flops / once.hardware_flops < 1.5
+    assert twice.model_flops == pytest.approx(once.model_flops, rel=0.1)
+
+
+def test_a_gpu_is_estimated_from_the_cpus_program(planned):
+    experiment, _ = planned
+    found = make_plan(experiment, plan_chips.parse_topology("h200:8"))
+    assert found.step_seconds == max(found.compute_bound, found.link_bound, found.network_bound)
+    assert 0 < found.mfu < 1
+
+
+def test_what_is_kept_is_compared(planned, tmp_path, capsys):
+    found = planned[1]
+    path = tmp_path / "tiny.json"
+    with pytest.raises(Refusal, match="missing; make it with --write"):
+        plan.check(found, path)
+    path.write_text(json.dumps(plan.summarise(found)))
+    plan.check(found, path)
+    assert "tiny: memory and exchanges as in" in capsys.readouterr().out
+    more = replace(found, memory=replace(found.memory, peak=int(found.memory.peak * 1.06)))
+    with pytest.raises(Refusal, match=r"peak_bytes was [\d,]+, is [\d,]+ bytes a chip; where mean"):
+        plan.check(more, path)
+    exchange = max(found.exchanges, key=lambda e: e["bytes"])
+    changed = replace(found, exchanges=(exchange | {"bytes": 2 * exchange["bytes"]},))
+    with pytest.raises(Refusal, match=r" over .* was"):
+        plan.check(changed, path)
+
+
+def test_too_little_memory_is_told_from_other_failures():
+    text = "RESOURCE_EXHAUSTED: CompileTimeHbmOom: (217.77G) exceeds available HBM (95.74G)"
+    too_large = _explain(RuntimeError(text))
+    assert isinstance(too_large, TooLarge)
+    assert too_large.missing == pytest.approx(122.03 * 2**30)
+    other = RuntimeError("INTERNAL: something else")
+    assert _explain(other) is other
+
+
+def test_layouts_that_may_fit_are_listed_fastest_first():
+    experiment = load_experiment(str(REPOSITORY / "experiments" / "cpt_text_l.py"))
+    topology = plan_chips.parse_topology("v5p:4x4x4")
+    layouts = list_layouts(experiment, topology)
+    assert len(layouts) > 10
+    for layout in layouts:
+        assert layout.data * layout.fsdp * layout.tensor == 64
+        assert experiment.model.width % layout.fsdp == 0
+        assert guess_bytes(experiment, 80 * 10**9, layout) < topology.chip.hbm
+        plan.apply_overrides(experiment, layout.describe().replace("--set ", "").split())
+    first = layouts[0]
+    assert (first.tensor, first.chunks) == (1, 1)
+    small = list_layouts(experiment, plan_chips.parse_topology("v5e:4x4"))
+    assert all(layout.fsdp * layout.tensor > 8 for layout in small)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("name", "data"), [("v5p:2x2x2", -1), ("v5p:2x2x1*2", 2)])
+def test_a_tpu_step_is_compiled_without_a_tpu(name, data):
+    experiment = make_experiment(
+        batching__row_tokens=384,
+        batching__pairs_per_batch=64,
+        model__width=256,
+        model__heads=2,
+        model__layers=6,  # scanned
+        model__compute_dtype="bfloat16",
+        mesh=Mesh(data, 4, 1),
+    )
+    found = make_plan(experiment, plan_chips.parse_topology(name))
+    assert isinstance(found, Plan)
+    assert found.is_prediction
+    assert found.score_arrays == 0  # the splash kernel's, instead of [rows, heads, l, l]
+    assert found.attention_seconds > 0
+    assert found.step_seconds > found.compute_bound
+    across = {e["axes"]: e["network_seconds"] for e in found.exchanges if e["network_seconds"]}
+    if "*2" in name:
+        assert across
+        assert all("data" in axes for axes in across)
+    else:
+        assert not across
+
+
+@needs_libtpu
+def test_slices_that_the_data_axis_does_not_hold_are_refused():
+    topology = plan_chips.parse_topology("v5p:2x2x1*2")
+    with pytest.raises(Refusal, match=r"mesh.data: 1 does not divide by the 2 slices here"):
+        make_plan(make_experiment(mesh=Mesh(1, 8, 1)), topology)
+
+
+def test_the_command_refuses_in_one_line():
+    def run(*arguments):
+        command = [sys.executable, "tools/plan.py", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        return line
+
+    file = "experiments/quickstart.py"
+    assert "declares no topology; name one" in run("--experiment", file)
+    assert "'v7' is not known" in run("--experiment", file, "--topology", "v7")
+    line = run("--experiment", "experiments/cpt_text_m.py", "--topology", "cpu:8")
+    assert "mesh: data -1 x fsdp 16 x tensor 1 does not multiply to the 8 devices here" in line

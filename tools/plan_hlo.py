@@ -1,0 +1,229 @@
+"""Reads what the TPU compiler has made: the text of an optimised, scheduled HLO program.
+
+In: `compiled.as_text()`. Out: its computations as instructions in the order of their schedule,
+and of each what it costs: cycles by the compiler's own estimate, bytes to and from HBM, exchanges
+between chips with the groups that take part. It knows neither chips nor experiments.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+EXCHANGES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+ITEM_BYTES |= {"s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+
+_START = re.compile(r"\s*(ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(")
+_ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
+
+
+@dataclass(frozen=True)
+class Array:
+    dtype: str
+    shape: tuple[int, ...]
+    in_hbm: bool
+    """Else in the chip's fast memory (VMEM, SMEM), which costs no HBM bandwidth."""
+
+    @property
+    def bytes(self) -> int:
+        return ITEM_BYTES.get(self.dtype, 0) * math.prod(self.shape)
+
+
+def list_arrays(shape: str) -> list[Array]:
+    """The arrays of an HLO shape, which may be a tuple."""
+    return [
+        Array(dtype, tuple(map(int, filter(None, sizes.split(",")))), "S(" not in layout)
+        for dtype, sizes, layout in _ARRAY.findall(shape)
+    ]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    text: str
+    """All of its line, attributes included."""
+    is_root: bool
+
+    @cached_property
+    def arrays(self) -> list[Array]:
+        return list_arrays(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.bytes for array in self.arrays)
+
+    def attribute(self, name: str) -> str | None:
+        """The computation named by an attribute such as `calls`, `body`, `condition`."""
+        found = re.search(rf"[ ,]{name}=%([^\s,)]+)", self.text)
+        return found and found[1]
+
+    @cached_property
+    def cycles(self) -> int:
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
+        return int(found[1]) if found else 0
+
+    @property
+    def channel(self) -> str:
+        found = re.search(r"channel_id=(\d+)", self.text)
+        return found[1] if found else ""
+
+
+Computation = dict[str, Instruction]
+"""By name, in the order of the schedule."""
+
+
+@dataclass(frozen=True)
+class Program:
+    computations: dict[str, Computation]
+    entry: str
+
+    def trips(self, loop: Instruction) -> int:
+        """How often a `while` goes round: the constant that its condition counts to."""
+        condition = self.computations[loop.attribute("condition") or ""]
+        compare = next(i for i in condition.values() if i.is_root)
+        for instruction in condition.values():
+            number = re.search(r"constant\((\d+)\)", instruction.text)
+            if number and instruction.opcode == "constant":
+                return int(number[1])
+        raise ValueError(f"no constant bounds the loop {loop.name}: {compare.text[:200]}")
+
+    def called(self, instruction: Instruction) -> Computation:
+        return self.computations.get(instruction.attribute("calls") or "", {})
+
+    def exchange_in(self, instruction: Instruction) -> Instruction | None:
+        """The exchange that an instruction is, or that it is fused with."""
+        if instruction.opcode.removesuffix("-start") in EXCHANGES:
+            return instruction
+        inner = self.called(instruction).values()
+        return next((i for i in inner if i.opcode in EXCHANGES), None)
+
+    def hbm_bytes(self, instruction: Instruction, computation: Computation) -> int:
+        """Bytes that an instruction reads from HBM and writes to it. Of an array that a fusion
+        only takes a slice of, or only writes a slice into, the slice counts."""
+        inner = self.called(instruction)
+        parameters = {
+            int(match[1]): i.name
+            for i in inner.values()
+            if i.opcode == "parameter" and (match := re.search(r"parameter\((\d+)\)", i.text))
+        }
+        total = 0
+        for number, operand in enumerate(instruction.operands):
+            source = computation.get(operand)
+            if source is None or len(source.arrays) != 1 or not source.arrays[0].in_hbm:
+                continue
+            total += _bytes_read(inner, parameters.get(number), source.bytes)
+        roots = [i for i in inner.values() if i.is_root] or [instruction]
+        parts = [inner[o] for o in roots[0].operands] if roots[0].opcode == "tuple" else roots
+        for array, part in zip(instruction.arrays, parts, strict=False):
+            if array.in_hbm:
+                update = part.opcode == "dynamic-update-slice" and inner.get(part.operands[1])
+                total += update.bytes if update else array.bytes
+        return total
+
+
+def _bytes_read(inner: Computation, parameter: str | None, whole: int) -> int:
+    """Of a fusion's operand: all of it, but for the slices it takes and the place it fills."""
+    users = [i for i in inner.values() if parameter in i.operands]
+    total = 0
+    for user in users:
+        if user.opcode == "dynamic-slice":
+            total += user.bytes
+        elif user.opcode == "bitcast":
+            total += _bytes_read(inner, user.name, whole)
+        elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == parameter):
+            return whole
+    return total if users else whole
+
+
+def read_program(text: str) -> Program:
+    computations: dict[str, Computation] = {}
+    current: Computation = {}
+    entry = ""
+    for line in _join_lines(text):
+        if line.startswith(("%", "ENTRY")) and line.endswith("{"):
+            name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
+            current = computations[name] = {}
+            entry = name if line.startswith("ENTRY") else entry
+        elif match := _START.match(line):
+            operands = re.findall(r"%([^\s,()]+)", _inside(line, match.end()))
+            current[match[2]] = Instruction(
+                match[2], match[3], match[4], tuple(operands), line, bool(match[1])
+            )
+    if not entry:
+        raise ValueError("this text is no HLO program: it has no ENTRY")
+    return Program(computations, entry)
+
+
+def _join_lines(text: str) -> Iterator[str]:
+    """Lines, with what a line break inside an attribute has torn apart put together."""
+    whole = ""
+    for line in text.splitlines():
+        if _START.match(line) or line.startswith(("%", "ENTRY", "HloModule")) or line == "}":
+            yield whole
+            whole = line
+        else:
+            whole += line
+    yield whole
+
+
+def _inside(line: str, start: int) -> str:
+    """From an opening parenthesis to the one that closes it."""
+    depth = 1
+    for end in range(start, len(line)):
+        depth += {"(": 1, ")": -1}.get(line[end], 0)
+        if depth == 0:
+            return line[start:end]
+    return line[start:]
+
+
+def list_group(exchange: Instruction, devices: int) -> list[int]:
+    """Numbers of the devices, in the order of the mesh, that exchange with the first of them.
+
+    The compiler spells groups in three ways: as lists, as an iota that is reshaped and turned, and
+    as axes of a mesh.
+    """
+    text = exchange.text
+    if match := re.search(r"source_target_pairs=\{(.*?)\}\}", text):
+        pairs = re.findall(r"\{(\d+),(\d+)", match[1] + "}")
+        return _follow({int(a): int(b) for a, b in pairs})
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return [int(number) for number in match[1].split(",")]
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\S+?),? ", text):
+        return _iota(match[3]).reshape(int(match[1]), int(match[2]))[0].tolist()
+    if match := re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))? \{(.*?)\}", text
+    ):
+        sizes = {n: int(s) for n, s in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        ids = _iota(match[2]) if match[2] else np.arange(devices)
+        kept = re.findall(r"'(\w+)'", match[3])
+        index = tuple(slice(None) if name in kept else 0 for name in sizes)
+        return sorted(ids.reshape(tuple(sizes.values()))[index].ravel().tolist())
+    return list(range(devices))
+
+
+def _iota(text: str) -> np.ndarray:
+    """`[8,16]T(1,0)` -> the numbers from 0 in that shape, turned."""
+    match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if match is None:
+        raise ValueError(f"unknown device list {text!r}")
+    shape = [int(size) for size in match[1].split(",")]
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    return numbers.transpose([int(a) for a in match[2].split(",")]) if match[2] else numbers
+
+
+def _follow(target: dict[int, int]) -> list[int]:
+    """Who is reached from the first sender by sending on and on."""
+    reached, at = [min(target)], target[min(target)]
+    while at not in reached:
+        reached.append(at)
+        if at not in target:
+            break
+        at = target[at]
+    return sorted(reached)

@@ -1,0 +1,226 @@
+"""One experiment on one machine: the training step itself, compiled from abstract arrays.
+
+In: an `Experiment` and a `Topology`. Out: a `Plan` with memory, FLOPs, exchanges and time, or
+`TooLarge`. Nothing is allocated: no machine needs to be there.
+"""
+
+import math
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+from plan_chips import Topology, describe_devices
+from plan_cost import Cost, Machine, Player, count_flops
+from plan_hlo import Program, list_arrays, read_program
+
+from jaxcpt.batches import shape_batch, size_full_batches
+from jaxcpt.budget import count_budget
+from jaxcpt.config import Experiment, Refusal
+from jaxcpt.sharding import check_model_fits, count_data_shards, make_mesh, use_cpu_cores
+from jaxcpt.update import make_train_step, shard_state
+
+
+class TooLarge(Exception):
+    """The step does not fit; its argument is the bytes missing per chip."""
+
+    @property
+    def missing(self) -> float:
+        return float(self.args[0])
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per chip. The peak is the compiler's own; temporaries are what it holds beside the
+    arguments."""
+
+    parameters: int
+    optimizer: int
+    batch: int
+    temporaries: int
+    peak: int
+    available: float
+    largest: tuple[str, ...]
+    """What fills the temporaries: arrays that the loop over the layers carries, largest first."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one step; times in seconds, bytes and FLOPs per chip unless said otherwise."""
+
+    experiment: str
+    topology: str
+    mesh: dict[str, int]
+    chunks: int
+    remat: str
+    cut_residual: bool
+    parameters: int
+    pairs: int
+    tokens: int
+    memory: Memory
+    model_flops: float
+    hardware_flops: float
+    exchanges: tuple[dict[str, Any], ...]
+    score_arrays: int
+    is_prediction: bool
+    """False: a program compiled for the CPU, its times only bounds from published figures."""
+    compute_bound: float
+    hbm_bound: float
+    link_bound: float
+    network_bound: float
+    compute_seconds: float
+    attention_seconds: float
+    exposed_seconds: float
+    step_seconds: float
+    mfu: float
+    train_steps: int
+
+    @property
+    def bound(self) -> str:
+        names = {"compute": self.compute_bound, "HBM": self.hbm_bound}
+        names |= {"interconnect": self.link_bound, "network": self.network_bound}
+        return max(names, key=lambda name: names[name])
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"bound": self.bound}
+
+
+def make_plan(experiment: Experiment, topology: Topology) -> Plan:
+    """Raises TooLarge when the step does not fit, Refusal when it cannot be laid out."""
+    mesh = make_mesh(experiment.mesh, _list_devices(topology))
+    check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
+    sizes = size_full_batches(experiment.batching, count_data_shards(mesh))
+    state, batch = shard_state(experiment, mesh), shape_batch(sizes, mesh)
+    train_step: Any = make_train_step(experiment, mesh)
+    with jax.set_mesh(mesh):
+        traced = train_step.trace(state, batch)
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise _explain(error) from error
+    program = read_program(compiled.as_text())
+    cost = Player(
+        program, Machine(mesh, topology), sizes.row_tokens, experiment.model.causal
+    ).play()
+    memory = _read_memory(compiled, program, state, batch, topology)
+    if topology.chip.hbm and memory.peak > memory.available:
+        raise TooLarge(memory.peak - memory.available)
+    budget = count_budget(experiment, sizes)
+    hardware_flops = count_flops(traced.jaxpr.jaxpr, mesh.size) / mesh.size
+    bounds = _bound(cost, hardware_flops, topology)
+    seconds = cost.step_seconds if topology.chip.clock else max(bounds.values())
+    model_flops = budget.model_flops_per_step / mesh.size
+    return Plan(
+        experiment=experiment.name,
+        topology=topology.name,
+        mesh=dict(mesh.shape),
+        chunks=sizes.chunks,
+        remat=experiment.model.remat,
+        cut_residual=experiment.model.cut_residual,
+        parameters=budget.parameters,
+        pairs=experiment.batching.pairs_per_batch,
+        tokens=budget.tokens_per_step,
+        memory=memory,
+        model_flops=model_flops,
+        hardware_flops=hardware_flops,
+        exchanges=tuple(asdict(cost.exchanges[key]) for key in sorted(cost.exchanges)),
+        score_arrays=cost.score_arrays,
+        is_prediction=bool(topology.chip.clock),
+        **bounds,
+        compute_seconds=cost.compute_seconds,
+        attention_seconds=cost.attention_seconds,
+        exposed_seconds=cost.exposed_seconds,
+        step_seconds=seconds,
+        mfu=model_flops / topology.chip.flops / seconds if seconds else 0.0,
+        train_steps=experiment.train_steps,
+    )
+
+
+def _list_devices(topology: Topology) -> list[Any]:
+    if topology.chip.clock:
+        return describe_devices(topology)
+    use_cpu_cores(topology.chips)
+    devices = jax.devices("cpu")
+    if len(devices) != topology.chips:
+        raise Refusal(f"topology: {topology.name} must be planned by itself: JAX has devices now")
+    return devices
+
+
+def _explain(error: Exception) -> Exception:
+    """TooLarge, where it is memory that the compiler misses."""
+    text = str(error)
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available \w+ \(([\d.]+)([KMGT])\)", text)
+    found = found or re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", text)
+    if "RESOURCE_EXHAUSTED" not in text or found is None:
+        return error
+    powers = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    needed, available = (float(found[i]) * powers[found[i + 1]] for i in (1, 3))
+    return TooLarge(needed - available)
+
+
+def _bound(cost: Cost, hardware_flops: float, topology: Topology) -> dict[str, float]:
+    """The least that each part of the machine takes, were it never waiting for another."""
+    chip = topology.chip
+    return {
+        "compute_bound": hardware_flops / chip.flops if chip.flops else 0.0,
+        # A CPU's program moves other bytes than a GPU's.
+        "hbm_bound": cost.hbm_bytes / chip.hbm_bandwidth if chip.clock else 0.0,
+        "link_bound": cost.link_seconds,
+        "network_bound": cost.network_seconds,
+    }
+
+
+def _read_memory(
+    compiled: Any, program: Program, state: Any, batch: Any, topology: Topology
+) -> Memory:
+    def per_chip(tree: Any) -> int:
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+
+    analysis = compiled.memory_analysis()
+    arguments = int(analysis.argument_size_in_bytes)
+    # temp_size counts every buffer of the heap; not all of them live at the same time.
+    peak = int(analysis.peak_memory_in_bytes)
+    return Memory(
+        parameters=per_chip(state.params),
+        optimizer=per_chip(state.opt_state),
+        batch=per_chip(batch),
+        temporaries=max(peak - arguments, 0),
+        peak=peak,
+        available=topology.chip.hbm,
+        largest=_list_largest(program, arguments),
+    )
+
+
+def _list_largest(program: Program, arguments: int, most: int = 4) -> tuple[str, ...]:
+    """The largest arrays that loops of the whole step carry, as `number x type[shape] GiB`."""
+    counts: Counter[str] = Counter()
+    for instruction in program.computations[program.entry].values():
+        if instruction.opcode == "while":
+            carried = Counter(
+                f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in instruction.arrays if a.bytes
+            )
+            counts |= carried  # of two loops, what the larger holds
+    sizes = {name: count * list_arrays(name)[0].bytes for name, count in counts.items()}
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:most]
+    return tuple(
+        f"{counts[name]} x {name} {sizes[name] / 2**30:.2f} GiB"
+        for name in largest
+        if sizes[name] > 2**20
+    )
+
+
+def change_layout(experiment: Experiment, **changes: Any) -> Experiment:
+    """The experiment with other `data`, `fsdp`, `tensor`, `chunks`, `remat`, `cut_residual`."""
+    axes = {k: changes[k] for k in ("data", "fsdp", "tensor") if k in changes}
+    model = {k: changes[k] for k in ("remat", "cut_residual") if k in changes}
+    batching = {k: changes[k] for k in ("chunks",) if k in changes}
+    return replace(
+        experiment,
+        mesh=replace(experiment.mesh, **axes),
+        model=replace(experiment.model, **model),
+        batching=replace(experiment.batching, **batching),
+    )
