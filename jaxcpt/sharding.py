@@ -105,10 +105,12 @@ def size_mesh(shape: config.Mesh, devices: int) -> dict[str, int]:
         sizes[wild[0]] = devices // known
     if min(sizes.values()) < 1 or math.prod(sizes.values()) != devices:
         asked = " x ".join(f"{name} {getattr(shape, name)}" for name in sizes)
-        raise Refusal(
-            f"mesh: {asked} does not multiply to the {devices} devices here; "
-            "set mesh.data=-1 to take what the other axes leave"
+        remedy = (
+            "set the other axes so that their product divides that"
+            if wild
+            else "set mesh.data=-1 to take what the other axes leave"
         )
+        raise Refusal(f"mesh: {asked} does not multiply to the {devices} devices here; {remedy}")
     return sizes
 
 

@@ -160,7 +160,8 @@ def test_no_pairs(refuse_set, tmp_path):
 def test_missing_data_says_what_makes_it(refuse, tmp_path):
     for name in ("cpt_text_s", "cpt_code_m"):
         path = REPOSITORY / "experiments" / f"{name}.py"
-        said = refuse(train, "--experiment", path, "--run-dir", tmp_path / name)
+        here = ("--set", "mesh.fsdp=8")
+        said = refuse(train, "--experiment", path, "--run-dir", tmp_path / name, *here)
         assert re.fullmatch(
             r"data/\w+: no tensorflow-datasets directory; make it with: python tools/mine_.*", said
         )

@@ -47,10 +47,12 @@ def test_a_mesh_that_does_not_multiply_is_refused(shape):
     )
     with pytest.raises(Refusal) as refusal:
         make_mesh(config.Mesh(*shape))
-    assert str(refusal.value) == (
-        f"mesh: {asked} does not multiply to the 8 devices here; "
-        "set mesh.data=-1 to take what the other axes leave"
+    remedy = (
+        "set the other axes so that their product divides that"
+        if -1 in shape
+        else "set mesh.data=-1 to take what the other axes leave"
     )
+    assert str(refusal.value) == f"mesh: {asked} does not multiply to the 8 devices here; {remedy}"
 
 
 def test_two_open_axes_are_refused():
