@@ -129,6 +129,50 @@ def test_a_program_is_read():
         read_program("nothing")
 
 
+NESTED = """HloModule jit_step
+
+%cut (p.5: f32[100,10], p.6: s32[]) -> f32[1,10] {
+  %p.5 = f32[100,10]{1,0} parameter(0)
+  %p.6 = s32[] parameter(1)
+  %b.1 = f32[100,10]{1,0} bitcast(%p.5)
+  ROOT %dynamic-slice.2 = f32[1,10]{1,0} dynamic-slice(%b.1, %p.6), dynamic_slice_sizes={1,10}
+}
+
+%turn (p.7: f32[50,2]) -> f32[100] {
+  %p.7 = f32[50,2]{1,0} parameter(0)
+  ROOT %b.2 = f32[100]{0} bitcast(%p.7)
+}
+
+%outer (p.8: f32[100,10], p.9: s32[], p.10: f32[50,2], p.11: u8[64]) -> (f32[1], u8[64]) {
+  %p.8 = f32[100,10]{1,0} parameter(0)
+  %p.9 = s32[] parameter(1)
+  %p.10 = f32[50,2]{1,0} parameter(2)
+  %p.11 = u8[64]{0} parameter(3)
+  %f.1 = f32[1,10]{1,0} fusion(%p.8, %p.9), kind=kLoop, calls=%cut
+  %f.2 = f32[100]{0} fusion(%p.10), kind=kLoop, calls=%turn
+  %c.3 = f32[1]{0} convolution(%f.1, %f.2), dim_labels=bf_io->bf
+  ROOT %t.2 = (f32[1]{0}, u8[64]{0}) tuple(%c.3, %p.11)
+}
+
+ENTRY %main (a.3: f32[100,10], a.4: s32[], a.5: f32[50,2], a.6: u8[64]) -> (f32[1], u8[64]) {
+  %a.3 = f32[100,10]{1,0} parameter(0)
+  %a.4 = s32[]{:T(128)S(6)} parameter(1)
+  %a.5 = f32[50,2]{1,0} parameter(2)
+  %a.6 = u8[64]{0} parameter(3)
+  ROOT %fusion.8 = (f32[1]{0}, u8[64]{0}) fusion(%a.3, %a.4, %a.5, %a.6), kind=kOutput, \
+calls=%outer
+}
+"""
+
+
+def test_bytes_are_those_that_move():
+    program = read_program(NESTED)
+    entry = program.computations["main"]
+    # One row of a stack through two fusions; all of what is only turned; nothing of what is
+    # handed on; and the one number that comes out.
+    assert program.hbm_bytes(entry["fusion.8"], entry) == 40 + 400 + 0 + 4
+
+
 @pytest.mark.parametrize(
     ("spelling", "group"),
     [

@@ -106,40 +106,40 @@ class Program:
 
     def hbm_bytes(self, instruction: Instruction, computation: Computation) -> int:
         """Bytes that an instruction reads from HBM and writes to it. Of an array that a fusion
-        only takes a slice of, or only writes a slice into, the slice counts."""
+        only takes a slice of, or only writes a slice into, the slice counts; one that it hands on
+        does not."""
         inner = self.called(instruction)
-        parameters = {
-            int(match[1]): i.name
-            for i in inner.values()
-            if i.opcode == "parameter" and (match := re.search(r"parameter\((\d+)\)", i.text))
-        }
         total = 0
         for number, operand in enumerate(instruction.operands):
             source = computation.get(operand)
-            if source is None or len(source.arrays) != 1 or not source.arrays[0].in_hbm:
-                continue
-            total += _bytes_read(inner, parameters.get(number), source.bytes)
+            if source is not None and len(source.arrays) == 1 and source.arrays[0].in_hbm:
+                total += self._bytes_read(inner, number, source.bytes)
         roots = [i for i in inner.values() if i.is_root] or [instruction]
         parts = [inner[o] for o in roots[0].operands] if roots[0].opcode == "tuple" else roots
         for array, part in zip(instruction.arrays, parts, strict=False):
-            if array.in_hbm:
+            if array.in_hbm and part.opcode != "parameter":
                 update = part.opcode == "dynamic-update-slice" and inner.get(part.operands[1])
                 total += update.bytes if update else array.bytes
         return total
 
-
-def _bytes_read(inner: Computation, parameter: str | None, whole: int) -> int:
-    """Of a fusion's operand: all of it, but for the slices it takes and the place it fills."""
-    users = [i for i in inner.values() if parameter in i.operands]
-    total = 0
-    for user in users:
-        if user.opcode == "dynamic-slice":
-            total += user.bytes
-        elif user.opcode == "bitcast":
-            total += _bytes_read(inner, user.name, whole)
-        elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == parameter):
+    def _bytes_read(self, inner: Computation, number: int, whole: int) -> int:
+        """Of operand `number`, whose size is `whole`, by a computation that is called with it."""
+        names = {i.name for i in inner.values() if f" parameter({number})" in i.text}
+        if not names:
             return whole
-    return total if users else whole
+        total = 0
+        for user in inner.values():  # in an order in which aliases come before their users
+            for place in (p for p, operand in enumerate(user.operands) if operand in names):
+                if user.opcode == "bitcast":
+                    names.add(user.name)
+                elif user.opcode == "dynamic-slice":
+                    total += user.bytes
+                elif user.opcode == "fusion":
+                    total += self._bytes_read(self.called(user), place, whole)
+                elif not (user.opcode == "dynamic-update-slice" and place == 0):
+                    total += 0 if user.opcode == "tuple" else whole
+        handed_on = any(i.is_root and i.name in names for i in inner.values())
+        return whole if handed_on else min(total, whole)
 
 
 def read_program(text: str) -> Program:
