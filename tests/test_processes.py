@@ -11,8 +11,10 @@ import time
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from test_evals_sts import write_subset
 
 from jaxcpt.config import Refusal
+from jaxcpt.metrics import read_rows
 from jaxcpt.processes import LOST_PEER, join
 
 EXPERIMENT = "experiments/cpt_text_s.py"
@@ -62,17 +64,24 @@ def said(errors: str) -> list[str]:
 
 def test_two_processes_train_like_one(tmp_path):
     port = find_port()
-    several = [start(tmp_path / "two", port=port, process=i) for i in range(2)]
+    texts = [f"the {i % 7} of {i}" for i in range(40)]
+    write_subset(tmp_path / "data" / "sts" / "sts13", "some", range(40), texts)
+    suites = ["--set", 'evals.suites=("sts",)', "--set", f"evals.data={tmp_path / 'data'}"]
+    several = [start(tmp_path / "two", *suites, port=port, process=i) for i in range(2)]
     outputs = [process.communicate(timeout=500) for process in several]
     assert [process.returncode for process in several] == [0, 0], outputs
     assert "report.html" in outputs[0][0]
     assert "report.html" not in outputs[1][0]  # only the first one speaks
-    alone = start(tmp_path / "one")
+    alone = start(tmp_path / "one", *suites)
     assert alone.communicate(timeout=500)[0]
     losses = read_losses(tmp_path / "one")
     assert len(losses) == 4
     # Other cells, so other sums: float32's last digits, carried through four steps of AdamW.
     np.testing.assert_allclose(read_losses(tmp_path / "two"), losses, rtol=1e-4)
+    scores = [read_rows(tmp_path / name / "evals.jsonl")[-1] for name in ("one", "two")]
+    assert scores[1] == pytest.approx(scores[0], abs=2e-2)  # of few texts, some nearly tie
+    assert "sts/sts13/some/spearman" in scores[0]
+    assert (tmp_path / "two" / "suites.json").is_file()
 
 
 def test_processes_that_disagree_are_named(tmp_path):
