@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pickle
 import shutil
 import sys
 import threading
@@ -69,7 +70,9 @@ def mine(
             beam_options = _make_beam_options(runner_arguments, workers)
             local = beam_options.view_as(StandardOptions).runner in (None, "DirectRunner")
             job = Job(mining, reading, miner, folder, shards, os.getpid() if local else None)
-            _run(job, units, problems, input_bytes, beam_options)
+            places = _write_units(job, units)
+            del units  # Beam would hold several copies, which for many small files is much
+            _run(job, places, problems, input_bytes, beam_options)
             counts = _count(job, problems)
             card = write_dataset(
                 job.dataset, mining.name, mining.version, counts, asdict(mining) | (options or {})
@@ -126,6 +129,15 @@ class Job:
     def dataset(self) -> Path:
         return self.folder / "dataset"
 
+    @property
+    def units(self) -> Path:
+        return self.folder / "units.pickle"
+
+    def read_unit(self, place: int) -> Unit:
+        with open(self.units, "rb") as file:
+            file.seek(place)
+            return pickle.load(file)
+
     def shard_key(self, pair_id: bytes) -> bytes:
         return (int.from_bytes(pair_id[:4]) % self.shards).to_bytes(4)
 
@@ -136,12 +148,12 @@ class MineUnit(beam.DoFn):
     def __init__(self, job: Job) -> None:
         self.job = job
 
-    def process(self, numbered: tuple[int, Unit]) -> Iterator[Any]:
-        number, unit = numbered
+    def process(self, numbered: tuple[int, int]) -> Iterator[Any]:
+        number, place = numbered
         if self.job.command:
             os.kill(self.job.command, 0)  # ends a worker whose command was killed
         counts: Counter[str] = Counter()
-        for part in unit:
+        for part in self.job.read_unit(place):
             for found in read_part(part, self.job.reading):
                 if isinstance(found, Problem):
                     yield self._list(found, counts)
@@ -218,9 +230,19 @@ def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> Pipelin
     return options
 
 
+def _write_units(job: Job, units: Sequence[Unit]) -> list[int]:
+    """Where each unit stands in the file that holds them all."""
+    places = []
+    with open(job.units, "wb") as file:
+        for unit in units:
+            places.append(file.tell())
+            pickle.dump(unit, file)
+    return places
+
+
 def _run(
     job: Job,
-    units: Sequence[Unit],
+    places: Sequence[int],
     problems: Sequence[Problem],
     input_bytes: int,
     options: PipelineOptions,
@@ -234,7 +256,7 @@ def _run(
     pipeline = beam.Pipeline(options=options)
     mined = (
         pipeline
-        | "Units" >> beam.Create(list(enumerate(units)))
+        | "Units" >> beam.Create(list(enumerate(places)))
         | "SpreadUnits" >> beam.Reshuffle()
         | "Mine" >> beam.ParDo(MineUnit(job)).with_outputs("fingerprints", main="values")
     )
@@ -253,7 +275,7 @@ def _run(
         | "GroupShards" >> group("shards", job.shards)
         | "WriteShard" >> beam.Map(_write_shard, job)
     )
-    with _mute_stderr() as stderr, _show_progress(job, len(units), stderr):
+    with _mute_stderr() as stderr, _show_progress(job, len(places), stderr):
         pipeline.run().wait_until_finish()
 
 
