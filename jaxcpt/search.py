@@ -23,7 +23,14 @@ import numpy as np
 
 from jaxcpt import config
 from jaxcpt.config import JsonlPairs, PythonPackages, Refusal, run_command
-from jaxcpt.embed import Embedder, add_arguments, describe, parse_mesh, read_documents
+from jaxcpt.embed import (
+    Embedder,
+    add_arguments,
+    describe,
+    hash_file,
+    parse_mesh,
+    read_documents,
+)
 from jaxcpt.experiments import read_experiment
 from jaxcpt.pairs import open_source
 from jaxcpt.sharding import make_mesh, use_cpu_cores
@@ -207,7 +214,8 @@ def embed_corpus(
 
 
 def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
-    """A folder that jaxcpt.embed filled. Raises Refusal for vectors of other parameters."""
+    """A folder that jaxcpt.embed filled. Raises Refusal for vectors of other parameters, and where
+    the file of their texts, which are shown, is another one now."""
     vectors = VectorFolder.open(folder)
     about = vectors.about
     if about["checkpoint"] != embedder.fingerprint:
@@ -218,6 +226,9 @@ def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
         )
     if about["side"] != "y":
         raise Refusal(f"{folder}: holds vectors of side x, which are queries; embed with --side y")
+    path = Path(about["path"])
+    if path.is_file() and hash_file(path) != about["input"]:
+        raise Refusal(f"{path}: changed since {folder} was made of it; put it back, or embed anew")
     return vectors
 
 

@@ -338,6 +338,15 @@ def test_vectors_of_other_parameters_or_of_queries(refuse, tmp_path):
         shutil.rmtree(tmp_path / "v", ignore_errors=True)
         fill(tmp_path / "v", about | changes, [], embedder.embed, Storage())
         assert refuse(search, *search_options).startswith(f"{tmp_path / 'v'}: {line}")
+    corpus = tmp_path / "corpus.jsonl"
+    shutil.copy(PAIRS_FILE, corpus)
+    shutil.rmtree(tmp_path / "v")
+    texts, about = embed.read_documents(corpus, "y"), embed.describe(embedder, "y", corpus)
+    fill(tmp_path / "v", about, texts, lambda texts: embedder.embed(texts, "y"), Storage())
+    corpus.write_text(GOOD)
+    assert refuse(search, *search_options).startswith(f"{corpus}: changed since {tmp_path / 'v'}")
+    corpus.unlink()
+    assert refuse(search, *search_options) == f"{corpus}: no such file"
     assert refuse(search, *search_options, "--int8") == (
         "--vectors: comes without --corpus, --width and --int8; it has its own"
     )
