@@ -85,6 +85,16 @@ def test_texts_of_any_length_and_rows_of_odd_ones(tmp_path):
     assert [text for _, text in read_evaluations(str(tmp_path))] == [long, "only", "one"]
 
 
+def test_queries_and_code_of_codesearchnet_are_read(tmp_path):
+    folder = tmp_path / "code_search/codesearchnet/go/final/jsonl/test"
+    folder.mkdir(parents=True)
+    row = {"repo": "a/b", "path": "c.go", "code": "func F() {}", "code_tokens": ["func", "F"]}
+    row |= {"docstring": "F does it all.", "docstring_tokens": ["F", "does"], "func_name": "F"}
+    (folder / "go_test_0.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
+    texts = {text for _, text in read_evaluations(str(tmp_path))}
+    assert texts == {"func F() {}", "F does it all."}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [

@@ -18,6 +18,8 @@ import numpy as np
 from jaxcpt.config import Refusal
 from jaxcpt.mining.words import split_words
 
+FIELDS = ("text", "title", "code", "intent", "docstring")
+"""What the names of columns with texts begin with: `docstring` is CodeSearchNet's query."""
 FAMILIES = ("linear_probe", "sts", "retrieval", "code_search")
 """Folders that hold evaluation sets; beside them may lie training text, which is not read."""
 WHOLE_WORDS = 8
@@ -43,8 +45,7 @@ def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
         if path.name.removesuffix(".gz").endswith((".tsv", ".jsonl")):
             for row in _read_rows(path):
                 for field, text in row.items():
-                    named = field.startswith(("text", "title", "code", "intent"))
-                    if named and isinstance(text, str) and text:
+                    if field.startswith(FIELDS) and isinstance(text, str) and text:
                         found = True
                         yield path.parent.relative_to(root).as_posix(), text
     if not found:
