@@ -74,6 +74,10 @@ def test_refuses_json_that_does_not_fit(tmp_path):
     path.write_text('{"_id": "1"}\n{"_id": \n')
     with refuse(f"{path}:2: not JSON: "):
         list(files.read_jsonl(path, fields))
+    for line in ('{"_id": "a", "text": "\\ud800"}', "[" * 100_000, "1" * 5_000):
+        path.write_text(line + "\n")
+        with refuse(f"{path}:1: not JSON: "):
+            list(files.read_jsonl(path, fields))
     for line in ('{"id": "1"}', '{"_id": 1}', "[]"):
         path.write_text(line)
         with refuse(f"{path}:1: expected an object with a str '_id', found {line}"):

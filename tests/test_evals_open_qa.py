@@ -97,6 +97,9 @@ def test_refusals(tmp_path):
     path.write_text("who?\n")
     with refuse(f"{path}:1: expected 2 columns, found 1"):
         open_qa.run(embed_place, tmp_path)
+    path.write_text("who?\t\"['a']\n" + "what?\t['b']\n" * 20_000)
+    with refuse("field larger than field limit (131072); is a quote left open?"):
+        open_qa.run(embed_place, tmp_path)
     path.write_text("")
     with refuse(f"{path}: empty; it needs at least one question"):
         open_qa.run(embed_place, tmp_path)

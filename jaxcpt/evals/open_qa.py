@@ -141,10 +141,14 @@ def _read_quoted(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
     layout = f"the DPR download's tab-separated file of {columns} columns"
     lines: Iterable[str] = (line + "\n" for _, line in files.read_lines(path, layout))
     reader = csv.reader(lines, delimiter="\t")
-    for row in reader:
-        if len(row) != columns:
-            raise Refusal(f"{path}:{reader.line_num}: expected {columns} columns, found {len(row)}")
-        yield reader.line_num, row
+    try:
+        for row in reader:
+            if len(row) != columns:
+                found = f"expected {columns} columns, found {len(row)}"
+                raise Refusal(f"{path}:{reader.line_num}: {found}")
+            yield reader.line_num, row
+    except csv.Error as error:  # a quote without its partner takes in all that follows
+        raise Refusal(f"{path}:{reader.line_num}: {error}; is a quote left open?") from error
 
 
 def _holds_any(tokens: Sequence[str], phrases: Iterable[Sequence[str]]) -> bool:
