@@ -71,7 +71,7 @@ def test_repeated_and_contaminated_pairs_go(tmp_path):
     )
     assert card["dropped"] == {"exact duplicate": 1, "near duplicate": 1}
     assert card["counts"]["contaminated: ."] == 1
-    assert card["counts"]["problem: record without text"] == 2
+    assert card["counts"]["problem: record without text under 'answer'"] == 2
     assert len(pairs) == 9
     assert not [pair for pair in pairs if found in pair[0]]
 
@@ -81,7 +81,8 @@ def test_refuses_what_holds_no_pairs(tmp_path):
     with pytest.raises(Refusal, match=r"no pairs found \(.*document that is no pair 1"):
         clean([tmp_path / "a.txt"], tmp_path / "out")
     write_lines(tmp_path / "b.jsonl", make_rows(0, 3))
-    with pytest.raises(Refusal, match=r"3 of 3 files or records are bad \(record without text 3\)"):
+    told = r"3 of 3 files or records are bad \(record without text under 'x' 3\)"
+    with pytest.raises(Refusal, match=told):
         clean([tmp_path / "b.jsonl"], tmp_path / "out", Reading(text_field="x", y_field="y"))
     pyarrow.parquet.write_table(pyarrow.table({"question": ["a"]}), tmp_path / "c.parquet")
     with pytest.raises(Refusal, match=r"1 of 1 files or records are bad"):

@@ -143,7 +143,7 @@ def write_damaged_text(folder):
         "broken parquet": 1,
         "broken zstd": 1,
         "line or record too long": 1,
-        "record without text": 2,
+        "record without text under 'text'": 2,
         "symbolic link out of the input": 2,
     }
 

@@ -119,9 +119,9 @@ def test_parquet_in_row_groups(tmp_path):
         ["a@4"],
     ]
     assert texts_of_items(parts) == TEXTS
-    assert reasons_of(tmp_path / "a.parquet")[0] == ("record without text", "a.parquet@3")
+    assert reasons_of(tmp_path / "a.parquet")[0] == (NO_TEXT, "a.parquet@3")
     missing = reasons_of(tmp_path / "a.parquet", Reading(text_field="content"))
-    assert missing == [("record without text", "a.parquet")]
+    assert missing == [("record without text under 'content'", "a.parquet")]
 
 
 def texts_of_items(parts):
@@ -233,6 +233,7 @@ def test_archives(tmp_path):
         ]
 
 
+NO_TEXT = "record without text under 'text'"
 GOOD = JSONL.splitlines(keepends=True)[0]
 
 
@@ -249,16 +250,16 @@ GOOD = JSONL.splitlines(keepends=True)[0]
             "JSON does not parse",
             f"a.jsonl@{len(GOOD)}",
         ),
-        ("a.jsonl", GOOD + b'{"txt": "a"}\n' + GOOD, "record without text", f"a.jsonl@{len(GOOD)}"),
+        ("a.jsonl", GOOD + b'{"txt": "a"}\n' + GOOD, NO_TEXT, f"a.jsonl@{len(GOOD)}"),
         (
             "a.jsonl",
             GOOD + b'{"text": " "}\n' + GOOD,
-            "record without text",
+            NO_TEXT,
             f"a.jsonl@{len(GOOD)}",
         ),
-        ("a.jsonl", GOOD + b'{"text": 3}\n' + GOOD, "record without text", f"a.jsonl@{len(GOOD)}"),
+        ("a.jsonl", GOOD + b'{"text": 3}\n' + GOOD, NO_TEXT, f"a.jsonl@{len(GOOD)}"),
         ("a.jsonl", GOOD + b'{"text": "\\ud800"}\n' + GOOD, "bad UTF-8", f"a.jsonl@{len(GOOD)}"),
-        ("a.jsonl", GOOD + b'"text"\n' + GOOD, "record without text", f"a.jsonl@{len(GOOD)}"),
+        ("a.jsonl", GOOD + b'"text"\n' + GOOD, NO_TEXT, f"a.jsonl@{len(GOOD)}"),
         ("a.jsonl.gz", gzip.compress(GOOD * 2)[:-9], "broken gzip", "a.jsonl.gz"),
         ("a.jsonl.gz", gzip.compress(GOOD * 2) + b"garbage", "broken gzip", "a.jsonl.gz"),
         ("a.jsonl.gz", b"no gzip", "broken gzip", "a.jsonl.gz"),

@@ -219,7 +219,7 @@ def _record(where: str, record: Any, reading: Reading) -> Document | Problem:
     for field in reading.fields:
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str) or not text.strip():
-            return Problem("record without text", where, f"no text under '{field}'")
+            return Problem(f"record without text under '{field}'", where)
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half a character, as JSON can escape it
