@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcpt import config
-from jaxcpt.config import JsonlPairs, PythonPackages, Refusal, run_command
+from jaxcpt.config import Refusal, TokenizedPairs, run_command
 from jaxcpt.embed import (
     Embedder,
     add_arguments,
@@ -32,12 +32,14 @@ from jaxcpt.embed import (
     read_documents,
 )
 from jaxcpt.experiments import read_experiment
-from jaxcpt.pairs import open_source
+from jaxcpt.pairs import JoinedPairs, open_source, read_all
 from jaxcpt.sharding import make_mesh, use_cpu_cores
 from jaxcpt.vectors import Document, Storage, VectorFolder, fill, truncate
 
 NO_ROW = np.iinfo(np.int32).max
 SHOWN_LINES = 12
+MOST_OWN_PAIRS = 1_000_000
+"""A run's own texts are held in memory, and embedded before the first answer."""
 
 
 def top_k(
@@ -180,15 +182,16 @@ def _pad(rows_nd: np.ndarray, count: int) -> np.ndarray:
 
 
 def read_own_texts(run_dir: Path) -> list[Document]:
-    """The y of all pairs that the run holds in memory, each text once."""
+    """The y of all pairs of the run, each text once. Raises Refusal where they are too many."""
     experiment = read_experiment(run_dir)
     data = experiment.data
     sources = [*data.train, *([data.heldout] if data.heldout else [])]
-    if not all(isinstance(source, JsonlPairs | PythonPackages) for source in sources):
-        raise Refusal(f"{run_dir}: trained on data too large to search as a whole; add --corpus")
-    pairs = [open_source(source, run_dir, experiment.seed) for source in sources]
-    read = [pair for source in pairs for pair in source.read(range(len(source)))]
-    texts = {pair.y: pair.source for pair in read}
+    if any(isinstance(source, TokenizedPairs) for source in sources):
+        raise Refusal(f"{run_dir}: trained on token ids, which are no texts; add --corpus")
+    pairs = JoinedPairs([open_source(source, run_dir, experiment.seed) for source in sources])
+    if len(pairs) > MOST_OWN_PAIRS:
+        raise Refusal(f"{run_dir}: {len(pairs):,} pairs, too many to search at once; add --corpus")
+    texts = {pair.y: pair.source for pair in read_all(pairs)}
     if not texts:
         raise Refusal(f"{run_dir}: an empty corpus; it needs at least one text")
     return [Document(source, text) for text, source in texts.items()]

@@ -3,6 +3,7 @@
 import gzip
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -14,7 +15,9 @@ import jaxcpt
 from jaxcpt import embed, evaluate, search
 from jaxcpt.config import Mesh, Refusal, run_command
 from jaxcpt.embed import Embedder
+from jaxcpt.experiments import read_experiment, to_json
 from jaxcpt.sharding import make_mesh
+from jaxcpt.sources import BeirPairs, Data, JsonlPairs, TokenizedPairs
 from jaxcpt.update import init_state
 from jaxcpt.vectors import VectorFolder, quantize, scale, truncate
 
@@ -216,6 +219,7 @@ def test_embed_command(tmp_path, monkeypatch, capsys, loaded, side):
 
 def test_search_command(tmp_path, monkeypatch, capsys):
     run_dir = copy_run(tmp_path)
+    capsys.readouterr()  # of the training, where this test is the first to need a run
     query = PAIRS[0].y  # as an x it still stands out by its words
     call(monkeypatch, search, "--run-dir", run_dir, "--top", "2", query, "w5")
     said = capsys.readouterr().out
@@ -226,6 +230,28 @@ def test_search_command(tmp_path, monkeypatch, capsys):
     assert read_command_output(kept).shape == (90, 16)
     call(monkeypatch, search, "--run-dir", run_dir, "--top", "2", query, "w5")  # from what is kept
     assert capsys.readouterr().out.strip() == said.strip()
+
+
+def test_search_in_a_runs_own_texts_of_any_kind(tmp_path, monkeypatch):
+    run_dir = copy_run(tmp_path)
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t1\nq\tb\t1\n")
+    rows = [json.dumps({"_id": name, "text": name}) + "\n" for name in "abq"]
+    (tmp_path / "corpus.jsonl").write_text("".join(rows[:2]))
+    (tmp_path / "queries.jsonl").write_text(rows[2])
+
+    def read(source):
+        data = Data(train=(source,), heldout=JsonlPairs(str(PAIRS_FILE)))
+        experiment = replace(read_experiment(run_dir), data=data)
+        (run_dir / "experiment.json").write_text(to_json(experiment))
+        return [document.text for document in search.read_own_texts(run_dir)]
+
+    assert read(BeirPairs(str(tmp_path)))[:2] == ["a", "b"]
+    monkeypatch.setattr(search, "MOST_OWN_PAIRS", 2)
+    with pytest.raises(Refusal, match=r"\d+ pairs, too many to search at once; add --corpus"):
+        read(BeirPairs(str(tmp_path)))
+    with pytest.raises(Refusal, match="trained on token ids, which are no texts; add --corpus"):
+        read(TokenizedPairs("anywhere"))
 
 
 @pytest.fixture
