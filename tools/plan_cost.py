@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr
 from plan_chips import Topology
-from plan_hlo import EXCHANGES, Computation, Instruction, Program, list_group
+from plan_hlo import Computation, Instruction, Program, list_group
 
 LANES = 128
 VECTOR_LANES = 8 * 128 * 4
@@ -140,7 +140,8 @@ class Player:
                 self._play_inner(instruction, times)
             elif (exchange := self.program.exchange_in(instruction)) is not None:
                 self._exchange(instruction, exchange, times)
-                self._compute(instruction, computation, times)
+                if instruction.cycles:  # a part of it, fused with what is computed meanwhile
+                    self._compute(instruction, computation, times)
             elif "xla_megascale_runtime" in instruction.text and instruction.opcode == "send":
                 self._send(instruction, times)
             elif instruction.opcode == "recv":
@@ -168,7 +169,7 @@ class Player:
         if "tpu_custom_call" in instruction.text and (shape := _find_query(instruction)):
             seconds = self._time_attention(shape, "dkv" in instruction.name)
             self.cost.attention_seconds += times * seconds
-        elif chip.clock and instruction.opcode not in EXCHANGES:
+        elif chip.clock:
             seconds = instruction.cycles / chip.clock or read_and_written / chip.hbm_bandwidth
             self.cost.compute_seconds += times * seconds
         self.now += seconds
@@ -190,29 +191,26 @@ class Player:
         return products + VECTOR_STEPS * scores / (VECTOR_LANES * chip.cores * chip.clock)
 
     def _exchange(self, instruction: Instruction, exchange: Instruction, times: int) -> None:
-        """An exchange that starts, goes on, ends, or stands alone."""
+        """An exchange that ends, goes on, starts, or stands alone."""
         inner = "".join(i.text for i in self.program.called(instruction).values())
-        starts = "AsyncCollectiveStart" in inner or exchange.opcode.endswith("-start")
-        alone = not starts and instruction.opcode in EXCHANGES
-        alone |= instruction.attribute("calls") is not None and "reduce-scatter" in str(
-            instruction.attribute("calls")
-        )
-        key = _chain(exchange)
-        if not (starts or alone):
-            if "AsyncCollectiveDone" in inner:
-                self._finish(key, times)
+        if "AsyncCollectiveDone" in inner:
+            self._finish(_chain(exchange), times)
             return
+        in_parts = "AsyncCollectiveStart" in inner
+        # A sum of which each chip keeps its slice, as one fusion.
+        scatters = "reduce-scatter" in (instruction.attribute("calls") or "")
+        if instruction is not exchange and not (in_parts or scatters):
+            return  # goes on
         group = list_group(exchange, len(self.machine.devices))
-        fused = alone and instruction is not exchange
-        kind = "reduce-scatter" if fused else exchange.opcode.removesuffix("-start")
+        kind = "reduce-scatter" if scatters else exchange.opcode.removesuffix("-start")
         axes = self.machine.axes_of(group)
-        whole = _whole_bytes(exchange, kind, len(group), fused)
+        whole = _whole_bytes(exchange, len(group))
         link, network = self.machine.time(kind, whole, group)
         share = 1.0 if kind == "collective-permute" else (len(group) - 1) / len(group)
         wire = whole * share * (2 if kind == "all-reduce" else 1)
-        key = key if "AsyncCollectiveStart" in inner else instruction.name
+        key = _chain(exchange) if in_parts else instruction.name
         self._start(key, Exchange(kind, axes, times, wire, link, network))
-        if alone:
+        if not in_parts and not exchange.opcode.endswith("-start"):
             self._finish(key, times)
 
     def _send(self, instruction: Instruction, times: int) -> None:
@@ -262,7 +260,7 @@ def _chain(exchange: Instruction) -> str:
     return found[1] if found else exchange.channel
 
 
-def _whole_bytes(exchange: Instruction, kind: str, members: int, fused: bool) -> int:
+def _whole_bytes(exchange: Instruction, members: int) -> int:
     """Of what is gathered, summed or sent, the whole."""
     arrays = exchange.arrays
     if exchange.opcode == "all-reduce-start":  # the result alone
@@ -271,7 +269,7 @@ def _whole_bytes(exchange: Instruction, kind: str, members: int, fused: bool) ->
         arrays = [array for array in arrays if array.shape]
         arrays = arrays[len(arrays) // 2 :]
     total = sum(array.bytes for array in arrays)
-    return total * members if kind == "reduce-scatter" and not fused else total
+    return total * members if exchange.opcode.startswith("reduce-scatter") else total
 
 
 def _find_query(instruction: Instruction) -> tuple[int, ...] | None:
