@@ -283,7 +283,7 @@ def test_a_plan_says_what_the_step_does(planned, capsys):
     assert any(axes == "fsdp" for _, axes in kinds), kinds
     assert any("tensor" in axes for _, axes in kinds), kinds
     assert found.memory.optimizer == pytest.approx(2 * found.memory.parameters, rel=0.01)
-    assert found.memory.peak >= found.memory.parameters + found.memory.optimizer
+    assert found.memory.peak > found.memory.parameters + found.memory.optimizer
     # Everything again but the last products' results; attention by its definition is not halved.
     assert 1.2 < found.hardware_flops / found.model_flops < 2.0
     assert not found.is_prediction

@@ -166,7 +166,10 @@ def show(plan: Plan) -> None:
         ("HBM of a chip: parameters", _gib(m.parameters)),
         ("optimizer state", _gib(m.optimizer)),
         ("batch", _gib(m.batch)),
-        ("temporaries", _gib(m.temporaries)),
+        (
+            "temporaries" if plan.is_prediction else "temporaries, in a CPU's program",
+            _gib(m.temporaries),
+        ),
         ("peak", f"{_gib(m.peak)} of {_gib(m.available)}"),
         *(("  filled by", array) for array in m.largest),
         ("model FLOPs of a chip", shorten(plan.model_flops) + "FLOP"),
