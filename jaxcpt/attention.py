@@ -39,7 +39,8 @@ def attention(
     """Attention within each text of a row -> [r, l, h, k]; softmax in float32.
 
     Queries come scaled by k ** -0.5. segments_rl: a token attends to those of its row with its own
-    number. h is a multiple of j. What the backward pass needs of the result is named SAVED.
+    number. h is a multiple of j. The result is named SAVED, for remat to keep; so are splash's
+    softmax sums, without which cudnn computes forward again and plain its scores.
     """
     form = choose_form(find_platform(), query_rlhk.shape, query_rlhk.dtype)
     forms: dict[Form, Callable] = {

@@ -75,12 +75,16 @@ def size_batches(settings: Batching, data_shards: int) -> Sizes | None:
     )
 
 
-def size_full_batches(settings: Batching, data_shards: int) -> Sizes:
-    """The most there can be, where rows are to be measured: every text as long as a row."""
+def size_full_batches(experiment: Experiment, data_shards: int) -> Sizes:
+    """The most there can be, where rows are to be measured: all texts as long as the longest."""
+    settings, tokenizer = experiment.batching, experiment.tokenizer
     sizes = size_batches(settings, data_shards)
-    sizes = sizes or size_batches(replace(settings, pack=False), data_shards)
-    assert sizes is not None
-    return sizes
+    if sizes is not None:
+        return sizes
+    unpacked = size_batches(replace(settings, pack=False), data_shards)
+    assert unpacked is not None
+    texts_per_row = settings.row_tokens // max(tokenizer.x_tokens, tokenizer.y_tokens)
+    return replace(unpacked, rows_per_cell=-(-unpacked.rows_per_cell // texts_per_row))
 
 
 def shape_batch(sizes: Sizes, mesh: jax.sharding.Mesh) -> Batch:

@@ -67,7 +67,8 @@ def fetch(weight: jax.Array, letters: Sequence[str], dtype: str) -> jax.Array:
     """A parameter at rest, gathered for the step: in the compute layout and dtype.
 
     Its gradient goes the way back: summed over the data shards straight into the storage layout
-    (a reduce-scatter), never whole on a device, which the compiler by itself does not always see.
+    (a reduce-scatter, in the compute dtype), never whole on a device, which the compiler by itself
+    does not always see.
     """
     return constrain(weight.astype(dtype), letters)
 

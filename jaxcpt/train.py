@@ -263,12 +263,12 @@ class Interruption:
 def show_budget(experiment: Experiment) -> None:
     """The derived numbers alone, from neither data nor devices: where rows are to be measured on
     the data, they are those of texts of full length, which is the most there can be."""
-    shape, batching = experiment.mesh, experiment.batching
+    shape = experiment.mesh
     fixed = math.prod(n for n in (shape.data, shape.fsdp, shape.tensor) if n != -1)
     here = jax.device_count()
     wild = -1 in (shape.data, shape.fsdp, shape.tensor)
     axes = size_mesh(shape, here if wild and here % fixed == 0 else fixed)
-    sizes = size_full_batches(batching, axes["data"] * axes["fsdp"])
+    sizes = size_full_batches(experiment, axes["data"] * axes["fsdp"])
     derived = describe(experiment, sizes, count_budget(experiment, sizes))
     derived["mesh"] = " x ".join(f"{name} {size}" for name, size in axes.items())
     print_table(f"{experiment.name}, at full length", list(derived.items()))

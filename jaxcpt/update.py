@@ -94,23 +94,18 @@ def make_train_step(
     )
 
 
-def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | int]:
-    """What XLA must be told on TPU, so that layers are fetched while others are computed. What
-    each option brings is measured in docs/plans.md."""
+def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool]:
+    """What XLA must be told on TPU, so that layers are fetched while others are computed; what
+    that brings is in docs/plans.md."""
     if mesh.devices.flat[0].platform != "tpu":
         return {}
-    options: dict[str, bool | int] = {
+    return {
         "xla_enable_async_all_gather": True,
         "xla_tpu_enable_async_collective_fusion": True,
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
         "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
         "xla_tpu_overlap_compute_collective_tc": True,
     }
-    if mesh.shape["tensor"] == 1:
-        # Else weights go round the ring in slices, each multiplied as it comes: many small
-        # products that wait, where one gather under the layer before costs nothing.
-        options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = 1_000_000
-    return options
 
 
 def train_step(

@@ -102,7 +102,7 @@ def test_its_sizes_fit_its_mesh(path):
     mesh = fake_mesh(experiment.mesh)
     check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
     assert size_mesh(experiment.mesh, mesh.size) == dict(mesh.shape)
-    sizes = size_full_batches(experiment.batching, count_data_shards(mesh))
+    sizes = size_full_batches(experiment, count_data_shards(mesh))
     budget = count_budget(experiment, sizes)
     assert budget.parameters > 0
     assert describe(experiment, sizes, budget)["parameters"]

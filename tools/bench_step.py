@@ -34,7 +34,7 @@ def make_full_batch(sizes: Sizes, mesh: jax.sharding.Mesh, vocabulary: int) -> B
     shapes = shape_batch(sizes, mesh)
     cells, texts = shapes.present_ngt.shape[:2], shapes.present_ngt.shape[2]
     if texts != sizes.rows_per_cell:
-        raise Refusal("batching.rows_per_cell: leave it unset; every text takes a row here")
+        raise Refusal("batching.row_tokens, rows_per_cell: every text must take a whole row here")
     rows = shapes.cells.tokens_grl.shape
     number = np.arange(texts)[:, None]
     position = np.arange(sizes.row_tokens)
@@ -79,7 +79,7 @@ def main() -> None:
     use_cpu_cores()
     mesh = make_mesh(experiment.mesh)
     check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
-    sizes = size_full_batches(experiment.batching, count_data_shards(mesh))
+    sizes = size_full_batches(experiment, count_data_shards(mesh))
     batch = make_full_batch(sizes, mesh, experiment.tokenizer.vocabulary)
     train_step, seconds, losses = make_train_step(experiment, mesh), [], []
     with jax.set_mesh(mesh):

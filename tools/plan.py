@@ -6,23 +6,24 @@
 The training step itself is compiled for the topology by XLA's own compiler (`pip install -e
 '.[tpu]'`), from abstract arrays; memory and cycles are the compiler's, exchanges are timed with
 the chip's published figures. For GPUs, and for a quick look with `cpu:8`, it is compiled for the
-CPU: layout and exchanges are read from that, and times are bounds, not predictions.
+CPU: what the layout holds and exchanges is read from that, and the step is only said to take at
+least as long as its products do.
 """
 
 import argparse
 import json
 import multiprocessing
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from plan_chips import Topology, parse_topology
 from plan_layouts import Layout, list_layouts
-from plan_step import Plan, TooLarge, change_layout, make_plan
+from plan_step import Plan, TooLarge, change_layout, list_devices, make_plan
 
 from jaxcpt.budget import shorten
 from jaxcpt.config import Experiment, Refusal, run_command, validate
@@ -40,8 +41,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
     parser.add_argument("--json", type=Path, help="write the plans there")
     parser.add_argument("--search", action="store_true", help="rank other layouts by step time")
-    parser.add_argument("--tries", type=int, default=6, help="layouts to compile at most")
-    parser.add_argument("--jobs", type=int, default=1, help="plans to compile at the same time")
+    parser.add_argument("--tries", type=_count, default=6, help="layouts to compile at most")
+    parser.add_argument("--jobs", type=_count, default=1, help="plans to compile at the same time")
     parser.add_argument("--write", type=Path, metavar="DIR", help="keep memory and exchanges there")
     parser.add_argument("--check", type=Path, metavar="DIR", help="compare with what is kept there")
     arguments = parser.parse_args()
@@ -49,15 +50,16 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     tasks = [_load(path, arguments.topology, arguments.changes) for path in arguments.experiment]
     plans: list[Plan] = []
+    refused: list[str] = []
     if arguments.search:
-        if len(tasks) > 1:
-            raise Refusal("--search: takes one experiment")
+        if len(tasks) > 1 or arguments.write or arguments.check:
+            raise Refusal("--search: takes one experiment, and neither --write nor --check")
         plans = search(*tasks[0], arguments.tries)
     else:
         results = plan_all(tasks, arguments.jobs)
         for (experiment, topology), plan in zip(tasks, results, strict=True):
             if isinstance(plan, TooLarge):
-                refuse_but_find_fit(experiment, topology, plan, arguments.tries)
+                refused.append(find_fit(experiment, topology, plan, arguments.tries))
             else:
                 show(plan)
                 plans.append(plan)
@@ -69,7 +71,15 @@ def main() -> None:
             path = arguments.write / f"{plan.experiment}.json"
             path.write_text(json.dumps(summarise(plan), indent=1) + "\n")
         if arguments.check is not None:
-            check(plan, arguments.check / f"{plan.experiment}.json")
+            refused += check(plan, arguments.check / f"{plan.experiment}.json")
+    if refused:
+        raise Refusal("; ".join(refused))
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return int(text)
 
 
 def _load(path: str, topology: str | None, changes: list[str]) -> tuple[Experiment, Topology]:
@@ -106,38 +116,43 @@ def _try(experiment: Experiment, topology: Topology) -> Plan | TooLarge:
         return too_large
 
 
-def _apply(experiment: Experiment, layout: Layout) -> Experiment:
-    return change_layout(experiment, **asdict(layout))
+def _try_layouts(
+    experiment: Experiment, topology: Topology, tries: int
+) -> Iterator[tuple[Plan, Layout]]:
+    """Compiles the likely best layouts, in their order; those that fit."""
+    if experiment.batching.rows_per_cell is not None:
+        raise Refusal("batching.rows_per_cell: leave it unset, for it depends on the layout")
+    list_devices(topology)
+    layouts = list_layouts(experiment, topology)
+    for layout in layouts[:tries]:
+        try:
+            plan = make_plan(change_layout(experiment, **asdict(layout)), topology)
+        except TooLarge as too_large:
+            print(f"  {too_large.missing / GIB:6.1f} GiB missing: {layout.describe()}", flush=True)
+        except Refusal as refusal:
+            print(f"  {refusal}: {layout.describe()}", flush=True)
+        else:
+            print(f"  {_in_short(plan)}: {layout.describe()}", flush=True)
+            yield plan, layout
 
 
-def refuse_but_find_fit(
-    experiment: Experiment, topology: Topology, too_large: TooLarge, tries: int
-) -> NoReturn:
-    """Says what is missing, and tries what is nearest until something fits. Raises Refusal."""
-    name = f"{experiment.name} on {topology.name}"
-    missing = f"{name}: does not fit, {too_large.missing / GIB:.1f} GiB a chip are missing"
-    print(missing, "- trying other layouts", flush=True)
-    for layout in islice(list_layouts(experiment, topology), tries):
-        plan = _try(_apply(experiment, layout), topology)
-        if isinstance(plan, Plan):
-            show(plan)
-            raise Refusal(f"{missing}; this fits, {_in_short(plan)}: {layout.describe()}")
-        print(f"  {plan.missing / GIB:6.1f} GiB missing: {layout.describe()}", flush=True)
-    raise Refusal(f"{missing}, and in {tries} tries nothing fits; try more chips, or --tries")
+def find_fit(experiment: Experiment, topology: Topology, too_large: TooLarge, tries: int) -> str:
+    """What is missing, and the first other layout that fits, in one line."""
+    missing = (
+        f"{experiment.name} on {topology.name}: does not fit, "
+        f"{too_large.missing / GIB:.1f} GiB a chip are missing"
+    )
+    print(f"{missing}; other layouts:", flush=True)
+    for plan, layout in _try_layouts(experiment, topology, tries):
+        return f"{missing}; this fits, {_in_short(plan)}: {layout.describe()}"
+    return f"{missing}, and of other layouts none that was tried fits; try more chips, or --tries"
 
 
 def search(experiment: Experiment, topology: Topology, tries: int) -> list[Plan]:
     """Compiles the likely best layouts and shows them, the fastest first."""
-    results: list[tuple[Plan, Layout]] = []
-    for layout in islice(list_layouts(experiment, topology), tries):
-        plan = _try(_apply(experiment, layout), topology)
-        if isinstance(plan, TooLarge):
-            print(f"  {plan.missing / GIB:6.1f} GiB missing: {layout.describe()}", flush=True)
-            continue
-        print(f"  {_in_short(plan)}: {layout.describe()}", flush=True)
-        results.append((plan, layout))
+    results = list(_try_layouts(experiment, topology, tries))
     if not results:
-        raise Refusal(f"{experiment.name} on {topology.name}: none of {tries} layouts fits")
+        raise Refusal(f"{experiment.name} on {topology.name}: no layout that was tried fits")
     results.sort(key=lambda result: result[0].step_seconds)
     print_table(
         f"{experiment.name} on {topology.name}, fastest first",
@@ -176,21 +191,22 @@ def show(plan: Plan) -> None:
         ("hardware FLOPs of a chip", shorten(plan.hardware_flops) + "FLOP"),
         *(
             (
-                f"{e['kind']} over {e['axes']}",
+                f"{e['kind']} over {e['axes']}" + ("" if plan.is_prediction else ", on a CPU"),
                 f"{e['times']:,} x, {shorten(e['bytes'])}B a chip, "
                 f"{1000 * (e['link_seconds'] + e['network_seconds']):.1f} ms",
             )
             for e in plan.exchanges
         ),
-        ("bound: compute", _ms(plan.compute_bound)),
-        ("HBM", _ms(plan.hbm_bound)),
-        ("interconnect in a slice", _ms(plan.link_bound)),
-        ("network between slices", _ms(plan.network_bound)),
-        ("what binds", plan.bound),
     ]
     if plan.is_prediction:
         share = plan.exposed_seconds / step
         rows += [
+            ("bound: compute", _ms(plan.compute_bound)),
+            ("HBM", _ms(plan.hbm_bound)),
+            ("interconnect in a slice", _ms(plan.link_bound)),
+            ("network between slices", _ms(plan.network_bound)),
+            ("what binds", plan.bound),
+            ("[rows, heads, l, l] arrays", str(plan.score_arrays)),
             ("computing", _ms(plan.compute_seconds)),
             ("attention kernels", _ms(plan.attention_seconds)),
             ("waiting for exchanges", f"{_ms(plan.exposed_seconds)} ({share:.1%})"),
@@ -198,7 +214,7 @@ def show(plan: Plan) -> None:
     if step:
         days = step * plan.train_steps / 86_400
         chips = parse_topology(plan.topology).chips
-        word = "predicted step" if plan.is_prediction else "step, at least (an estimate)"
+        word = "predicted step" if plan.is_prediction else "step, at least (its products)"
         rows += [
             (word, _ms(step)),
             ("MFU" if plan.is_prediction else "MFU, at most", f"{plan.mfu:.1%}"),
@@ -230,15 +246,14 @@ def summarise(plan: Plan) -> dict[str, Any]:
         "mesh": plan.mesh,
         "peak_bytes": plan.memory.peak,
         "exchanged_bytes": exchanges,
-        "step_ms": round(1000 * plan.step_seconds, 1),
-        "mfu": round(plan.mfu, 4),
+        "score_arrays": plan.score_arrays,
     }
 
 
-def check(plan: Plan, path: Path) -> None:
-    """Raises Refusal where memory or bytes exchanged differ by more than 5 % from what is kept."""
+def check(plan: Plan, path: Path) -> list[str]:
+    """What differs by more than 5 % from what is kept, in memory or bytes exchanged."""
     if not path.is_file():
-        raise Refusal(f"{path}: missing; make it with --write {path.parent}")
+        return [f"{path}: missing; make it with --write {path.parent}"]
     kept, now = json.loads(path.read_text()), summarise(plan)
     largest = max(kept["exchanged_bytes"].values(), default=0.0)
     pairs = {"peak_bytes": (kept["peak_bytes"], now["peak_bytes"])}
@@ -246,13 +261,15 @@ def check(plan: Plan, path: Path) -> None:
         both = (kept["exchanged_bytes"].get(name, 0.0), now["exchanged_bytes"].get(name, 0.0))
         if max(both) > 0.001 * largest:  # a few scalars more are no news
             pairs[name] = both
-    for name, (before, after) in sorted(pairs.items()):
-        if abs(after - before) > TOLERANCE * before:
-            raise Refusal(
-                f"{path}: {name} was {before:,.0f}, is {after:,.0f} bytes a chip; where meant: "
-                f"python tools/plan.py --experiment FILE --write {path.parent}"
-            )
-    print(f"{plan.experiment}: memory and exchanges as in {path}")
+    pairs["score_arrays"] = (kept["score_arrays"], now["score_arrays"])
+    changed = [
+        f"{path}: {name} was {before:,.0f}, is {after:,.0f} a chip; where that is meant, --write"
+        for name, (before, after) in sorted(pairs.items())
+        if abs(after - before) > TOLERANCE * before
+    ]
+    if not changed:
+        print(f"{plan.experiment}: memory and exchanges as in {path}")
+    return changed
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import Jaxpr
-from plan_chips import Topology
+from jax.interpreters.partial_eval import dce_jaxpr
+from plan_chips import GPUS_PER_MACHINE, Topology
 from plan_hlo import Computation, Instruction, Program, list_group
 
 LANES = 128
@@ -27,8 +28,8 @@ Taken as not overlapped with the products, which is on the safe side."""
 HOP_SECONDS = 1e-6
 """Latency from chip to chip."""
 FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all"),
-    *("copy-start", "copy-done", "partition-id", "replica-id", "iota", "opt-barrier", "call"),
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("copy-start", "copy-done", "partition-id", "replica-id", "iota", "opt-barrier"),
     *("slice-start", "slice-done", "async-start", "async-update", "async-done"),
 }
 
@@ -93,6 +94,8 @@ class Machine:
         within = members // self._count_slices(group)
         share = 1.0 if kind == "collective-permute" else (within - 1) / within
         bandwidth, hops = self._links(group)
+        if kind == "collective-permute":  # to the next one, over one link
+            bandwidth, hops = chip.link, 1
         link = max(rounds * bytes * share / bandwidth, rounds * hops * HOP_SECONDS)
         slices = members // within
         # Each chip of a slice carries its part of the whole to the other slices.
@@ -102,7 +105,7 @@ class Machine:
     def _count_slices(self, group: list[int]) -> int:
         if self.topology.chip.clock:
             return len({getattr(self.devices[i], "slice_index", 0) for i in group})
-        return len({i // 8 for i in group})  # GPUs: a machine of eight is a slice
+        return len({i // GPUS_PER_MACHINE for i in group})  # a machine is their slice
 
     def _links(self, group: list[int]) -> tuple[float, int]:
         """Bytes/s one way of all links that join the group within a slice; hops across it."""
@@ -110,11 +113,13 @@ class Machine:
         if not chip.clock:
             return chip.link, 1
         coords = np.array([self.devices[i].coords for i in group])
+        # A cube of v5p has optical links that close all three axes, or none of them.
+        whole = all(size % chip.wraps_from == 0 for size in self.topology.shape)
         bandwidth, hops = 0.0, 0
         for at, size in zip(coords.T, self.topology.shape, strict=False):
             extent = len({*at.tolist()})
             if extent > 1:
-                closed = extent == size and size >= chip.wraps_from
+                closed = extent == size >= chip.wraps_from and (whole or len(coords.T) < 3)
                 bandwidth += chip.link * (2 if closed else 1)
                 hops += extent // 2 if closed else extent - 1
         return bandwidth or chip.link, max(hops, 1)
@@ -169,7 +174,7 @@ class Player:
         if "tpu_custom_call" in instruction.text and (shape := _find_query(instruction)):
             seconds = self._time_attention(shape, "dkv" in instruction.name)
             self.cost.attention_seconds += times * seconds
-        elif chip.clock:
+        elif chip.clock and '"AllocateBuffer"' not in instruction.text:
             seconds = instruction.cycles / chip.clock or read_and_written / chip.hbm_bandwidth
             self.cost.compute_seconds += times * seconds
         self.now += seconds
@@ -199,7 +204,7 @@ class Player:
         in_parts = "AsyncCollectiveStart" in inner
         # A sum of which each chip keeps its slice, as one fusion.
         scatters = "reduce-scatter" in (instruction.attribute("calls") or "")
-        if instruction is not exchange and not (in_parts or scatters):
+        if _chain(exchange) in self.under_way:
             return  # goes on
         group = list_group(exchange, len(self.machine.devices))
         kind = "reduce-scatter" if scatters else exchange.opcode.removesuffix("-start")
@@ -210,7 +215,7 @@ class Player:
         wire = whole * share * (2 if kind == "all-reduce" else 1)
         key = _chain(exchange) if in_parts else instruction.name
         self._start(key, Exchange(kind, axes, times, wire, link, network))
-        if not in_parts and not exchange.opcode.endswith("-start"):
+        if not (in_parts or instruction.opcode.endswith("-start")):
             self._finish(key, times)
 
     def _send(self, instruction: Instruction, times: int) -> None:
@@ -219,7 +224,8 @@ class Player:
         slices, bytes = self.machine.topology.slices, instruction.arrays[0].bytes
         found = re.search(r'megascale_transfer_type="(\w+)"', instruction.text)
         kind = found[1].lower().replace("_", "-") if found else "send"
-        rounds = {"all-reduce": 2 * (slices - 1) / slices, "all-gather": slices - 1.0}
+        share = (slices - 1) / slices
+        rounds = {"all-reduce": 2 * share, "all-gather": slices - 1.0, "reduce-scatter": share}
         wire = bytes * rounds.get(kind, 1.0)
         seconds = wire / self.machine.topology.chip.network
         self._start(
@@ -238,9 +244,11 @@ class Player:
             before.link_seconds + times * once.link_seconds,
             before.network_seconds + times * once.network_seconds,
         )
-        begin = max(self.now, self.free_from.get(axes, 0.0))
+        parts = axes.split("+")
+        begin = max(self.now, *(self.free_from.get(axis, 0.0) for axis in parts))
         end = begin + once.link_seconds + once.network_seconds
-        self.free_from[axes] = self.under_way[key] = end
+        self.free_from |= dict.fromkeys(parts, end)
+        self.under_way[key] = end
 
     def _finish(self, key: str, times: int) -> None:
         end = self.under_way.pop(key, self.now)
@@ -257,7 +265,7 @@ def _rendezvous(instruction: Instruction) -> str:
 def _chain(exchange: Instruction) -> str:
     """What the parts of an exchange that is fused with others have in common."""
     found = re.search(r'chain_id="(\d+)"', exchange.text)
-    return found[1] if found else exchange.channel
+    return f"chain {found[1]}" if found else f"channel {exchange.channel}"
 
 
 def _whole_bytes(exchange: Instruction, members: int) -> int:
@@ -276,16 +284,25 @@ def _find_query(instruction: Instruction) -> tuple[int, ...] | None:
     """[rows, heads, l, k] of a splash kernel."""
     if "splash" not in instruction.name:
         return None
-    return next((a.shape for a in instruction.arrays if len(a.shape) == 4), None)
+    # Its largest result: out [r, h, l, k] forward, dq [r, blocks, h, l, k] backward.
+    shapes = [a.shape for a in instruction.arrays if a.dtype == "bf16" and len(a.shape) >= 4]
+    largest = max(shapes, key=math.prod, default=None)
+    return largest and (largest[0], *largest[-3:])
 
 
 def count_flops(jaxpr: Jaxpr, devices: int) -> float:
     """FLOPs of all matrix products of a traced function on all devices: loops multiplied out,
-    and what is computed again counted again. A kernel's grid is a loop."""
+    and what is computed again counted again. A kernel's grid is a loop. What nothing uses, the
+    compiler leaves out, and so does this."""
+    used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _count_flops(used, devices)
+
+
+def _count_flops(jaxpr: Jaxpr, devices: int) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
-        inner = sum(count_flops(j, devices) for j in _list_jaxprs(parameters.values()))
+        inner = sum(_count_flops(j, devices) for j in _list_jaxprs(parameters.values()))
         if name == "dot_general":
             (contracted, _), _ = parameters["dimension_numbers"]
             left: Any = equation.invars[0].aval
@@ -299,7 +316,7 @@ def count_flops(jaxpr: Jaxpr, devices: int) -> float:
         elif name == "pallas_call":
             total += math.prod(parameters["grid_mapping"].grid) * inner
         elif name == "cond":
-            total += max(count_flops(b.jaxpr, devices) for b in parameters["branches"])
+            total += max(_count_flops(b.jaxpr, devices) for b in parameters["branches"])
         else:
             total += inner
     return total

@@ -15,10 +15,11 @@ import numpy as np
 
 EXCHANGES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-ITEM_BYTES |= {"s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+ITEM_BYTES |= {"s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8, "token": 0, "opaque": 0}
+ITEM_BYTES |= {"s4": 1, "u4": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s2": 1, "u2": 1}
 
 _START = re.compile(r"\s*(ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(")
-_ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
+_ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        return ITEM_BYTES.get(self.dtype, 0) * math.prod(self.shape)
+        return ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
 
 def list_arrays(shape: str) -> list[Array]:
@@ -112,13 +113,17 @@ class Program:
         total = 0
         for number, operand in enumerate(instruction.operands):
             source = computation.get(operand)
-            if source is not None and len(source.arrays) == 1 and source.arrays[0].in_hbm:
+            if source is None or len(source.arrays) != 1 or not source.arrays[0].in_hbm:
+                continue
+            if instruction.opcode != "dynamic-update-slice" or number:  # its place is only filled
                 total += self._bytes_read(inner, number, source.bytes)
         roots = [i for i in inner.values() if i.is_root] or [instruction]
         parts = [inner[o] for o in roots[0].operands] if roots[0].opcode == "tuple" else roots
         for array, part in zip(instruction.arrays, parts, strict=False):
             if array.in_hbm and part.opcode != "parameter":
-                update = part.opcode == "dynamic-update-slice" and inner.get(part.operands[1])
+                update = None
+                if part.opcode == "dynamic-update-slice":
+                    update = (inner or computation).get(part.operands[1])
                 total += update.bytes if update else array.bytes
         return total
 
@@ -126,7 +131,7 @@ class Program:
         """Of operand `number`, whose size is `whole`, by a computation that is called with it."""
         names = {i.name for i in inner.values() if f" parameter({number})" in i.text}
         if not names:
-            return whole
+            return whole  # no fusion
         total = 0
         for user in inner.values():  # in an order in which aliases come before their users
             for place in (p for p, operand in enumerate(user.operands) if operand in names):

@@ -47,7 +47,8 @@ class Layout:
 
 def list_layouts(experiment: Experiment, topology: Topology) -> list[Layout]:
     """Those that may fit, the likely fastest first."""
-    sizes = size_full_batches(replace(experiment.batching, chunks=1), 1)
+    batching = replace(experiment.batching, chunks=1)
+    sizes = size_full_batches(replace(experiment, batching=batching), 1)
     state_bytes = count_budget(experiment, sizes).state_bytes
     layouts = [
         layout
@@ -63,15 +64,20 @@ def _all_layouts(experiment: Experiment, topology: Topology) -> Iterator[Layout]
     per_slice = topology.chips // topology.slices
     for tensor, fsdp in product(_divisors(per_slice), repeat=2):
         fits = tensor * fsdp <= per_slice and per_slice % (tensor * fsdp) == 0
-        divides = model.width % fsdp == 0 and (model.kv_heads or model.heads) % tensor == 0
-        whole = tensor <= 16 and experiment.tokenizer.vocabulary % tensor == 0
-        if not (fits and divides and whole):
+        cut = (
+            model.kv_heads or model.heads,
+            model.mlp_width or 4 * model.width,
+            experiment.tokenizer.vocabulary,
+        )
+        divides = model.width % fsdp == 0 and all(size % tensor == 0 for size in cut)
+        if not (fits and divides and tensor <= 16):
             continue
         data = topology.chips // (tensor * fsdp)
         for chunks, remat in product((1, 2, 4, 8, 16, 32), AGAIN):
             if chunks * data * fsdp <= batching.pairs_per_batch:
-                for cut in (False, True) if tensor > 1 else (False,):
-                    yield Layout(data, fsdp, tensor, chunks, remat, cut)
+                cuts = (False, True) if tensor > 1 and model.width % tensor == 0 else (False,)
+                for cut_residual in cuts:
+                    yield Layout(data, fsdp, tensor, chunks, remat, cut_residual)
 
 
 def _divisors(number: int) -> list[int]:
@@ -91,7 +97,7 @@ def guess_bytes(experiment: Experiment, state_bytes: int, layout: Layout) -> flo
     model = experiment.model
     state = state_bytes / (layout.fsdp * layout.tensor)
     batching = replace(experiment.batching, chunks=layout.chunks)
-    sizes = size_full_batches(batching, layout.data * layout.fsdp)
+    sizes = size_full_batches(replace(experiment, batching=batching), layout.data * layout.fsdp)
     tokens = sizes.rows_per_cell * sizes.row_tokens
     kept = KEPT[layout.remat]
     cut = kept / layout.tensor if layout.cut_residual else 1 + (kept - 1) / layout.tensor

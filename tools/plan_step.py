@@ -64,7 +64,7 @@ class Plan:
     exchanges: tuple[dict[str, Any], ...]
     score_arrays: int
     is_prediction: bool
-    """False: a program compiled for the CPU, its times only bounds from published figures."""
+    """False: a program compiled for the CPU; the step cannot be faster than its products."""
     compute_bound: float
     hbm_bound: float
     link_bound: float
@@ -88,9 +88,9 @@ class Plan:
 
 def make_plan(experiment: Experiment, topology: Topology) -> Plan:
     """Raises TooLarge when the step does not fit, Refusal when it cannot be laid out."""
-    mesh = make_mesh(experiment.mesh, _list_devices(topology))
+    mesh = make_mesh(experiment.mesh, list_devices(topology))
     check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
-    sizes = size_full_batches(experiment.batching, count_data_shards(mesh))
+    sizes = size_full_batches(experiment, count_data_shards(mesh))
     state, batch = shard_state(experiment, mesh), shape_batch(sizes, mesh)
     train_step: Any = make_train_step(experiment, mesh)
     with jax.set_mesh(mesh):
@@ -111,8 +111,12 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
     budget = count_budget(experiment, sizes)
     hardware_flops = count_flops(traced.jaxpr.jaxpr, mesh.size) / mesh.size
     bounds = _bound(cost, hardware_flops, topology)
-    seconds = cost.step_seconds if topology.chip.clock else max(bounds.values())
-    model_flops = budget.model_flops_per_step / mesh.size
+    # A CPU's program exchanges float32, and sums whole what a GPU's scatters.
+    seconds = cost.step_seconds if topology.chip.clock else bounds["compute_bound"]
+    # Places that no pair takes, where the batch does not divide, are computed and of no use.
+    places = sizes.chunks * sizes.data_shards * sizes.pairs_per_cell
+    useful = experiment.batching.pairs_per_batch / places
+    model_flops = useful * budget.model_flops_per_step / mesh.size
     return Plan(
         experiment=experiment.name,
         topology=topology.name,
@@ -122,7 +126,7 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
         cut_residual=experiment.model.cut_residual,
         parameters=budget.parameters,
         pairs=experiment.batching.pairs_per_batch,
-        tokens=budget.tokens_per_step,
+        tokens=round(useful * budget.tokens_per_step),
         memory=memory,
         model_flops=model_flops,
         hardware_flops=hardware_flops,
@@ -139,7 +143,8 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
     )
 
 
-def _list_devices(topology: Topology) -> list[Any]:
+def list_devices(topology: Topology) -> list[Any]:
+    """To be called before anything else starts JAX: a CPU is given its devices then. Refusal."""
     if topology.chip.clock:
         return describe_devices(topology)
     use_cpu_cores(topology.chips)
@@ -150,12 +155,12 @@ def _list_devices(topology: Topology) -> list[Any]:
 
 
 def _explain(error: Exception) -> Exception:
-    """TooLarge, where it is memory that the compiler misses."""
+    """TooLarge, where it is memory that the compiler misses; else a Refusal in its own words."""
     text = str(error)
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available \w+ \(([\d.]+)([KMGT])\)", text)
     found = found or re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", text)
     if "RESOURCE_EXHAUSTED" not in text or found is None:
-        return error
+        return Refusal(f"the compiler refuses this: {text.splitlines()[0]}")
     powers = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     needed, available = (float(found[i]) * powers[found[i + 1]] for i in (1, 3))
     return TooLarge(needed - available)
