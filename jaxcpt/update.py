@@ -94,7 +94,7 @@ def make_train_step(
     )
 
 
-def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool]:
+def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | int]:
     """What XLA must be told on TPU, so that layers are fetched while others are computed; what
     that brings is in docs/plans.md."""
     if mesh.devices.flat[0].platform != "tpu":
@@ -105,6 +105,8 @@ def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool]:
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
         "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
         "xla_tpu_overlap_compute_collective_tc": True,
+        # Never cut a product into one for each slice that goes round the ring of `tensor`.
+        "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
     }
 
 
