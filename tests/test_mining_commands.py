@@ -22,6 +22,8 @@ import pyarrow
 import pyarrow.parquet
 import tensorflow_datasets as tfds
 
+from jaxcpt.mining.command import make_parser
+
 OPEN = ["--languages", "all", "--no-quality-filter"]
 
 
@@ -72,12 +74,23 @@ def test_commands_refuse_in_one_line(tmp_path, tool, arguments, told):
     (tmp_path / "in").mkdir()
     for name in ("a.py", "a.txt"):
         (tmp_path / "in" / name).write_text("def f(): pass\n")
-    process = start(tool, "--input", tmp_path / "in", "--output", tmp_path / "out", *arguments)
+    if "--input" not in arguments:
+        arguments = ["--input", tmp_path / "in", *arguments]
+    process = start(tool, "--output", tmp_path / "out", *arguments)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert errors.startswith(f"jaxcpt: {told}")
     assert errors.count("\n") == 1
     assert output == ""
+
+
+def test_an_option_given_twice_adds_to_the_first():
+    given = ["--input", "a", "b", "--input", "c", "--decontaminate", "d", "--decontaminate", "e"]
+    for _ in range(2):  # nor does one command leave something to the next
+        arguments = make_parser("").parse_args(["--output", "o", *given])
+        assert arguments.input == ["a", "b", "c"]
+        assert arguments.decontaminate == ["d", "e"]
+    assert make_parser("").parse_args(["--output", "o"]).input == []
 
 
 def test_killed_half_way_it_leaves_nothing_that_looks_finished(tmp_path):

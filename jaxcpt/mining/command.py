@@ -20,7 +20,9 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--input", nargs="*", default=[], metavar="PATH", help="files, folders, tfds:NAME#SPLIT")
+    several: dict[str, Any] = {"action": "extend", "default": []}  # given twice, both count
+    inputs = "files, folders, tfds:NAME#SPLIT"
+    add("--input", nargs="*", metavar="PATH", help=inputs, **several)
     add("--output", required=True, metavar="DIR", help="folder to make; must not exist")
     add("--name", help="name of the dataset; default: the output folder's")
     add("--version", default=Mining.version, help="version of the dataset")
@@ -28,7 +30,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--heldout-share", type=float, default=Mining.heldout_share)
     near = "Jaccard similarity from which a pair repeats another; 0: exact duplicates only"
     add("--near-duplicate", type=float, default=Mining.near_duplicate, help=near)
-    add("--decontaminate", nargs="+", default=[], metavar="DIR", help="evaluation sets")
+    add("--decontaminate", nargs="+", metavar="DIR", help="evaluation sets", **several)
     add("--ngram-words", type=int, default=Mining.ngram_words, help="shared words that count")
     add("--shards", type=int, help="files of each split; default: one for each 64 MiB of input")
     bad = "the run fails when more than this share of the files and records cannot be read"

@@ -14,7 +14,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     """--experiment, or --pairs with --split, --x and --y."""
     add = parser.add_argument
     add("--experiment", metavar="FILE", help="take its training sources")
-    add("--pairs", nargs="+", default=[], metavar="PATH", help="or these, of any kind of source")
+    kinds = "or these, of any kind of source"
+    add("--pairs", action="extend", nargs="+", default=[], metavar="PATH", help=kinds)
     add("--split", default="train", help="of --pairs that have splits")
     add("--x", default="x", metavar="NAME", help="column or field of x in --pairs")
     add("--y", default="y", metavar="NAME", help="column or field of y in --pairs")
