@@ -56,6 +56,59 @@ def test_reading_the_layout(folder):
     assert [name for name, _ in read_evaluations(str(folder / "prose"))] == ["."]
 
 
+def test_of_a_set_with_qrels_the_judged_texts_alone_are_read(folder):
+    made = folder / "retrieval/nq"
+    (made / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq2\td2\t1\n")
+    (made / "qrels/dev.tsv").write_text("query-id\tcorpus-id\tscore\nq3\td3\t0\n")
+    rows = {
+        name: "".join(
+            json.dumps({"_id": f"{name}{n}", "text": f"{name}{n}"}) + "\n" for n in range(5)
+        )
+        for name in "dq"
+    }
+    (made / "corpus.jsonl.gz").write_bytes(gzip.compress(rows["d"].encode()))
+    (made / "queries.jsonl").write_text(rows["q"])
+    (made / "more.jsonl").write_text(rows["q"])
+    for below in (made, folder):  # the set alone, too
+        texts = [text for _, text in read_evaluations(str(below))]
+        assert texts[-4:] == ["d1", "d3", "q1", "q3"]
+    (made / "qrels/dev.tsv").write_text("q3\td3\t0\nq4\td4\t0\n")
+    with pytest.raises(Refusal, match=r"dev.tsv: a row without corpus-id"):
+        list(read_evaluations(str(folder)))
+
+
+def test_training_files_are_passed_over(folder):
+    for name in ("linear_probe/mr/train.tsv", "linear_probe/mr/train_sentences.tsv"):
+        (folder / name).write_text("text\nto train on\n")
+    for name in ("sts/sts12_train/OnWN.tsv", "sts/sts12/OnWN.tsv"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("text_a\ttext_b\nleft\tright\n")
+    texts = list(read_evaluations(str(folder)))
+    assert "to train on" not in {text for _, text in texts}
+    assert texts[-2:] == [("sts/sts12", "left"), ("sts/sts12", "right")]
+    # A folder that is named itself is read, and one of training files alone is refused.
+    assert len(list(read_evaluations(str(folder / "sts/sts12_train")))) == 2
+    for path in (folder / "sts/sts12").iterdir():
+        path.unlink()
+    with pytest.raises(Refusal, match="no evaluation texts in it, only training text if any"):
+        list(read_evaluations(str(folder / "sts")))
+
+
+def test_of_dpr_the_test_questions_alone_are_read(folder):
+    made = folder / "dpr/retriever/qas"
+    made.mkdir(parents=True)
+    (made / "nq-test.csv").write_text('who won?\t[\'no one\']\n"a ""quoted"" one"\t[\'x\']\n')
+    (made / "trivia-test.csv.gz").write_bytes(gzip.compress(b"what is it?\t['y']\n"))
+    for name in ("nq-dev.csv", "nq-train.csv"):
+        (made / name).write_text("who lost?\t['them']\n")
+    (folder / "dpr/wikipedia_split").mkdir()
+    (folder / "dpr/wikipedia_split/psgs_w100.tsv").write_text("id\ttext\ttitle\n1\tpassage\tP\n")
+    questions = ["who won?", 'a "quoted" one', "what is it?"]
+    found = [text for name, text in read_evaluations(str(folder)) if name.startswith("dpr/")]
+    assert found == questions  # beside other suites
+    assert [text for _, text in read_evaluations(str(folder / "dpr"))] == questions  # and alone
+
+
 def test_planted_texts_are_caught(folder, tmp_path):
     Index.build([str(folder)], 13).save(tmp_path / "index")
     index = Index.load(tmp_path / "index")
@@ -86,8 +139,13 @@ def test_texts_of_any_length_and_rows_of_odd_ones(tmp_path):
 
 
 def test_queries_and_code_of_codesearchnet_are_read(tmp_path):
-    folder = tmp_path / "code_search/codesearchnet/go/final/jsonl/test"
+    folder, train = (
+        tmp_path / f"code_search/codesearchnet/go/final/jsonl/{split}"
+        for split in ("test", "train")
+    )
     folder.mkdir(parents=True)
+    train.mkdir()
+    (train / "go_train_0.jsonl.gz").write_bytes(gzip.compress(b'{"docstring": "Trained on."}'))
     row = {"repo": "a/b", "path": "c.go", "code": "func F() {}", "code_tokens": ["func", "F"]}
     row |= {"docstring": "F does it all.", "docstring_tokens": ["F", "does"], "func_name": "F"}
     (folder / "go_test_0.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
@@ -130,7 +188,7 @@ def test_refusals(folder, tmp_path):
         Index.build([str(tmp_path / "nowhere")], 13)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(Refusal, match=r"empty: no .tsv or .jsonl file with texts in it"):
+    with pytest.raises(Refusal, match=r"empty: no evaluation texts in it"):
         Index.build([str(empty)], 13)
     with pytest.raises(Refusal, match=r"--ngram-words 7: expected 8 or more"):
         Index.build([str(folder)], 7)

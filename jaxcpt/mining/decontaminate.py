@@ -5,9 +5,11 @@ a row; a text of fewer words, when the side holds it whole; one of fewer than WH
 only when it is the whole side, since such texts ("read a file") occur by chance.
 """
 
+import csv
 import functools
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,8 +22,14 @@ from jaxcpt.mining.words import split_words
 
 FIELDS = ("text", "title", "code", "intent", "docstring")
 """What the names of columns with texts begin with: `docstring` is CodeSearchNet's query."""
-FAMILIES = ("linear_probe", "sts", "retrieval", "code_search")
+FAMILIES = ("linear_probe", "sts", "retrieval", "code_search", "dpr")
 """Folders that hold evaluation sets; beside them may lie training text, which is not read."""
+TRAIN = re.compile(r"(?i)(?<![a-z])train(?![a-z])")
+"""In the name of a file, or of a folder above it: training text of an evaluation set."""
+JUDGED = {"queries.jsonl": "query-id", "corpus.jsonl": "corpus-id"}
+"""Files of a set in BEIR layout, and the column of its qrels that names their rows."""
+QUESTIONS, PASSAGES = "qas/*-test.csv", "wikipedia_split/*"
+"""Of the DPR download. Its passages are the whole of Wikipedia, which is no evaluation text."""
 WHOLE_WORDS = 8
 BASE = 0x9E3779B97F4A7C15
 """Odd, so that it has an inverse modulo 2^64."""
@@ -35,21 +43,53 @@ SEEN_BITS = 25
 
 
 def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
-    """(set, text) of every text in the .tsv and .jsonl files of the layout of ../shared/data."""
+    """(set, text) of the evaluation texts below a folder in the layout of ../shared/data.
+
+    Training files are passed over; of a set with qrels/, so is what no other split's qrels name.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise Refusal(f"--decontaminate {folder}: no such folder of evaluation sets")
     roots = [root / name for name in FAMILIES if (root / name).is_dir()] or [root]
     found = False
     for path in sorted(path for below in roots for path in below.rglob("*")):
-        if path.name.removesuffix(".gz").endswith((".tsv", ".jsonl")):
-            for row in _read_rows(path):
-                for field, text in row.items():
-                    if field.startswith(FIELDS) and isinstance(text, str) and text:
-                        found = True
-                        yield path.parent.relative_to(root).as_posix(), text
+        if not TRAIN.search(path.relative_to(root).as_posix()):
+            for text in _read_texts(path):
+                found = True
+                yield path.parent.relative_to(root).as_posix(), text
     if not found:
-        raise Refusal(f"--decontaminate {folder}: no .tsv or .jsonl file with texts in it")
+        raise Refusal(
+            f"--decontaminate {folder}: no evaluation texts in it, only training text if any; "
+            "expected .tsv or .jsonl files, or DPR's qas/*-test.csv"
+        )
+
+
+def _read_texts(path: Path) -> Iterator[str]:
+    plain = path.with_name(path.name.removesuffix(".gz"))
+    if plain.match(PASSAGES) or not (plain.suffix in (".tsv", ".jsonl") or plain.match(QUESTIONS)):
+        return
+    judged = None
+    if (path.parent / "qrels").is_dir():
+        if plain.name not in JUDGED:
+            return
+        judged = _read_judged(path.parent / "qrels", JUDGED[plain.name])
+    for row in _read_rows(path):
+        if judged is None or row.get("_id") in judged:
+            for field, text in row.items():
+                if field.startswith(FIELDS) and isinstance(text, str) and text:
+                    yield text
+
+
+def _read_judged(qrels: Path, column: str) -> set[str]:
+    """The ids in a column of all splits' qrels but train's."""
+    judged = set()
+    for path in sorted(qrels.glob("*.tsv*")):
+        if not TRAIN.search(path.name):
+            for row in _read_rows(path):
+                if column not in row:
+                    raise Refusal(f"--decontaminate: {path}: a row without {column}")
+                judged.add(row[column])
+    return judged
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -59,6 +99,11 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with opened(path, "rt", encoding="utf-8", newline="\n") as file:
             names = None
+            if path.name.removesuffix(".gz").endswith(".csv"):  # tabs, but quoted as in CSV
+                for row in csv.reader(file, delimiter="\t"):
+                    number += 1
+                    yield {"text": row[0]} if row else {}
+                return
             for line in file:
                 number += 1
                 if not path.name.removesuffix(".gz").endswith(".tsv"):
@@ -70,7 +115,7 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
                     names = line.rstrip("\r\n").split("\t")
                 else:
                     yield dict(zip(names, line.rstrip("\r\n").split("\t"), strict=False))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         where = f"{path}, at or after line {number}"
         raise Refusal(f"--decontaminate: {where}: {error}") from error
 
