@@ -93,6 +93,19 @@ def test_an_option_given_twice_adds_to_the_first():
     assert make_parser("").parse_args(["--output", "o"]).input == []
 
 
+def test_a_document_starts_where_the_option_says(tmp_path):
+    titles = (f"= Title {n} =\n{make_text(n)}\n" for n in range(3))
+    (tmp_path / "a.txt").write_text("".join(titles))
+    options = ["--document-start", "^= Title", "--workers", 1, *OPEN]
+    command = start(
+        "mine_text.py", "--input", tmp_path / "a.txt", "--output", tmp_path / "out", *options
+    )
+    said = command.communicate(timeout=300)
+    assert command.returncode == 0, said
+    card = json.loads((tmp_path / "out" / "data_card.json").read_text())
+    assert card["counts"]["documents read"] == 3
+
+
 def test_killed_half_way_it_leaves_nothing_that_looks_finished(tmp_path):
     source, work = tmp_path / "a.jsonl", tmp_path / "out.unfinished"
     write_jsonl(source, [make_text(seed, 24) for seed in range(60)] * 60)

@@ -39,7 +39,7 @@ def main() -> None:
         re.compile(arguments.document_start or "")
     except re.error as error:
         raise Refusal(f"--document-start {arguments.document_start}: no pattern: {error}") from None
-    reading = Reading(arguments.text_field, arguments.document_start)
+    reading = Reading(text_field=arguments.text_field, document_start=arguments.document_start)
     miner = partial(mine_text, options=check_text_options(options))
     told = {"text_field": reading.text_field, "document_start": reading.document_start}
     run_mining(arguments, reading, miner, asdict(options) | told)

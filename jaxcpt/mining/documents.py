@@ -73,7 +73,7 @@ class Part:
     count: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     text_field: str = "text"
     y_field: str | None = None
