@@ -28,7 +28,7 @@ def make_rows(first, last):
 
 def clean(inputs, output, reading=READING, **changes):
     """(card, pairs); `output` must not exist."""
-    mining = Mining(tuple(map(str, inputs)), "cleaned", heldout_share=0.0, **changes)
+    mining = Mining(tuple(map(str, inputs)), "cleaned", **{"heldout_share": 0.0} | changes)
     card = mine(mining, reading, take_pair, output)
     rows = tfds.builder_from_directory(output).as_data_source("train")
     return card, {(row["x"].decode(), row["y"].decode()) for row in rows}
@@ -51,6 +51,31 @@ def test_pairs_of_all_formats_together(tmp_path):
     # What was written is read again, and gives the same.
     again = Reading(text_field="x", y_field="y")
     assert clean([f"tfds:{tmp_path / 'out'}"], tmp_path / "again", again)[1] == pairs
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "tfds"])
+def test_a_records_own_source_is_kept_and_split_by(tmp_path, form):
+    rows = make_rows(0, 40)
+    rows = [row | {"source": f"in/r{n % 8}/a{n}.py"} for n, row in enumerate(rows)]
+    reading = READING
+    if form == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    else:
+        write_lines(tmp_path / "a.jsonl", rows)
+    given = next(tmp_path.iterdir())
+    if form == "tfds":
+        clean([given], tmp_path / "first")
+        given, reading = f"tfds:{tmp_path / 'first'}", Reading(text_field="x", y_field="y")
+    clean([given], tmp_path / "out", reading, split_by="repository", heldout_share=0.4)
+    train, heldout = (source_of(tmp_path / "out", split) for split in ("train", "heldout"))
+    assert train | heldout == {row["source"] for row in rows}
+    assert len({name.split("/")[1] for name in train}) > 1
+    assert not {name.split("/")[1] for name in train} & {name.split("/")[1] for name in heldout}
+
+
+def source_of(folder, split):
+    rows = tfds.builder_from_directory(folder).as_data_source(split)
+    return {row["source"].decode() for row in rows}
 
 
 def test_repeated_and_contaminated_pairs_go(tmp_path):

@@ -29,6 +29,8 @@ RECORD_BYTES = 16 * 2**20
 CHUNK_BYTES = 2**20
 """Plain text without an end is handed on in documents of about this size."""
 
+SOURCE = "source"
+"""Where pairs that are read say what they are from."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LINES, HTML = {".jsonl", ".ndjson"}, {".html", ".htm", ".xhtml"}
 WARC, TAR, ZIP = {".warc", ".wet"}, {".tar", ".tgz"}, {".zip", ".whl", ".jar"}
@@ -48,7 +50,8 @@ BROKEN = (
 @dataclass(frozen=True)
 class Document:
     name: str
-    """Path from the input on, or a web address; @ and a byte or row where it has more than one."""
+    """Path from the input on, or a web address; @ and a byte or row where it has more than one.
+    Of a record that is a pair, its own `source` where it has one."""
     text: str
     group: str = ""
     """What a long text's parts have in common; empty where the document is whole."""
@@ -86,6 +89,11 @@ class Reading:
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.text_field, self.y_field) if self.y_field else (self.text_field,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """`fields`, and what may be absent."""
+        return (*self.fields, SOURCE) if self.y_field else self.fields
 
 
 def suffixes(name: str) -> tuple[str, str]:
@@ -225,7 +233,12 @@ def _record(where: str, record: Any, reading: Reading) -> Document | Problem:
         except UnicodeEncodeError as error:  # half a character, as JSON can escape it
             return Problem("bad UTF-8", where, tell_error(error))
         texts.append(text)
-    return Document(where, texts[0], y=texts[1] if reading.y_field else "")
+    if not reading.y_field:
+        return Document(where, texts[0])
+    source = record.get(SOURCE) if SOURCE not in reading.fields else None
+    if isinstance(source, str) and source.strip():
+        where = source.encode(errors="replace").decode()
+    return Document(where, texts[0], y=texts[1])
 
 
 def _read_text(
@@ -347,11 +360,12 @@ def _read_parquet(part: Part, reading: Reading) -> Iterator[Document | Problem]:
             if part.index == 0:
                 yield _record(part.name, None, reading)
             return
+        columns = [name for name in reading.columns if name in file.schema_arrow.names]
         row = 0
         for number in range(file.num_row_groups):
             if number % part.count == part.index:
                 at = row
-                for batch in file.iter_batches(256, [number], [*reading.fields]):
+                for batch in file.iter_batches(256, [number], columns):
                     for record in batch.to_pylist():
                         yield _record(f"{part.name}@{at}", record, reading)
                         at += 1
@@ -368,7 +382,7 @@ def _read_tfds(part: Part, reading: Reading) -> Iterator[Document | Problem]:
         rows = range(first, min(first + 256, end))
         for row, record in zip(rows, source.__getitems__(rows), strict=True):
             where = f"{part.name}@{row}"
-            texts = {field: record.get(field) for field in reading.fields}
+            texts = {field: record.get(field) for field in reading.columns}
             try:
                 decoded = {f: t.decode() if isinstance(t, bytes) else t for f, t in texts.items()}
                 yield _record(where, decoded, reading)
