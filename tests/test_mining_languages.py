@@ -193,6 +193,27 @@ module Tools
     text.split
   end
 
+  # Splits a text at its spaces.
+  private memoize def words(text)
+    parts = text.split
+    parts
+  end
+
+  # Is no documentation of either.
+  both def one
+    1
+  end, def two
+    2
+  end
+
+  # Nor is it of what is in a block.
+  later do
+    def third
+      parts = text.split
+      parts
+    end
+  end
+
   # Reads all of the lines.
   def lines
     @lines ||= read
@@ -305,6 +326,11 @@ EXPECTED["ruby"] = r"""
 def self.join(parts)
   all = parts.join
   all
+end
+>>> Splits a text at its spaces.
+private memoize def words(text)
+  parts = text.split
+  parts
 end
 >>> Reads all of the lines.
 def lines

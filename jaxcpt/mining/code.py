@@ -176,9 +176,19 @@ def _first_error(node: tree_sitter.Node) -> str:
 
 
 def _outermost(node: tree_sitter.Node) -> tree_sitter.Node:
-    while node.parent and node.parent.type in WRAPPERS:
-        node = node.parent
+    while outer := _wrapper(node):
+        node = outer
     return node
+
+
+def _wrapper(node: tree_sitter.Node) -> tree_sitter.Node | None:
+    parent = node.parent
+    if not parent or parent.type in WRAPPERS:
+        return parent
+    # Ruby's `private def name ... end` is a call with one argument.
+    call = parent.parent if parent.type == "argument_list" else None
+    alone = call and call.type == "call" and not call.child_by_field_name("block")
+    return call if alone and parent.named_child_count == 1 else None
 
 
 def _comments_by_last_row(source: bytes, nodes: list[tree_sitter.Node]) -> dict[int, str]:
