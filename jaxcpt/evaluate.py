@@ -207,8 +207,8 @@ def show_suites(tables: dict[str, list[Line]]) -> None:
             print(f"  * {names}: {caveat}; not to be compared with published figures")
 
 
-def score_data(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, Any]:
-    """The paper's suites, each shown and recorded as soon as it is done; what --json writes."""
+def score_data(arguments: argparse.Namespace, embedder: Embedder) -> None:
+    """The paper's suites, each shown and recorded, in --json too, as soon as it is done."""
     run_dir, data, storage = arguments.run_dir, arguments.data, read_storage(arguments, embedder)
     corpus_fn = keep_corpora(arguments.vectors, embedder, storage) if arguments.vectors else None
     scores: dict[str, float] = {}
@@ -222,7 +222,18 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, A
         if storage == Storage():  # what cut or rounded vectors score is not the run's own score
             record_evals(run_dir, embedder.step, found)
             record_tables(run_dir, embedder.step, tables)
-    return {"step": embedder.step, "scores": scores, "words": words}
+        write_json(arguments.json, {"step": embedder.step, "scores": scores, "words": words})
+
+
+def write_json(path: Path | None, written: dict[str, Any]) -> None:
+    """Replaces the file at once, so that a kill leaves the old one or the new one."""
+    if path is None:
+        return
+    # /dev/stdout and the like are written to, not replaced.
+    in_place = path.is_symlink() or (path.exists() and not path.is_file())
+    partial = path if in_place else path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(written, indent=1) + "\n")
+    partial.replace(path)
 
 
 def record_tables(run_dir: Path, step: int, tables: dict[str, list[Line]]) -> None:
@@ -235,7 +246,7 @@ def record_tables(run_dir: Path, step: int, tables: dict[str, list[Line]]) -> No
     write_report(run_dir)
 
 
-def score_mteb(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, Any]:
+def score_mteb(arguments: argparse.Namespace, embedder: Embedder) -> None:
     """MTEB's main scores, shown and recorded; its own result files stand in the run folder."""
     run_dir, storage = arguments.run_dir, read_storage(arguments, embedder)
     revision = "-".join([embedder.fingerprint[:12], *map(str, dataclasses.astuple(storage))])
@@ -251,7 +262,7 @@ def score_mteb(arguments: argparse.Namespace, embedder: Embedder) -> dict[str, A
     if storage == Storage():
         record_evals(run_dir, embedder.step, scores)
         write_report(run_dir)
-    return {"step": embedder.step, "scores": scores}
+    write_json(arguments.json, {"step": embedder.step, "scores": scores})
 
 
 def read_storage(arguments: argparse.Namespace, embedder: Embedder) -> Storage:
@@ -291,16 +302,14 @@ def main() -> None:
         raise Refusal(f"{run_dir}: holds out no pairs (data.heldout); name --data to score it on")
     embedder = Embedder.load(run_dir, arguments.step, parse_mesh(arguments.mesh))
     if arguments.data:
-        written = score_data(arguments, embedder)
+        score_data(arguments, embedder)
     elif arguments.mteb:
-        written = score_mteb(arguments, embedder)
+        score_mteb(arguments, embedder)
     else:
         embed_fn = store(embedder, read_storage(arguments, embedder))
         summary = compare_heldout(run_dir, embed_fn, heldout)
         show_comparison(summary)
-        written = {"step": embedder.step, **summary}
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(written, indent=1) + "\n")
+        write_json(arguments.json, {"step": embedder.step, **summary})
 
 
 if __name__ == "__main__":

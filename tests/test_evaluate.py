@@ -202,6 +202,9 @@ def test_what_was_done_before_a_refusal_is_kept(tmp_path, data, call, capsys):
     assert "sts/sts14/mean/spearman" in row
     assert "retrieval/made/map" not in row
     assert "queries.jsonl: no such file" in capsys.readouterr().err
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert {name.partition("/")[0] for name in written["scores"]} == {"sts"}
+    assert not (tmp_path / "scores.json.partial").exists()
     (tmp_path / "queries.jsonl").rename(data / "retrieval" / "made" / "queries.jsonl")
     call(*arguments, "--suite", "retrieval")
     kept = json.loads((run_dir / "suites.json").read_text())
