@@ -1,5 +1,6 @@
 """The same pairs in every format a source reads: read back by index, and refused in one line."""
 
+import argparse
 import gzip
 import json
 import sys
@@ -24,6 +25,7 @@ from jaxcpt.config import (
 )
 from jaxcpt.mining import Pair
 from jaxcpt.pairs import find_source, name_source, open_source
+from jaxcpt.pairs.command import add_source_options, name_sources
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs pip install 'jaxcpt[sources]'")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -254,6 +256,25 @@ def test_refuses_splits_that_are_not_there(tmp_path):
     single = write_saved_dataset(tmp_path / "single", ROWS)
     said = refuse(open_it, replace(single, split="train"))
     assert said.endswith("a single dataset, without a split 'train'")
+
+
+def test_refuses_a_split_that_would_be_ignored(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_source_options(parser)
+    plain = name_source(write_parquet(tmp_path, ROWS))
+    single = name_source(write_saved_dataset(tmp_path / "single", ROWS))
+    many = name_source(write_saved_dict(tmp_path, ROWS))
+
+    def name(*arguments):
+        return name_sources(parser.parse_args(arguments))[0]
+
+    assert [source.path for source in name("--pairs", plain)] == [plain]
+    assert name("--pairs", many)[0].split == "train"
+    assert name("--pairs", many, plain, "--split", "test")[0].split == "test"
+    said = refuse(name, "--pairs", plain, single, "--split", "test")
+    assert said == "--split test: no pairs that were named have splits; leave it out"
+    said = refuse(name, "--experiment", "any.py", "--split", "test")
+    assert said.startswith("--split: comes with --pairs")
 
 
 @pytest.mark.parametrize("library", ["pyarrow", "datasets"])

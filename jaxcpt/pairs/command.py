@@ -16,7 +16,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--experiment", metavar="FILE", help="take its training sources")
     kinds = "or these, of any kind of source"
     add("--pairs", action="extend", nargs="+", default=[], metavar="PATH", help=kinds)
-    add("--split", default="train", help="of --pairs that have splits")
+    add("--split", help="of --pairs that have splits; default: train")
     add("--x", default="x", metavar="NAME", help="column or field of x in --pairs")
     add("--y", default="y", metavar="NAME", help="column or field of y in --pairs")
 
@@ -26,11 +26,15 @@ def name_sources(arguments: argparse.Namespace) -> tuple[list[Source], Experimen
     if bool(arguments.experiment) == bool(arguments.pairs):
         raise Refusal("name the pairs by either --experiment FILE or --pairs PATH...")
     if arguments.experiment:
+        if arguments.split is not None:
+            raise Refusal("--split: comes with --pairs; an experiment names its own")
         experiment = load_experiment(arguments.experiment)
         return list(experiment.data.train), experiment
-    return [
-        find_source(path, arguments.split, arguments.x, arguments.y) for path in arguments.pairs
-    ], None
+    split = "train" if arguments.split is None else arguments.split
+    sources = [find_source(path, split, arguments.x, arguments.y) for path in arguments.pairs]
+    if arguments.split is not None and not any(getattr(source, "split", "") for source in sources):
+        raise Refusal(f"--split {split}: no pairs that were named have splits; leave it out")
+    return sources, None
 
 
 def open_sources(sources: list[Source], seed: int = 0) -> list[Pairs]:
