@@ -322,6 +322,8 @@ def test_links_out_of_the_input_are_told_and_not_followed(tmp_path):
     (inside / "up").symlink_to("..")
     (inside / "same.txt").symlink_to("a.txt")
     (inside / ".hidden").write_text("hidden")
+    (inside / ".link").symlink_to(outside / "a.txt")
+    (inside / ".links").symlink_to(outside)
     os.mkfifo(inside / "pipe")
     assert [document.text for document in read(inside)[0]] == ["inside"]
     assert sorted(reasons_of(inside)) == [
@@ -332,6 +334,10 @@ def test_links_out_of_the_input_are_told_and_not_followed(tmp_path):
     ]
     (tmp_path / "named").symlink_to(inside)
     assert len(read(tmp_path / "named")[0]) == 1  # the user's own link is an input like any
+    (inside / "a.py").write_text("a = 1")
+    (inside / "b.py").symlink_to(outside / "a.txt")
+    told = {p.name for p in read(inside, Reading(source_suffixes=frozenset([".py"])))[1]}
+    assert told == {"inside/b.py", "inside/folder", "inside/up"}  # not what would not be read
 
 
 def test_names_that_are_not_utf_8(tmp_path):

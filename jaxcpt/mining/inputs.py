@@ -64,10 +64,10 @@ def list_units(inputs: Sequence[str], reading: Reading) -> tuple[list[Unit], int
         if given.startswith("tfds:"):
             files += _list_tfds(given)
         elif os.path.isdir(given):
-            for found in _walk(Path(given)):
+            for found in _walk(Path(given), reading):
                 if isinstance(found, Problem):
                     problems.append(found)
-                elif is_wanted(found.name, reading):
+                else:
                     files += _list_parts(str(found), _below(found, Path(given)), reading)
         elif os.path.isfile(given):
             files += _list_parts(given, mend_name(os.path.basename(given)), reading)
@@ -90,23 +90,25 @@ def _below(path: Path, root: Path) -> str:
     return mend_name((Path(root.resolve().name) / path.relative_to(root)).as_posix())
 
 
-def _walk(root: Path) -> Iterator[Path | Problem]:
-    """Regular files below `root`; hidden ones and links stay out, links that leave are told."""
+def _walk(root: Path, reading: Reading) -> Iterator[Path | Problem]:
+    """Regular files below `root` that are wanted and not hidden; links that leave are told."""
     inside = root.resolve()
     closed: list[OSError] = []
     for folder, folders, names in os.walk(root, onerror=closed.append):
-        for name in [*folders, *names]:
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files = [n for n in names if not n.startswith(".") and is_wanted(n, reading)]
+        for name in [*folders, *files]:
             path = Path(folder, name)
             if path.is_symlink():
                 if inside not in path.resolve().parents:
                     target = mend_name(os.readlink(path))
                     yield Problem("symbolic link out of the input", _below(path, root), target)
-            elif name in names and not name.startswith("."):
-                if stat.S_ISREG(path.stat().st_mode):
+            else:
+                mode = path.stat().st_mode
+                if stat.S_ISREG(mode):
                     yield path
-                else:
+                elif not stat.S_ISDIR(mode):
                     yield Problem("not a regular file", _below(path, root))
-        folders[:] = [name for name in folders if not name.startswith(".")]
     for error in closed:
         yield Problem("unreadable folder", _below(Path(error.filename), root), tell_error(error))
 
