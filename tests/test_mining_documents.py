@@ -340,6 +340,12 @@ def test_links_out_of_the_input_are_told_and_not_followed(tmp_path):
     assert told == {"inside/b.py", "inside/folder", "inside/up"}  # not what would not be read
 
 
+def test_an_empty_file_may_come_first(tmp_path):
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "b.txt").write_text("One.")
+    assert [document.text for document in read(tmp_path)[0]] == ["One."]
+
+
 def test_names_that_are_not_utf_8(tmp_path):
     (tmp_path / os.fsdecode(b"b\xff.txt")).write_text("One.")
     assert [item.name for item in read(tmp_path)[0]] == [f"{tmp_path.name}/b\ufffd.txt"]

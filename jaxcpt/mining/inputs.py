@@ -76,9 +76,9 @@ def list_units(inputs: Sequence[str], reading: Reading) -> tuple[list[Unit], int
     if not files:
         raise Refusal(f"{', '.join(inputs) or '--input'}: no input; no file there can be mined")
     units: list[Unit] = []
-    unit_bytes = UNIT_BYTES
+    unit_bytes = 0
     for part, size in sorted(files, key=lambda file: (file[0].name, file[0].path, file[0].index)):
-        if unit_bytes + size > UNIT_BYTES:
+        if not units or unit_bytes + size > UNIT_BYTES:
             units.append(())
             unit_bytes = 0
         units[-1] += (part,)
