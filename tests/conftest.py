@@ -31,6 +31,7 @@ from jaxcpt.config import (
     Model,
     Optimizer,
     Tokenizer,
+    run_command,
     validate,
 )
 from jaxcpt.mining import Pair
@@ -101,3 +102,21 @@ def pairs_file(tmp_path):
     path = tmp_path / "pairs.jsonl"
     write_pairs(path, PAIRS)
     return path
+
+
+@pytest.fixture
+def refuse(monkeypatch, capsys):
+    """Runs a command that must refuse; returns its line."""
+
+    def call(module, *arguments):
+        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            run_command(module.main)
+        assert left.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("jaxcpt: ")
+        assert said.count("\n") == 1
+        return said.removeprefix("jaxcpt: ").rstrip("\n")
+
+    return call

@@ -13,7 +13,7 @@ from test_evals_sts import write_subset
 from tiny_run import copy_run, tiny_run
 
 from jaxcpt import evaluate
-from jaxcpt.config import Refusal, run_command
+from jaxcpt.config import Refusal
 from jaxcpt.embed import Embedder
 from jaxcpt.evals import linear_probe
 from jaxcpt.metrics import read_rows
@@ -69,20 +69,12 @@ def test_so_it_is_in_vectors_that_were_kept(data, suite, tmp_path):
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
-    """Runs the command on a run; returns its one line on standard error."""
+def refused(monkeypatch, refuse):
+    """`jaxcpt.evaluate` on a run."""
 
     def call(run_dir, data, suite, *options):
-        argv = ["evaluate", "--run-dir", run_dir, "--data", data, "--suite", suite, *options]
         monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
-        monkeypatch.setattr("sys.argv", list(map(str, argv)))
-        with pytest.raises(SystemExit) as left:
-            run_command(evaluate.main)
-        assert left.value.code == 2
-        said = capsys.readouterr().err
-        assert said.startswith("jaxcpt: ")
-        assert said.count("\n") == 1
-        return said.removeprefix("jaxcpt: ").rstrip("\n")
+        return refuse(evaluate, "--run-dir", run_dir, "--data", data, "--suite", suite, *options)
 
     return call
 

@@ -13,7 +13,6 @@ from test_checkpoint import array_files, flip_bit
 from tiny_run import PAIRS_FILE, copy_run, tiny_experiment, tiny_run
 
 from jaxcpt import embed, evaluate, report, search, train
-from jaxcpt.config import run_command
 from jaxcpt.experiments import to_json
 from jaxcpt.pairs import write_pairs
 from jaxcpt.tokenizer import Tokenizer, train_tokenizer
@@ -26,24 +25,6 @@ GOOD = '{"x": "a", "y": "b", "text": "c"}\n'
 def as_many_cores_as_devices(monkeypatch):
     """The commands make each core a device; the devices of this process are there already."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
-
-
-@pytest.fixture
-def refuse(monkeypatch, capsys):
-    """Runs a command that must refuse; returns its line."""
-
-    def call(module, *arguments):
-        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            run_command(module.main)
-        assert left.value.code == 2
-        said = capsys.readouterr().err
-        assert said.startswith("jaxcpt: ")
-        assert said.count("\n") == 1
-        return said.removeprefix("jaxcpt: ").rstrip("\n")
-
-    return call
 
 
 @pytest.fixture
