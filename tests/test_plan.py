@@ -14,10 +14,10 @@ import plan_chips
 import pytest
 from conftest import REPOSITORY, make_experiment
 from plan_layouts import guess_bytes, list_layouts
-from plan_step import Plan, TooLarge, _explain, change_layout, make_plan
+from plan_step import Plan, TooLarge, _explain, make_plan
 
 from jaxcpt.config import Mesh, Refusal
-from jaxcpt.experiments import load_experiment
+from jaxcpt.experiments import apply_overrides, load_experiment
 from jaxcpt.sharding import find_platform, make_mesh
 from jaxcpt.update import choose_compiler_options
 
@@ -85,7 +85,9 @@ def test_a_plan_says_what_the_step_does(planned, capsys):
 
 def test_two_passes_show_in_the_hardware_flops(planned):
     experiment, once = planned
-    twice = make_plan(change_layout(experiment, chunks=2), plan_chips.parse_topology("cpu:8"))
+    twice = make_plan(
+        apply_overrides(experiment, ["batching.chunks=2"]), plan_chips.parse_topology("cpu:8")
+    )
     assert twice.chunks == 2
     assert 1.1 < twice.hardware_flops / once.hardware_flops < 1.5
     assert twice.model_flops == pytest.approx(once.model_flops, rel=0.1)
@@ -137,7 +139,7 @@ def test_layouts_that_may_fit_are_listed_fastest_first():
         assert layout.data * layout.fsdp * layout.tensor == 64
         assert experiment.model.width % layout.fsdp == 0
         assert guess_bytes(experiment, 80 * 10**9, layout) < topology.chip.hbm
-        plan.apply_overrides(experiment, layout.describe().replace("--set ", "").split())
+        apply_overrides(experiment, layout.changes())
     first = layouts[0]
     assert (first.tensor, first.chunks) == (1, 1)
     small = list_layouts(experiment, plan_chips.parse_topology("v5e:4x4"))

@@ -13,17 +13,16 @@ least as long as its products do.
 import argparse
 import json
 import multiprocessing
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 from plan_chips import Topology, parse_topology
 from plan_layouts import Layout, list_layouts
-from plan_step import Plan, TooLarge, change_layout, list_devices, make_plan
+from plan_step import Plan, TooLarge, list_devices, make_plan
 
 from jaxcpt.budget import shorten
 from jaxcpt.config import Experiment, Refusal, run_command, validate
@@ -126,7 +125,7 @@ def _try_layouts(
     layouts = list_layouts(experiment, topology)
     for layout in layouts[:tries]:
         try:
-            plan = make_plan(change_layout(experiment, **asdict(layout)), topology)
+            plan = make_plan(apply_overrides(experiment, layout.changes()), topology)
         except TooLarge as too_large:
             print(f"  {too_large.missing / GIB:6.1f} GiB missing: {layout.describe()}", flush=True)
         except Refusal as refusal:
@@ -274,4 +273,3 @@ def check(plan: Plan, path: Path) -> list[str]:
 
 if __name__ == "__main__":
     run_command(main)
-    sys.stdout.flush()

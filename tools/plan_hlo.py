@@ -88,12 +88,11 @@ class Program:
     def trips(self, loop: Instruction) -> int:
         """How often a `while` goes round: the constant that its condition counts to."""
         condition = self.computations[loop.attribute("condition") or ""]
-        compare = next(i for i in condition.values() if i.is_root)
         for instruction in condition.values():
             number = re.search(r"constant\((\d+)\)", instruction.text)
             if number and instruction.opcode == "constant":
                 return int(number[1])
-        raise ValueError(f"no constant bounds the loop {loop.name}: {compare.text[:200]}")
+        raise ValueError(f"no constant bounds the loop {loop.name}")
 
     def called(self, instruction: Instruction) -> Computation:
         return self.computations.get(instruction.attribute("calls") or "", {})

@@ -36,13 +36,15 @@ class Layout:
     remat: Remat
     cut_residual: bool
 
-    def describe(self) -> str:
-        """As the options that `--set` takes."""
+    def changes(self) -> list[str]:
+        """As `--set` takes them."""
         part = {"data": "mesh", "fsdp": "mesh", "tensor": "mesh", "chunks": "batching"}
-        return " ".join(
-            f"--set {part.get(f.name, 'model')}.{f.name}={getattr(self, f.name)}"
-            for f in fields(self)
-        )
+        return [
+            f"{part.get(f.name, 'model')}.{f.name}={getattr(self, f.name)}" for f in fields(self)
+        ]
+
+    def describe(self) -> str:
+        return " ".join(f"--set {change}" for change in self.changes())
 
 
 def list_layouts(experiment: Experiment, topology: Topology) -> list[Layout]:

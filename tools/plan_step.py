@@ -7,7 +7,7 @@ In: an `Experiment` and a `Topology`. Out: a `Plan` with memory, FLOPs, exchange
 import math
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -220,17 +220,4 @@ def _list_largest(program: Program, arguments: int, most: int = 4) -> tuple[str,
         f"{counts[name]} x {name} {sizes[name] / 2**30:.2f} GiB"
         for name in largest
         if sizes[name] > 2**20
-    )
-
-
-def change_layout(experiment: Experiment, **changes: Any) -> Experiment:
-    """The experiment with other `data`, `fsdp`, `tensor`, `chunks`, `remat`, `cut_residual`."""
-    axes = {k: changes[k] for k in ("data", "fsdp", "tensor") if k in changes}
-    model = {k: changes[k] for k in ("remat", "cut_residual") if k in changes}
-    batching = {k: changes[k] for k in ("chunks",) if k in changes}
-    return replace(
-        experiment,
-        mesh=replace(experiment.mesh, **axes),
-        model=replace(experiment.model, **model),
-        batching=replace(experiment.batching, **batching),
     )
