@@ -1,6 +1,6 @@
 """cpt-code S: 300M parameters on (docstring, function) pairs (paper, section 2 and table 7).
 
-    python tools/mine_code.py --input SOURCES... --output data/functions
+    jaxcpt mine-code --input SOURCES... --output data/functions
     python -m jaxcpt.train --experiment experiments/cpt_code_s.py
 
 Data: functions and methods with their documentation, in the six languages of CodeSearchNet.
@@ -16,7 +16,7 @@ from jaxcpt.config import Data, Experiment, TfdsPairs
 
 
 def experiment() -> Experiment:
-    prepare = "python tools/mine_code.py --input SOURCES... --output data/functions"
+    prepare = "jaxcpt mine-code --input SOURCES... --output data/functions"
     return replace(
         text(),
         name="cpt_code_s",

@@ -1,10 +1,10 @@
 """cpt-text S: 300M parameters on neighbouring pieces of text (paper, table 1 and section 2).
 
-    python tools/mine_text.py --input TEXT... --output data/neighbours
+    jaxcpt mine-text --input TEXT... --output data/neighbours
     python -m jaxcpt.train --experiment experiments/cpt_text_s.py
 
 Hardware: planned for 128 TPU v5p chips (docs/plans.md has memory, time and MFU, and how to plan it
-for others: `python tools/plan.py --experiment experiments/cpt_text_s.py --topology NAME`).
+for others: `jaxcpt plan --experiment experiments/cpt_text_s.py --topology NAME`).
 Where memory does not suffice, raise batching.chunks: it changes nothing but the time.
 Data: neighbouring pieces of documents, up to 512 tokens each; the paper used web text.
 Widths, layers, heads and batch are the paper's and GPT-3's. The paper does not give learning rates,
@@ -23,7 +23,7 @@ def experiment() -> Experiment:
             train=(
                 TfdsPairs(
                     directory="data/neighbours",
-                    prepare="python tools/mine_text.py --input TEXT... --output data/neighbours",
+                    prepare="jaxcpt mine-text --input TEXT... --output data/neighbours",
                 ),
             ),
         ),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jaxcpt.embed import Embedder
 
 __all__ = ["Embedder"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

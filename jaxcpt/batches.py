@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcpt.config import Batching, Experiment, Refusal
-from jaxcpt.mining import Pair
+from jaxcpt.config import Batching, Experiment
+from jaxcpt.errors import UserError
 from jaxcpt.model import Array, Cells, make_cells
 from jaxcpt.order import make_homogeneous_order, make_order, share_out
 from jaxcpt.packing import CellArrays, Packing, pack_pairs
+from jaxcpt.pair import Pair
 from jaxcpt.pairs import Pairs, TokenizedReader
 from jaxcpt.pairs.tokenized import Encoded, hash_text
 from jaxcpt.sharding import count_data_shards, named
@@ -58,10 +59,10 @@ class Sizes:
 
 
 def size_batches(settings: Batching, data_shards: int) -> Sizes | None:
-    """The shape of batches; None where the rows are to be measured. Raises Refusal."""
+    """The shape of batches; None where the rows are to be measured. Raises UserError."""
     pairs = settings.pairs_per_batch
     if pairs < data_shards:
-        raise Refusal(
+        raise UserError(
             f"batching.pairs_per_batch: {pairs} pairs for {data_shards} data shards of the mesh; "
             "each needs at least one"
         )

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.update import TrainState
 
 # It logs hundreds of lines about what it also raises, which `Checkpoints` tells in one.
@@ -59,7 +59,7 @@ class Checkpoints:
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Begins a save of the state's step; arrays are copied, so training may go on at once.
 
-        Raises Refusal where the save before it did not reach the disk.
+        Raises UserError where the save before it did not reach the disk.
         """
         self.finish()
         step = int(jax.device_get(state.step))
@@ -89,9 +89,9 @@ class Checkpoints:
             if written and jax.process_index() == 0:
                 write_manifest(self._folder_of(step))
         except Exception as error:  # orbax raises whatever its storage raised
-            raise Refusal(f"{self.folder}: step {step} could not be saved: {error}") from error
+            raise UserError(f"{self.folder}: step {step} could not be saved: {error}") from error
         if not written:
-            raise Refusal(f"{self.folder}: step {step} did not reach the disk; is it full?")
+            raise UserError(f"{self.folder}: step {step} did not reach the disk; is it full?")
 
     def steps(self) -> list[int]:
         """Steps that claim to be saved, oldest first; `find_whole` says which are."""
@@ -112,16 +112,16 @@ class Checkpoints:
         return None if whole < 0 else whole
 
     def choose(self, step: int | None) -> int:
-        """`step` if it is saved and whole, or the newest that is. Raises Refusal."""
+        """`step` if it is saved and whole, or the newest that is. Raises UserError."""
         if step is None:
             if (whole := self.find_whole()) is None:
-                raise Refusal(f"{self.folder}: no whole checkpoint; train the run first")
+                raise UserError(f"{self.folder}: no whole checkpoint; train the run first")
             return whole
         if step not in self.steps():
             have = ", ".join(map(str, self.steps())) or "none"
-            raise Refusal(f"{self.folder}: no checkpoint of step {step}; there are: {have}")
+            raise UserError(f"{self.folder}: no checkpoint of step {step}; there are: {have}")
         if problem := check_manifest(self._folder_of(step)):
-            raise Refusal(f"{self.folder}: checkpoint of step {step} is damaged: {problem}")
+            raise UserError(f"{self.folder}: checkpoint of step {step} is damaged: {problem}")
         return step
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
@@ -162,9 +162,9 @@ class Checkpoints:
 
 
 def check_tokenizer(fingerprint: str, meta: dict[str, Any], run_dir: Path) -> None:
-    """Raises Refusal where a checkpoint's embeddings belong to another tokenizer's ids."""
+    """Raises UserError where a checkpoint's embeddings belong to another tokenizer's ids."""
     if meta["tokenizer"] != fingerprint:
-        raise Refusal(
+        raise UserError(
             f"{run_dir / 'tokenizer'}: another vocabulary than the checkpoint was trained with "
             f"(sha256 {fingerprint[:12]}, expected {meta['tokenizer'][:12]}); put its own one back"
         )

@@ -1,14 +1,11 @@
 """The frozen `Experiment` tree: every value of a run, its defaults, and what must fit together.
 
 It knows neither files nor arrays nor devices: what depends on those is checked where it is known.
-What a user can get wrong anywhere in the package is raised as `Refusal`.
+What a user can get wrong anywhere in the package is raised as `UserError`.
 """
 
-import dataclasses
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Literal
 
 # An experiment imports all it names from here.
 from jaxcpt.sources import (  # noqa: F401
@@ -22,13 +19,6 @@ from jaxcpt.sources import (  # noqa: F401
     TfdsPairs,
     TokenizedPairs,
 )
-
-
-class Refusal(Exception):
-    """An error that the user caused and can mend: shown as one line, exit code 2, no traceback."""
-
-
-Side = Literal["x", "y"]
 
 
 @dataclass(frozen=True)
@@ -176,7 +166,7 @@ class Experiment:
     loss: Loss = field(default_factory=Loss)
     mesh: Mesh = field(default_factory=Mesh)
     topology: str = ""
-    """The machine it is made for, such as v5p:4x4x8; `tools/plan.py` compiles the step for it."""
+    """The machine it is made for, such as v5p:4x4x8; `jaxcpt plan` compiles the step for it."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     seed: int = 0
     log_every_steps: int = 10
@@ -185,192 +175,9 @@ class Experiment:
     """Trained first, in a folder inside this run's, and shown beside it."""
 
 
-def validate(experiment: Experiment) -> Experiment:
-    """Cross-checks that need no device. Returns the experiment; raises Refusal naming a field."""
-    e, m, b, t = experiment, experiment.model, experiment.batching, experiment.tokenizer
-    kv_heads = m.heads if m.kv_heads is None else m.kv_heads
-    head_width = m.width // max(m.heads, 1)
-    longest = max(t.x_tokens, t.y_tokens)
-    positive = {
-        "train_steps": e.train_steps,
-        "log_every_steps": e.log_every_steps,
-        "evals.every_steps": e.evals.every_steps,
-        "checkpoints.every_steps": e.checkpoints.every_steps,
-        "checkpoints.keep": e.checkpoints.keep,
-        "batching.pairs_per_batch": b.pairs_per_batch,
-        "batching.chunks": b.chunks,
-        "model.width": m.width,
-        "model.heads": m.heads,
-        "model.mlp_width": 1 if m.mlp_width is None else m.mlp_width,
-        "batching.rows_per_cell": 1 if b.rows_per_cell is None else b.rows_per_cell,
-        "tokenizer.vocabulary": t.vocabulary,
-        "data.weights": min(e.data.weights, default=1),
-        "model.embedding_scale": m.embedding_scale,
-        "loss.scale_start": e.loss.scale_start,
-        "optimizer.learning_rate": e.optimizer.learning_rate,
-        "optimizer.clip_norm": e.optimizer.clip_norm,
-    }
-    rules: list[tuple[bool, str]] = [
-        (value > 0, f"{name}: must be above 0, found {value}") for name, value in positive.items()
-    ]
-    sources = (*e.data.train, e.data.heldout)
-    mined = {replace(s, split="train") for s in sources if isinstance(s, PythonPackages)}
-    o = e.optimizer
-    rules += [
-        (len(mined) <= 1, "data: PythonPackages sources must agree in all but their split"),
-        (
-            all(bool(s.directory) != bool(s.name) for s in sources if isinstance(s, TfdsPairs)),
-            "data: a TfdsPairs source needs either a directory or a name",
-        ),
-        (
-            not isinstance(e.data.heldout, TokenizedPairs),
-            "data.heldout: TokenizedPairs hold no texts, which evals need",
-        ),
-        (
-            all(size == -1 or size > 0 for size in dataclasses.astuple(e.mesh)),
-            "mesh: each axis must be above 0, or -1 for what the others leave",
-        ),
-        (
-            not e.evals.suites or e.evals.data != "",
-            "evals.data: evals.suites need a folder to read from",
-        ),
-        (
-            0 <= o.b1 < 1 and 0 <= o.b2 < 1 and o.eps > 0,
-            "optimizer: b1 and b2 must be in [0, 1) and eps above 0",
-        ),
-        (
-            0 <= o.final_share <= 1 and o.weight_decay >= 0,
-            "optimizer: final_share must be in [0, 1] and weight_decay 0 or more",
-        ),
-        (
-            o.embedding_learning_rate is None or o.embedding_learning_rate >= 0,
-            f"optimizer.embedding_learning_rate: below 0: {o.embedding_learning_rate}",
-        ),
-        (0 <= e.seed < 1 << 24, f"seed: must be from 0 to {(1 << 24) - 1}, found {e.seed}"),
-        (m.layers >= 0, f"model.layers: must be 0 or more, found {m.layers}"),
-        (bool(e.data.train), "data.train: no data; name at least one source"),
-        (
-            len(e.data.weights) in (0, len(e.data.train)),
-            f"data.weights: {len(e.data.weights)} weights for {len(e.data.train)} sources",
-        ),
-        (
-            head_width * m.heads == m.width,
-            f"model.heads: {m.heads} heads do not divide the width {m.width}",
-        ),
-        (
-            kv_heads > 0 and m.heads % kv_heads == 0,
-            f"model.kv_heads: {kv_heads} key heads do not divide the {m.heads} heads",
-        ),
-        (
-            m.positions == "learnt" or head_width % 2 == 0,
-            f"model.positions: rotary needs an even head width, found {head_width}",
-        ),
-        (
-            m.pooling == "mean" or not (m.token_weights or m.position_weights),
-            "model.token_weights, position_weights: only used with model.pooling=mean",
-        ),
-        (
-            b.chunks <= b.pairs_per_batch,
-            f"batching.chunks: {b.chunks} chunks for a batch of {b.pairs_per_batch} pairs",
-        ),
-        (
-            longest <= b.row_tokens,
-            f"batching.row_tokens: rows of {b.row_tokens} tokens cannot hold a text of {longest}",
-        ),
-        (min(t.x_tokens, t.y_tokens) >= 3, "tokenizer.x_tokens, y_tokens: must be at least 3"),
-        (
-            0 <= b.token_dropout < 1,
-            f"batching.token_dropout: must be in [0, 1), found {b.token_dropout}",
-        ),
-        (b.negatives >= 0, f"batching.negatives: must be 0 or more, found {b.negatives}"),
-        (
-            all(0 < prefix < m.width for prefix in e.loss.prefixes),
-            f"loss.prefixes: must lie between 0 and the width {m.width}",
-        ),
-        (
-            e.loss.scale_start <= e.loss.scale_max,
-            f"loss.scale_start: {e.loss.scale_start} is above loss.scale_max {e.loss.scale_max}",
-        ),
-        (
-            0 <= e.optimizer.warmup_steps < e.train_steps,
-            f"optimizer.warmup_steps: {e.optimizer.warmup_steps} of {e.train_steps} steps",
-        ),
-    ]
-    for holds, message in rules:
-        if not holds:
-            raise Refusal(f"{e.name}: {message}")
-    baseline = derive_baseline(e)
-    if baseline is not None:
-        validate(baseline)
-    return e
-
-
 def derive_baseline(experiment: Experiment) -> Experiment | None:
     """The experiment of the baseline; None where there is none."""
     if experiment.baseline is None:
         return None
     changes = {f.name: getattr(experiment.baseline, f.name) for f in fields(Baseline)}
     return replace(experiment, **(changes | {"baseline": None}))
-
-
-def shrink(experiment: Experiment) -> Experiment:
-    """The same run with tiny sizes and embedded data (`--smoke`): every code path, a minute.
-
-    Each mesh axis in use keeps two devices, so sharding is exercised as the experiment has it.
-    """
-    packages = ("argparse", "email", "json")
-    baseline, few = experiment.baseline, min(len(experiment.loss.prefixes), 3)
-    return replace(
-        experiment,
-        **_shrink_parts(experiment),
-        data=Data(
-            train=(PythonPackages(heldout_functions=20, packages=packages),),
-            homogeneous=experiment.data.homogeneous,
-            heldout=PythonPackages("heldout", heldout_functions=20, packages=packages),
-        ),
-        tokenizer=replace(
-            experiment.tokenizer, vocabulary=600, x_tokens=16, y_tokens=48, model_file=None
-        ),
-        loss=replace(experiment.loss, prefixes=tuple(8 * (i + 1) for i in range(few))),
-        mesh=Mesh(*(1 if size == 1 else 2 for size in dataclasses.astuple(experiment.mesh))),
-        checkpoints=Checkpoints(every_steps=2),
-        log_every_steps=1,
-        evals=Evals(every_steps=2),
-        baseline=baseline and replace(baseline, **_shrink_parts(baseline)),
-    )
-
-
-def _shrink_parts(part: Experiment | Baseline) -> dict[str, Any]:
-    m, b = part.model, part.batching
-    grouped = m.kv_heads is not None and m.kv_heads < m.heads
-    return {
-        "train_steps": 4,
-        "batching": replace(
-            b, pairs_per_batch=30, chunks=min(b.chunks, 2), row_tokens=64, rows_per_cell=None
-        ),
-        "model": replace(
-            m,
-            width=32,
-            layers=min(m.layers, 2),
-            heads=4,
-            kv_heads=2 if grouped else None,
-            mlp_width=64,
-        ),
-        "optimizer": replace(part.optimizer, warmup_steps=1),
-    }
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's `main`; a Refusal becomes one line on stderr and exit code 2.
-
-    So does what the machine refuses: a full disk, a folder without permission. Ctrl-C is told in
-    one line too, with exit code 130.
-    """
-    try:
-        main()
-    except (Refusal, OSError) as refusal:
-        print("jaxcpt:", " ".join(str(refusal).split()), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("jaxcpt: interrupted", file=sys.stderr)
-        sys.exit(130)

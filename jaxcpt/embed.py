@@ -18,11 +18,13 @@ import numpy as np
 
 from jaxcpt import config
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
-from jaxcpt.config import Experiment, Refusal, Side, run_command
+from jaxcpt.config import Experiment
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import show_progress
 from jaxcpt.model import Cells, Params, encode, make_cells, make_encoder, normalise
 from jaxcpt.packing import CellArrays, Place, pack_rows
+from jaxcpt.pair import Side
 from jaxcpt.pairs import read_jsonl
 from jaxcpt.sharding import check_model_fits, count_data_shards, make_mesh, named, use_cpu_cores
 from jaxcpt.tokenizer import Tokenizer
@@ -81,7 +83,7 @@ class Embedder:
     def embed(self, texts: Iterable[str], side: Side, progress: bool = False) -> np.ndarray:
         """Unit vectors, float32 [n, d], in the order of the texts.
 
-        Takes any iterable and holds no more than some thousand texts at a time. Raises Refusal
+        Takes any iterable and holds no more than some thousand texts at a time. Raises UserError
         for a vector that is not finite.
         """
         parts = list(self.stream(texts, side, progress))
@@ -115,7 +117,7 @@ class Embedder:
             before = launched
         bad = np.flatnonzero(~np.isfinite(vectors_nd).all(axis=1))
         if len(bad):
-            raise Refusal(
+            raise UserError(
                 f"the embedding of {texts[bad[0]][:40]!r} is not finite, nor are {len(bad) - 1} "
                 f"others; the model has diverged: take an earlier step than {self.step}"
             )
@@ -167,7 +169,7 @@ def list_row_sizes(longest: int) -> list[int]:
 
 def choose_mesh(experiment: Experiment) -> jax.sharding.Mesh:
     """That of training, or where other devices are here, a copy of the parameters on each."""
-    with suppress(Refusal):
+    with suppress(UserError):
         return make_mesh(experiment.mesh)
     return make_mesh(config.Mesh())
 
@@ -234,18 +236,18 @@ def read_documents(path: Path, side: Side) -> Iterator[Document]:
     """The texts of a JSONL file, plain or gzipped, with their ids.
 
     The text stands under `text` or the name of the side, a `title` (as in BEIR) comes before it;
-    the id under `_id`, `id` or `source`, and else it is the line's number. Raises Refusal.
+    the id under `_id`, `id` or `source`, and else it is the line's number. Raises UserError.
     """
     number = 0
     for number, row in read_jsonl(path):
         text = row.get("text", row.get(side))
         if not isinstance(text, str):
-            raise Refusal(f"{path}:{number}: no text under 'text' or '{side}'")
+            raise UserError(f"{path}:{number}: no text under 'text' or '{side}'")
         title = row.get("title")
         name = next((row[key] for key in ("_id", "id", "source") if key in row), number)
         yield Document(str(name), f"{title} {text}".strip() if title else text)
     if not number:
-        raise Refusal(f"{path}: no texts in it; it needs one JSON object a line")
+        raise UserError(f"{path}: no texts in it; it needs one JSON object a line")
 
 
 def describe(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
@@ -270,13 +272,13 @@ def hash_file(path: Path) -> str:
 
 
 def parse_mesh(text: str | None) -> config.Mesh | None:
-    """`DATA,FSDP,TENSOR`, devices along each axis. Raises Refusal."""
+    """`DATA,FSDP,TENSOR`, devices along each axis. Raises UserError."""
     if text is None:
         return None
     try:
         data, fsdp, tensor = map(int, text.split(","))
     except ValueError:
-        raise Refusal(f"--mesh {text}: must be DATA,FSDP,TENSOR, such as 1,8,4") from None
+        raise UserError(f"--mesh {text}: must be DATA,FSDP,TENSOR, such as 1,8,4") from None
     return config.Mesh(data, fsdp, tensor)
 
 
@@ -293,17 +295,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="keep vectors as int8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Embed the texts of a JSONL file.")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="jaxcpt embed", description="Embed the texts of a JSONL file."
+    )
     add_arguments(parser)
     parser.add_argument(
         "--input", required=True, type=Path, help="JSONL; the text under 'text', or the side"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder; goes on with its own")
     parser.add_argument("--side", required=True, help="x or y")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.side not in ("x", "y"):
-        raise Refusal(f"--side {arguments.side}: must be x (queries) or y (what is searched)")
+        raise UserError(f"--side {arguments.side}: must be x (queries) or y (what is searched)")
     use_cpu_cores()
     embedder = Embedder.load(arguments.run_dir, arguments.step, parse_mesh(arguments.mesh))
     side, path, output = arguments.side, arguments.input, arguments.output

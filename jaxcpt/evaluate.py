@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxcpt.config import Experiment, Refusal, run_command
+from jaxcpt.config import Experiment
 from jaxcpt.embed import Embedder, add_arguments, hash_file, parse_mesh
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.evals import (
     CorpusFn,
     EmbedFn,
@@ -30,11 +31,11 @@ from jaxcpt.evals import (
 from jaxcpt.evals.table import WORDS, Line, tabulate
 from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import EVALS_FILE, print_table, read_rows, record_evals
-from jaxcpt.mining import Pair
+from jaxcpt.pair import Pair
 from jaxcpt.pairs import open_source
 from jaxcpt.report import write_report
-from jaxcpt.search import top_k
 from jaxcpt.sharding import use_cpu_cores
+from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Document, Storage, fill
 
 SUITES: dict[str, Callable[..., dict[str, float]]] = {
@@ -81,9 +82,9 @@ def score(experiment: Experiment, embed_fn: EmbedFn, heldout: Sequence[Pair]) ->
 def run_suites(
     embed_fn: EmbedFn, data: Path, names: Sequence[str], corpus_fn: CorpusFn | None = None
 ) -> dict[str, float]:
-    """Scores by `<suite>/<name>`. Raises Refusal for a suite that there is none of."""
+    """Scores by `<suite>/<name>`. Raises UserError for a suite that there is none of."""
     if unknown := [name for name in names if name not in SUITES]:
-        raise Refusal(f"suite {unknown[0]}: there are {', '.join(SUITES)}")
+        raise UserError(f"suite {unknown[0]}: there are {', '.join(SUITES)}")
     scores: dict[str, float] = {}
     for suite in names:
         kept = {"corpus_fn": corpus_fn} if suite in CORPUS_SUITES else {}
@@ -126,16 +127,18 @@ def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn
 
 
 def list_suites(data: Path, asked: str) -> list[str]:
-    """The suites to run: the one asked for, or all whose folder is in `data`. Raises Refusal."""
+    """The suites to run: the one asked for, or all whose folder is in `data`. Raises UserError."""
     if asked not in (*SUITES, "all"):
-        raise Refusal(f"--suite {asked}: there are {', '.join(SUITES)}, and all")
+        raise UserError(f"--suite {asked}: there are {', '.join(SUITES)}, and all")
     if not data.is_dir():
-        raise Refusal(f"--data {data}: no such folder; it holds a folder for each suite")
+        raise UserError(f"--data {data}: no such folder; it holds a folder for each suite")
     if asked != "all":
         return [asked]
     present = [name for name, folder in FOLDERS.items() if (data / folder).is_dir()]
     if not present:
-        raise Refusal(f"--data {data}: none of the folders {', '.join(FOLDERS.values())} is there")
+        raise UserError(
+            f"--data {data}: none of the folders {', '.join(FOLDERS.values())} is there"
+        )
     return present
 
 
@@ -276,8 +279,8 @@ def store(embedder: Embedder, storage: Storage) -> EmbedFn:
     return lambda texts, side: storage.lose(embedder.embed(texts, side))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Score a run.")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="jaxcpt evaluate", description="Score a run.")
     add_arguments(parser)
     parser.add_argument("--data", type=Path, help="folder with a folder for each suite")
     parser.add_argument("--suite", default="all", help=f"{', '.join(SUITES)}, or all")
@@ -286,20 +289,20 @@ def main() -> None:
         "--vectors", type=Path, help="keep corpora's vectors here; a killed evaluation goes on"
     )
     parser.add_argument("--json", type=Path, help="write all scores to this file, too")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     run_dir = arguments.run_dir
     experiment = read_experiment(run_dir)
     if arguments.json and not arguments.json.parent.is_dir():
-        raise Refusal(f"--json {arguments.json}: no such folder {arguments.json.parent}")
+        raise UserError(f"--json {arguments.json}: no such folder {arguments.json.parent}")
     if arguments.mteb and arguments.data:
-        raise Refusal("--mteb: comes without --data; MTEB loads its own")
+        raise UserError("--mteb: comes without --data; MTEB loads its own")
     if not arguments.data and (arguments.vectors or arguments.suite != "all"):
-        raise Refusal("--suite and --vectors: come with --data, the folder of the suites")
+        raise UserError("--suite and --vectors: come with --data, the folder of the suites")
     use_cpu_cores()
     if arguments.data:
         list_suites(arguments.data, arguments.suite)
     elif not arguments.mteb and not (heldout := read_heldout(experiment, run_dir)):
-        raise Refusal(f"{run_dir}: holds out no pairs (data.heldout); name --data to score it on")
+        raise UserError(f"{run_dir}: holds out no pairs (data.heldout); name --data to score it on")
     embedder = Embedder.load(run_dir, arguments.step, parse_mesh(arguments.mesh))
     if arguments.data:
         score_data(arguments, embedder)

@@ -1,7 +1,7 @@
 """Experiments as files: Python with `experiment()` in; `--set a.b=v` over it; JSON out and in.
 
 It knows the shape of the tree in `config.py` from its type hints, and none of its values. What a
-user wrote wrongly is a Refusal that names the file, the line or the field.
+user wrote wrongly is a UserError that names the file, the line or the field.
 """
 
 import ast
@@ -18,37 +18,38 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxcpt.config import Experiment, Refusal
+from jaxcpt.config import Experiment
+from jaxcpt.errors import UserError
 
 
 def load_experiment(path: str) -> Experiment:
-    """Runs `experiment()` of the Python file at `path`. Raises Refusal with the file and line."""
+    """Runs `experiment()` of the Python file at `path`. Raises UserError with the file and line."""
     if not Path(path).is_file():
-        raise Refusal(f"{path}: no such experiment file; see experiments/ for the ones there are")
+        raise UserError(f"{path}: no such experiment file; see experiments/ for the ones there are")
     spec = importlib.util.spec_from_file_location("jaxcpt_experiment", Path(path).resolve())
     if spec is None or spec.loader is None:
-        raise Refusal(f"{path}: not a Python file; an experiment is a .py file")
+        raise UserError(f"{path}: not a Python file; an experiment is a .py file")
     module = importlib.util.module_from_spec(spec)
     # Sizes import their sibling: `from cpt_text_s import experiment as small`.
     sys.path.insert(0, str(Path(path).resolve().parent))
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "experiment"):
-            raise Refusal(f"{path}: defines no function `experiment() -> Experiment`")
+            raise UserError(f"{path}: defines no function `experiment() -> Experiment`")
         experiment = module.experiment()
-    except Refusal:
+    except UserError:
         raise
     except SyntaxError as error:
-        raise Refusal(f"{error.filename}:{error.lineno}: not Python: {error.msg}") from error
+        raise UserError(f"{error.filename}:{error.lineno}: not Python: {error.msg}") from error
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename) == Path(path).resolve()]
         line = f":{own[-1].lineno}" if own else ""
-        raise Refusal(f"{path}{line}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path}{line}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     if not isinstance(experiment, Experiment):
-        raise Refusal(
+        raise UserError(
             f"{path}: experiment() returned {type(experiment).__name__}; it must return Experiment"
         )
     # Taken apart and built anew, so that a value of a wrong type is found whoever wrote it.
@@ -60,7 +61,7 @@ def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
-            raise Refusal(f"--set {override}: expected dotted.path=value")
+            raise UserError(f"--set {override}: expected dotted.path=value")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -72,18 +73,18 @@ def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
 def _override(node: Any, names: list[str], value: Any, path: str) -> Any:
     name, *rest = names
     if node is None:
-        raise Refusal(f"--set {path}: its parent is None, so there is nothing to set below it")
+        raise UserError(f"--set {path}: its parent is None, so there is nothing to set below it")
     if isinstance(node, tuple):
         if not name.isdigit() or int(name) >= len(node):
-            raise Refusal(f"--set {path}: '{name}' is no index; there are {len(node)} entries")
+            raise UserError(f"--set {path}: '{name}' is no index; there are {len(node)} entries")
         changed = _override(node[int(name)], rest, value, path) if rest else value
         return (*node[: int(name)], changed, *node[int(name) + 1 :])
     if not is_dataclass(node) or isinstance(node, type):
-        raise Refusal(f"--set {path}: nothing lies below a {type(node).__name__}; drop '.{name}'")
+        raise UserError(f"--set {path}: nothing lies below a {type(node).__name__}; drop '.{name}'")
     hints = typing.get_type_hints(type(node))
     if name not in hints:
         near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5) or sorted(hints)
-        raise Refusal(
+        raise UserError(
             f"--set {path}: {type(node).__name__} has no field '{name}'; nearest: {', '.join(near)}"
         )
     current = getattr(node, name)
@@ -116,35 +117,35 @@ def _build(hint: Any, value: Any, path: str) -> Any:
         others = [a for a in arguments if a is not type(None)]
         if len(others) == 1:
             return _build(others[0], value, path)
-        raise Refusal(f"{path}: expected one of {', '.join(classes)}, found {value!r}")
+        raise UserError(f"{path}: expected one of {', '.join(classes)}, found {value!r}")
     if origin is Literal:
         if value in arguments:
             return value
         choices = ", ".join(map(str, arguments))
-        raise Refusal(f"{path}: expected one of {choices}, found {value!r}")
+        raise UserError(f"{path}: expected one of {choices}, found {value!r}")
     if origin is tuple:
         if isinstance(value, list):
             return tuple(_build(arguments[0], v, f"{path}.{i}") for i, v in enumerate(value))
-        raise Refusal(f"{path}: expected a tuple, found {value!r}")
+        raise UserError(f"{path}: expected a tuple, found {value!r}")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if math.isfinite(value):
             return float(value)
-        raise Refusal(f"{path}: expected a finite number, found {value!r}")
+        raise UserError(f"{path}: expected a finite number, found {value!r}")
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise Refusal(f"{path}: expected {hint.__name__}, found {value!r} ({type(value).__name__})")
+    raise UserError(f"{path}: expected {hint.__name__}, found {value!r} ({type(value).__name__})")
 
 
 def _build_dataclass(hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, dict) or value.get("type", hint.__name__) != hint.__name__:
-        raise Refusal(f"{path}: expected {hint.__name__}, found {value!r}")
+        raise UserError(f"{path}: expected {hint.__name__}, found {value!r}")
     hints = typing.get_type_hints(hint)
     given = {name: item for name, item in value.items() if name != "type"}
     if unknown := sorted(set(given) - set(hints)):
-        raise Refusal(f"{path}: {hint.__name__} has no field '{unknown[0]}'")
+        raise UserError(f"{path}: {hint.__name__} has no field '{unknown[0]}'")
     needed = {f.name for f in fields(hint) if f.default is f.default_factory}  # both MISSING
     if missing := sorted(needed - set(given)):
-        raise Refusal(f"{path}: {hint.__name__} needs the field '{missing[0]}'")
+        raise UserError(f"{path}: {hint.__name__} needs the field '{missing[0]}'")
     return hint(**{n: _build(hints[n], v, f"{path}.{n}") for n, v in given.items()})
 
 
@@ -153,23 +154,23 @@ def to_json(experiment: Experiment) -> str:
 
 
 def from_json(text: str, where: str) -> Experiment:
-    """Raises Refusal naming `where` and the field that does not fit."""
+    """Raises UserError naming `where` and the field that does not fit."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise Refusal(f"{where}:{error.lineno}: not JSON: {error.msg}") from error
+        raise UserError(f"{where}:{error.lineno}: not JSON: {error.msg}") from error
     return _build(Experiment, value, where)
 
 
 def read_experiment(run_dir: Path) -> Experiment:
-    """The experiment of a run folder. Raises Refusal where there is none."""
+    """The experiment of a run folder. Raises UserError where there is none."""
     path = run_dir / "experiment.json"
     if not path.is_file():
-        raise Refusal(f"{run_dir}: not a run folder: it has no experiment.json")
+        raise UserError(f"{run_dir}: not a run folder: it has no experiment.json")
     try:
         return from_json(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
-        raise Refusal(f"{path}: byte {error.start} is not UTF-8; the file is damaged") from None
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; the file is damaged") from None
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:

@@ -30,7 +30,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 
 METRICS_FILE, EVALS_FILE = "metrics.jsonl", "evals.jsonl"
 EVALS_SHOWN = 9  # on the screen at each eval; those of the suites are many more
@@ -138,7 +138,7 @@ class Metrics:
         self._live: Live | None = None
 
     def __enter__(self) -> "Metrics":
-        """Raises Refusal if a line of the files, but for a torn last one, does not parse."""
+        """Raises UserError if a line of the files, but for a torn last one, does not parse."""
         self._stack = ExitStack()
         if not self._writes:
             return self
@@ -254,7 +254,8 @@ def record_evals(run_dir: Path, step: int, scores: Mapping[str, float]) -> None:
 def read_rows(path: Path) -> list[Row]:
     """The lines of metrics.jsonl or evals.jsonl; none if there is no such file.
 
-    A last line that a kill left torn is passed over. Raises Refusal with file and line for others.
+    A kill can leave the last line torn; it is skipped. Any other bad line raises UserError with
+    file and line.
     """
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
@@ -264,7 +265,7 @@ def read_rows(path: Path) -> list[Row]:
             rows.append({"step": int(row.pop("step")), **{k: float(v) for k, v in row.items()}})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if number < len(lines):
-                raise Refusal(
+                raise UserError(
                     f"{path}:{number}: not an object of a step and its numbers; remove the line"
                 ) from error
     return rows

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 
 ROUND_STEPS = 1000
 """Homogeneous batches: steps in which each source has exactly its share of the batches."""
@@ -124,13 +124,13 @@ def make_order(
     ranking, start = [], 0
     for source, (quota, total) in enumerate(zip(quotas, totals, strict=True)):
         if not quota:
-            raise Refusal(
+            raise UserError(
                 f"data.weights: source {source} would get none of the {pairs_per_batch} pairs of a "
                 "batch; raise its weight, or leave it out"
             )
         count = total if isinstance(total, int) else len(total)
         if count < quota:
-            raise Refusal(
+            raise UserError(
                 f"batching.pairs_per_batch: {quota} pairs of a batch come from a source that has "
                 f"{count}; lower it"
             )
@@ -154,7 +154,7 @@ def make_homogeneous_order(
     """`weights`: of each source, its share of the batches. `totals`: as for `make_order`."""
     shares = share_out(ROUND_STEPS, weights)
     if 0 in shares:
-        raise Refusal(
+        raise UserError(
             f"data.weights: source {shares.index(0)} would get none of {ROUND_STEPS} homogeneous "
             "batches; raise its weight, or leave it out"
         )

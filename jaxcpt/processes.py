@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxcpt.config import Experiment, Refusal
+from jaxcpt.config import Experiment
+from jaxcpt.errors import UserError
 from jaxcpt.experiments import differences, from_json, to_json
 
 HEARTBEAT_SECONDS = 10
@@ -33,16 +34,16 @@ def join(coordinator: str | None, count: int | None, process: int | None, wait: 
     """Joins the other processes, if there are any to join; before anything touches a device.
 
     With a coordinator's HOST:PORT, the number of processes and this one's are needed too; without,
-    TPU VMs and Slurm tell. Raises Refusal naming who did not come within `wait` seconds.
+    TPU VMs and Slurm tell. Raises UserError naming who did not come within `wait` seconds.
     """
     if coordinator is None and not (count is None and process is None):
-        raise Refusal("--num-processes and --process-id go with --coordinator HOST:PORT")
+        raise UserError("--num-processes and --process-id go with --coordinator HOST:PORT")
     if coordinator is None and not _in_a_cluster():
         return
     if coordinator is not None and (count is None or process is None):
-        raise Refusal("--coordinator needs --num-processes and --process-id")
+        raise UserError("--coordinator needs --num-processes and --process-id")
     if count is not None and process is not None and not 0 <= process < count:
-        raise Refusal(f"--process-id {process}: must be from 0 to {count - 1}")
+        raise UserError(f"--process-id {process}: must be from 0 to {count - 1}")
     if coordinator is not None and count is not None and process is not None:
         _call_the_roll(coordinator, count, process, wait)
     _filter_stderr(f"jaxcpt: {_LOST}")
@@ -62,7 +63,7 @@ def _call_the_roll(coordinator: str, count: int, process: int, wait: int) -> Non
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
-        raise Refusal(f"--coordinator {coordinator}: must be HOST:PORT")
+        raise UserError(f"--coordinator {coordinator}: must be HOST:PORT")
     deadline = time.monotonic() + wait
     if process == 0:
         _await_others(int(port), count, wait, deadline)
@@ -77,7 +78,7 @@ def _call_the_roll(coordinator: str, count: int, process: int, wait: int) -> Non
         except OSError:
             pass
         if left <= 0:
-            raise Refusal(
+            raise UserError(
                 f"process {process}: waited {wait} s for process 0 at {coordinator} and the others"
             )
         time.sleep(0.2)
@@ -92,7 +93,7 @@ def _await_others(port: int, count: int, wait: int, deadline: float) -> None:
                 line, _ = server.accept()
             except TimeoutError:
                 missing = [str(p) for p in range(1, count) if p not in present]
-                raise Refusal(
+                raise UserError(
                     f"process 0: waited {wait} s for {count} processes; did not come: "
                     f"{', '.join(missing)}"
                 ) from None
@@ -166,7 +167,7 @@ def any_process(flag: bool) -> bool:
 
 
 def check_agreement(experiment: Experiment) -> None:
-    """Raises Refusal, on all processes, naming the first that runs another experiment."""
+    """Raises UserError, on all processes, naming the first that runs another experiment."""
     if jax.process_count() == 1:
         return
     own = np.frombuffer(to_json(experiment).encode(), np.uint8)
@@ -179,7 +180,7 @@ def check_agreement(experiment: Experiment) -> None:
     for process, text in enumerate(texts):
         if text != texts[0]:
             found = differences(from_json(texts[0], "process 0"), from_json(text, "another"))
-            raise Refusal(
+            raise UserError(
                 f"process {process} runs another experiment than process 0: {'; '.join(found)}"
             )
 
@@ -193,7 +194,7 @@ def run_together(work: Callable[[], None]) -> None:
     """
     try:
         work()
-    except (Refusal, OSError) as refusal:
+    except (UserError, OSError) as refusal:
         if jax.process_count() == 1:
             raise
         print(f"jaxcpt: {refusal}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxcpt.charts import Chart, draw_chart, show
-from jaxcpt.config import Refusal, run_command
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.evals.table import WORDS
 from jaxcpt.metrics import EVALS_FILE, METRICS_FILE, Row, read_rows
 
@@ -47,11 +47,11 @@ CHARTS = (
 def write_report(run_dir: Path) -> Path:
     """Writes report.html into the run folder and returns its path.
 
-    Raises Refusal if the folder is none of a run, or if a file in it does not parse.
+    Raises UserError if the folder is none of a run, or if a file in it does not parse.
     """
     experiment = _read_json(run_dir / "experiment.json")
     if experiment is None:
-        raise Refusal(
+        raise UserError(
             f"{run_dir}: not a run folder: it has no experiment.json; "
             "give the folder that jaxcpt.train wrote"
         )
@@ -83,7 +83,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise Refusal(
+        raise UserError(
             f"{path}: not JSON: {error}; put back the file that jaxcpt.train wrote"
         ) from error
 
@@ -306,12 +306,12 @@ dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m jaxcpt.report", description="Writes report.html for a run folder."
+        prog="jaxcpt report", description="Writes report.html for a run folder."
     )
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of a training run")
-    print(write_report(parser.parse_args().run_dir))
+    print(write_report(parser.parse_args(argv).run_dir))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxcpt import config
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 
 DATA_AXES = ("data", "fsdp")
 
@@ -96,11 +96,11 @@ def find_platform() -> str:
 
 
 def size_mesh(shape: config.Mesh, devices: int) -> dict[str, int]:
-    """Devices along each axis. Raises Refusal when they do not multiply to `devices`."""
+    """Devices along each axis. Raises UserError when they do not multiply to `devices`."""
     sizes = {"data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor}
     wild = [name for name, size in sizes.items() if size == -1]
     if len(wild) > 1:
-        raise Refusal(f"mesh: only one axis may be -1, found {' and '.join(wild)}")
+        raise UserError(f"mesh: only one axis may be -1, found {' and '.join(wild)}")
     known = math.prod(size for size in sizes.values() if size != -1)
     if wild and known > 0:
         sizes[wild[0]] = devices // known
@@ -111,7 +111,7 @@ def size_mesh(shape: config.Mesh, devices: int) -> dict[str, int]:
             if wild
             else "set mesh.data=-1 to take what the other axes leave"
         )
-        raise Refusal(f"mesh: {asked} does not multiply to the {devices} devices here; {remedy}")
+        raise UserError(f"mesh: {asked} does not multiply to the {devices} devices here; {remedy}")
     return sizes
 
 
@@ -137,7 +137,7 @@ def _follow_torus(sizes: dict[str, int], devices: Sequence[jax.Device]) -> np.nd
             tuple(sizes.values()), devices, allow_split_physical_axes=True
         )
     if sizes["data"] % slices:
-        raise Refusal(
+        raise UserError(
             f"mesh.data: {sizes['data']} does not divide by the {slices} slices here; "
             "only data may lie across slices"
         )
@@ -165,7 +165,7 @@ def named(mesh: jax.sharding.Mesh, letters: Sequence[str] = "") -> NamedSharding
 
 
 def check_model_fits(mesh: jax.sharding.Mesh, model: config.Model, vocabulary: int) -> None:
-    """Every sharded axis of the parameters must divide. Raises Refusal naming field and axis."""
+    """Every sharded axis of the parameters must divide. Raises UserError naming field and axis."""
     cut = {
         "model.width": (model.width, "fsdp"),
         "model.heads": (model.heads, "tensor"),
@@ -177,6 +177,6 @@ def check_model_fits(mesh: jax.sharding.Mesh, model: config.Model, vocabulary: i
         cut["model.width (cut_residual)"] = (model.width, "tensor")
     for name, (size, axis) in cut.items():
         if size % mesh.shape[axis]:
-            raise Refusal(
+            raise UserError(
                 f"{name}: {size} does not divide by the mesh axis {axis}={mesh.shape[axis]}"
             )

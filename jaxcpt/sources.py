@@ -112,7 +112,7 @@ class BeirPairs(Prefixes):
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """Token ids that `tools/tokenize_pairs.py` wrote, for where tokenising is the limit.
+    """Token ids that `jaxcpt tokenize-pairs` wrote, for where tokenising is the limit.
 
     The tokenizer must be the one they were made with.
     """

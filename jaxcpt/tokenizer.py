@@ -18,7 +18,8 @@ import numpy as np
 import sentencepiece
 
 from jaxcpt import config
-from jaxcpt.config import Refusal, Side
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Side
 
 PAD = 0
 # The paper's delimiters (section 2.1), each side its own. As control symbols they are never
@@ -74,14 +75,14 @@ class Tokenizer:
 
     @staticmethod
     def load(folder: Path) -> "Tokenizer":
-        """Reads what `save` wrote. Raises Refusal where it is missing or damaged."""
+        """Reads what `save` wrote. Raises UserError where it is missing or damaged."""
         try:
             limits = json.loads((folder / _LIMITS_FILE).read_text())
             tokenizer = Tokenizer(model=(folder / _MODEL_FILE).read_bytes(), **limits)
         except FileNotFoundError as error:
-            raise Refusal(f"{error.filename}: missing; this run has no whole tokenizer") from None
+            raise UserError(f"{error.filename}: missing; this run has no whole tokenizer") from None
         except (ValueError, TypeError) as error:
-            raise Refusal(f"{folder / _LIMITS_FILE}: damaged: {error}") from None
+            raise UserError(f"{folder / _LIMITS_FILE}: damaged: {error}") from None
         _check(tokenizer, str(folder / _MODEL_FILE))
         return tokenizer
 
@@ -92,23 +93,23 @@ def _check(tokenizer: Tokenizer, where: str) -> None:
         if not tokenizer.model:  # which SentencePiece takes for a model and then logs errors
             raise RuntimeError
     except RuntimeError:
-        raise Refusal(f"{where}: not a SentencePiece model; name one or train one") from None
+        raise UserError(f"{where}: not a SentencePiece model; name one or train one") from None
     for piece in (piece for pieces in DELIMITERS.values() for piece in pieces):
         if not processor.is_control(processor.piece_to_id(piece)):
-            raise Refusal(
+            raise UserError(
                 f"{where}: lacks the delimiter {piece}; train it with "
                 f"control_symbols={','.join(p for pieces in DELIMITERS.values() for p in pieces)}"
             )
 
 
 def read_tokenizer(settings: config.Tokenizer) -> Tokenizer:
-    """The tokenizer of the user's own `settings.model_file`. Raises Refusal if it does not fit."""
+    """Reads the user's own `settings.model_file`. Raises UserError if it does not fit."""
     assert settings.model_file is not None
     found = read_model(
         settings.model_file, settings.x_tokens, settings.y_tokens, "tokenizer.model_file: "
     )
     if found.vocabulary != settings.vocabulary:
-        raise Refusal(
+        raise UserError(
             f"tokenizer.vocabulary: {settings.vocabulary}, but {settings.model_file} has "
             f"{found.vocabulary} pieces; set it to {found.vocabulary}"
         )
@@ -118,7 +119,7 @@ def read_tokenizer(settings: config.Tokenizer) -> Tokenizer:
 def read_model(path: str, x_tokens: int, y_tokens: int, option: str = "") -> Tokenizer:
     """The tokenizer of a SentencePiece model that has the delimiters; `option` told the path."""
     if not Path(path).is_file():
-        raise Refusal(f"{option}{path}: no such file")
+        raise UserError(f"{option}{path}: no such file")
     tokenizer = Tokenizer(Path(path).read_bytes(), 0, x_tokens, y_tokens)
     _check(tokenizer, f"{option}{path}")
     return replace(tokenizer, vocabulary=tokenizer._processor.get_piece_size())
@@ -129,10 +130,10 @@ def train_tokenizer(texts: Iterable[str], settings: config.Tokenizer) -> Tokeniz
 
     A corpus too small for `settings.vocabulary` pieces gives fewer, the table keeps its size.
     """
-    # A list, because SentencePiece would turn a Refusal raised while iterating into its own error.
+    # A list: SentencePiece would turn a UserError raised during iteration into its own error.
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise Refusal("tokenizer: no text to train on; data.train has no pairs")
+        raise UserError("tokenizer: no text to train on; data.train has no pairs")
     sentencepiece.set_min_log_level(2)  # errors
     normalizer = (
         sentencepiece.SentencePieceNormalizer(
@@ -168,7 +169,7 @@ def train_tokenizer(texts: Iterable[str], settings: config.Tokenizer) -> Tokeniz
     except RuntimeError as error:
         if "smaller than required_chars" not in str(error):
             raise
-        raise Refusal(
+        raise UserError(
             f"tokenizer.vocabulary: {settings.vocabulary} is too small for bytes, delimiters "
             "and the characters of the data; try 1000 or more"
         ) from None

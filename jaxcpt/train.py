@@ -20,8 +20,10 @@ import jax
 from jaxcpt.batches import Batches, size_full_batches
 from jaxcpt.budget import Budget, count_budget, describe
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
-from jaxcpt.config import Experiment, Refusal, derive_baseline, run_command, shrink, validate
+from jaxcpt.checks import validate
+from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.evaluate import (
     compare_heldout,
     list_suites,
@@ -41,7 +43,7 @@ from jaxcpt.experiments import (
     to_json,
 )
 from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
-from jaxcpt.mining import Pair
+from jaxcpt.pair import Pair
 from jaxcpt.pairs import Pairs, TokenizedReader, open_training, sample_texts
 from jaxcpt.processes import (
     any_process,
@@ -58,6 +60,7 @@ from jaxcpt.sharding import (
     size_mesh,
     use_cpu_cores,
 )
+from jaxcpt.smoke import shrink
 from jaxcpt.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
 from jaxcpt.update import init_state, make_train_step, shard_state
 
@@ -158,7 +161,7 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
                 if stops and step < last:
                     checkpoints.finish()
                     any_process(True)  # nobody leaves before the first has proved the save
-                    raise Refusal(f"stopped at step {step}, which is saved; start again to go on")
+                    raise UserError(f"stopped at step {step}, which is saved; start again to go on")
 
                 if step % experiment.evals.every_steps == 0 or step == last:
                     jax.block_until_ready(scalars)
@@ -191,12 +194,12 @@ def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:
 
 
 def claim(run_dir: Path, experiment: Experiment) -> None:
-    """Makes the run folder, or checks that it is this experiment's. Raises Refusal."""
+    """Makes the run folder, or checks that it is this experiment's. Raises UserError."""
     file = run_dir / "experiment.json"
     if file.is_file():
         changed = differences(read_experiment(run_dir), experiment)
         if changed:
-            raise Refusal(
+            raise UserError(
                 f"{run_dir}: holds a run of a different experiment ({'; '.join(changed)}); "
                 "choose another --run-dir"
             )
@@ -208,7 +211,9 @@ def claim(run_dir: Path, experiment: Experiment) -> None:
         (run_dir / "writable").touch()
         (run_dir / "writable").unlink()
     except OSError as error:
-        raise Refusal(f"{run_dir}: cannot be written: {error.strerror}; choose --run-dir") from None
+        raise UserError(
+            f"{run_dir}: cannot be written: {error.strerror}; choose --run-dir"
+        ) from None
 
 
 def obtain_tokenizer(
@@ -274,8 +279,10 @@ def show_budget(experiment: Experiment) -> None:
     print_table(f"{experiment.name}, at full length", list(derived.items()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train an experiment, or go on with its run.")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="jaxcpt train", description="Train an experiment, or go on with its run."
+    )
     parser.add_argument("--experiment", required=True, help="a Python file, see experiments/")
     parser.add_argument("--run-dir", type=Path, help="default: runs/<experiment name>")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
@@ -287,7 +294,7 @@ def main() -> None:
         "--process-id", type=int, help="from 0; TPU VMs and Slurm tell by themselves"
     )
     parser.add_argument("--wait", type=int, default=300, help="seconds to wait for other processes")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     experiment = load_experiment(arguments.experiment)
     if arguments.smoke:

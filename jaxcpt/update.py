@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcpt.batches import Batch
 from jaxcpt.config import Experiment
-from jaxcpt.loss import Labels, Metrics, contrastive_loss
+from jaxcpt.loss import Labels, Scalars, contrastive_loss
 from jaxcpt.model import (
     Array,
     Cells,
@@ -83,7 +83,7 @@ def init_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
 
 def make_train_step(
     experiment: Experiment, mesh: jax.sharding.Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
     """The jitted step; it overwrites the state it is given. Call it under `jax.set_mesh(mesh)`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shard_state(experiment, mesh))
     return jax.jit(
@@ -112,7 +112,7 @@ def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | int]:
 
 def train_step(
     experiment: Experiment, state: TrainState, batch: Batch
-) -> tuple[TrainState, Metrics]:
+) -> tuple[TrainState, Scalars]:
     """One update; metrics are of the batch as it was before it."""
     metrics, gradient = compute_gradient(experiment, state.params, batch)
     optimizer = make_optimizer(experiment.optimizer, experiment.train_steps)
@@ -130,7 +130,7 @@ def train_step(
 
 def compute_gradient(
     experiment: Experiment, params: Params, batch: Batch
-) -> tuple[Metrics, Params]:
+) -> tuple[Scalars, Params]:
     """Global metrics (with the loss) and the exact gradient of every parameter."""
     encoder = make_encoder(experiment)
 
@@ -171,7 +171,7 @@ def _pull_chunks(
 
 def global_loss(
     experiment: Experiment, z_ngtd: jax.Array, log_scale: jax.Array, batch: Batch
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[jax.Array, Scalars]:
     """The loss of the whole batch from the pooled states of all its texts.
 
     Texts of a cell are its x, then its y, then its hard negatives, each in the order of its pairs.

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxcpt.config import Refusal, run_command
+from jaxcpt.errors import UserError, run_command
 
 T = TypeVar("T")
 TEXTS_PER_SHARD = 16_384
@@ -53,9 +53,9 @@ class Storage:
         return scale(self.apply(vectors_nd))
 
     def check(self, width: int) -> "Storage":
-        """Raises Refusal where a model of that width has fewer coordinates."""
+        """Raises UserError where a model of that width has fewer coordinates."""
         if self.width is not None and not 0 < self.width <= width:
-            raise Refusal(f"--width {self.width}: must be from 1 to the model's width, {width}")
+            raise UserError(f"--width {self.width}: must be from 1 to the model's width, {width}")
         return self
 
 
@@ -85,17 +85,17 @@ class VectorFolder:
 
     @staticmethod
     def open(folder: str | Path) -> "VectorFolder":
-        """Raises Refusal where there is none, or a part of it is missing."""
+        """Raises UserError where there is none, or a part of it is missing."""
         folder = Path(folder)
         about = _read_about(folder)
         if about is None:
-            raise Refusal(f"{folder}: no vectors: it has no {ABOUT}; jaxcpt.embed makes one")
+            raise UserError(f"{folder}: no vectors: it has no {ABOUT}; jaxcpt.embed makes one")
         opened = VectorFolder(folder, about)
         if "texts" not in about:
-            raise Refusal(f"{folder}: not complete; start the command that fills it again")
+            raise UserError(f"{folder}: not complete; start the command that fills it again")
         rows = sum(len(shard_nd) for shard_nd in opened.shards())
         if rows != about["texts"]:
-            raise Refusal(f"{folder}: {rows} vectors of {about['texts']}; shards are missing")
+            raise UserError(f"{folder}: {rows} vectors of {about['texts']}; shards are missing")
         return opened
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class VectorFolder:
             try:
                 yield np.load(path, mmap_mode="r")
             except (ValueError, EOFError) as error:
-                raise Refusal(f"{path}: damaged ({error}); delete it and fill again") from None
+                raise UserError(f"{path}: damaged ({error}); delete it and fill again") from None
 
     def ids(self) -> Iterator[str]:
         for path in _list_shards(self.folder):
@@ -130,9 +130,9 @@ def fill(
     """Writes the shards that are not there yet, each whole or not at all.
 
     `about` says what the vectors are made of, and perhaps how many `documents` there will be.
-    Raises Refusal, naming what differs, for a folder that holds others. The same texts are cut into
-    the same shards, and each is embedded by itself, so a folder that was killed half-way ends with
-    the same bytes.
+    Raises UserError, naming what differs, for a folder that holds others. The same texts are cut
+    into the same shards, and each shard is embedded by itself. So a command that was killed and
+    started again writes the same bytes.
     """
     about = {
         **about,
@@ -159,22 +159,22 @@ def fill(
 def _write_shard(path: Path, ids: Sequence[str], vectors_nd: np.ndarray) -> None:
     """The ids first: a shard is there once its vectors are."""
     if broken := [name for name in ids if "\n" in name or "\r" in name]:
-        raise Refusal(f"id {broken[0]!r}: holds a line break; ids are kept one a line")
+        raise UserError(f"id {broken[0]!r}: holds a line break; ids are kept one a line")
     lines = "".join(f"{name}\n" for name in ids).encode()
     _write(path.with_suffix(".ids.txt"), lambda file: file.write(lines))
     _write(path, lambda file: np.save(file, vectors_nd))
 
 
 def _claim(folder: Path, about: Mapping[str, Any]) -> None:
-    """Makes the folder, or checks that it holds the same vectors. Raises Refusal."""
+    """Makes the folder, or checks that it holds the same vectors. Raises UserError."""
     found = _read_about(folder)
     if found is None:
         if folder.is_dir() and any(path.suffix != ".partial" for path in folder.iterdir()):
-            raise Refusal(f"{folder}: holds something else than vectors; choose a new folder")
+            raise UserError(f"{folder}: holds something else than vectors; choose a new folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refusal(f"{folder}: cannot be written: {error.strerror}") from None
+            raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
         _write(folder / ABOUT, lambda file: file.write(json.dumps(about, indent=1).encode()))
         return
     changed = [
@@ -183,7 +183,9 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
         if name not in NOT_COMPARED and found.get(name) != about.get(name)
     ]
     if changed:
-        raise Refusal(f"{folder}: holds other vectors ({'; '.join(changed)}); choose a new folder")
+        raise UserError(
+            f"{folder}: holds other vectors ({'; '.join(changed)}); choose a new folder"
+        )
 
 
 def _read_about(folder: Path) -> dict[str, Any] | None:
@@ -192,7 +194,7 @@ def _read_about(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError):
-        raise Refusal(
+        raise UserError(
             f"{folder / ABOUT}: does not parse; delete the folder, fill it again"
         ) from None
 
@@ -211,7 +213,7 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         partial.rename(path)
     except OSError as error:
-        raise Refusal(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def cut_into_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -225,7 +227,7 @@ def export(vectors: VectorFolder, path: Path) -> None:
     """All shards as one file: `.npy` as they are stored, or `.fvecs`, float32 of unit length; and
     beside it `<path>.ids.txt`. Memory stays that of a shard."""
     if path.suffix not in (".npy", ".fvecs"):
-        raise Refusal(f"{path}: must end in .npy or .fvecs")
+        raise UserError(f"{path}: must end in .npy or .fvecs")
     _write(path, lambda file: _write_rows(vectors, file, path.suffix))
     names = path.with_name(f"{path.name}.ids.txt")
     _write(names, lambda file: file.writelines(f"{name}\n".encode() for name in vectors.ids()))
@@ -245,11 +247,13 @@ def _write_rows(vectors: VectorFolder, file: IO[bytes], suffix: str) -> None:
         file.write(shard_nd.tobytes())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Put a folder of vectors into one file.")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="jaxcpt vectors", description="Put a folder of vectors into one file."
+    )
     parser.add_argument("--input", required=True, type=Path, help="folder made by jaxcpt.embed")
     parser.add_argument("--output", required=True, type=Path, help="FILE.npy or FILE.fvecs")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     vectors = VectorFolder.open(arguments.input)
     export(vectors, arguments.output)
     print(f"{arguments.output}: {len(vectors):,} vectors; {arguments.output}.ids.txt: their ids")

@@ -22,19 +22,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxcpt.config import (
-    Batching,
-    Data,
-    Evals,
-    Experiment,
-    JsonlPairs,
-    Model,
-    Optimizer,
-    Tokenizer,
-    run_command,
-    validate,
-)
-from jaxcpt.mining import Pair
+from jaxcpt.checks import validate
+from jaxcpt.config import Batching, Data, Evals, Experiment, JsonlPairs, Model, Optimizer, Tokenizer
+from jaxcpt.errors import run_command
+from jaxcpt.pair import Pair
 from jaxcpt.pairs import PairList, write_pairs
 from jaxcpt.tokenizer import train_tokenizer
 
@@ -105,14 +96,13 @@ def pairs_file(tmp_path):
 
 
 @pytest.fixture
-def refuse(monkeypatch, capsys):
+def refuse(capsys):
     """Runs a command that must refuse; returns its line."""
 
     def call(module, *arguments):
-        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            run_command(module.main)
+            run_command(module.main, list(map(str, arguments)))
         assert left.value.code == 2
         said = capsys.readouterr().err
         assert said.startswith("jaxcpt: ")

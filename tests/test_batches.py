@@ -8,8 +8,9 @@ import pytest
 from conftest import PAIRS, make_experiment
 
 from jaxcpt.batches import Batches, hash_text, size_batches
-from jaxcpt.config import Batching, Mesh, Refusal
-from jaxcpt.mining import Pair
+from jaxcpt.config import Batching, Mesh
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Pair
 from jaxcpt.pairs import PairList
 from jaxcpt.sharding import make_mesh
 
@@ -363,7 +364,7 @@ def test_hash_is_of_the_text():
 
 
 def test_refuses_fewer_pairs_than_data_shards():
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         size_batches(Batching(pairs_per_batch=7), 8)
     assert str(caught.value) == (
         "batching.pairs_per_batch: 7 pairs for 8 data shards of the mesh; each needs at least one"

@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcpt.checkpoint import Checkpoints, check_manifest, check_tokenizer
-from jaxcpt.config import Mesh, Refusal
+from jaxcpt.config import Mesh
+from jaxcpt.errors import UserError
 from jaxcpt.sharding import make_mesh
 from jaxcpt.update import TrainState
 
@@ -163,7 +164,7 @@ def test_falls_back_to_the_older_step_and_says_so(folder, capsys, mesh, damage):
     assert said.count("\n") == 1
     with Checkpoints(folder) as checkpoints:
         assert_equal(checkpoints.restore(3, shapes_of(make_state(mesh, 3))), make_state(mesh, 3))
-        with pytest.raises(Refusal, match="checkpoints: checkpoint of step 6 is damaged: "):
+        with pytest.raises(UserError, match="checkpoints: checkpoint of step 6 is damaged: "):
             checkpoints.choose(6)
 
 
@@ -187,7 +188,7 @@ def test_all_damaged(folder, mesh):
     assert find_newest(folder) is None
     with (
         Checkpoints(folder) as checkpoints,
-        pytest.raises(Refusal, match="checkpoints: no whole checkpoint; train the run first"),
+        pytest.raises(UserError, match="checkpoints: no whole checkpoint; train the run first"),
     ):
         checkpoints.choose(None)
     # Training from the start meets its own damaged steps again, and must replace them.
@@ -212,7 +213,7 @@ def test_going_on_from_the_older_step_replaces_the_damaged_one(folder, mesh):
 
 
 def test_refuses_a_step_that_is_not_there(folder):
-    with Checkpoints(folder) as checkpoints, pytest.raises(Refusal) as caught:
+    with Checkpoints(folder) as checkpoints, pytest.raises(UserError) as caught:
         checkpoints.choose(4)
     assert str(caught.value) == f"{folder}: no checkpoint of step 4; there are: 3, 6"
 
@@ -224,7 +225,7 @@ def test_reading_creates_and_deletes_nothing(folder, tmp_path):
     assert find_newest(folder) == 6
     assert half_written.is_dir()
     missing = tmp_path / "missing" / "checkpoints"
-    with Checkpoints(missing) as checkpoints, pytest.raises(Refusal, match="no whole checkpoint"):
+    with Checkpoints(missing) as checkpoints, pytest.raises(UserError, match="no whole checkpoint"):
         checkpoints.choose(None)
     assert not missing.exists()
 
@@ -246,7 +247,7 @@ def test_says_when_a_save_does_not_reach_the_disk(mesh, tmp_path):
     folder = tmp_path / "checkpoints"
     try:
         with (
-            pytest.raises(Refusal, match=r"checkpoints: step 6 could not be saved: .*too large"),
+            pytest.raises(UserError, match=r"checkpoints: step 6 could not be saved: .*too large"),
             Checkpoints(folder, keep=2) as checkpoints,
         ):
             checkpoints.save(small, META)
@@ -260,7 +261,7 @@ def test_says_when_a_save_does_not_reach_the_disk(mesh, tmp_path):
 
 def test_refuses_a_tokenizer_of_another_vocabulary(tmp_path):
     check_tokenizer("a" * 64, META, tmp_path)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         check_tokenizer("b" * 64, META, tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}/tokenizer: another vocabulary than the checkpoint was trained with "

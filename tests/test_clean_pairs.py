@@ -11,9 +11,9 @@ pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 import pyarrow
 import pyarrow.parquet
 import tensorflow_datasets as tfds
-from clean_pairs import take_pair
 
-from jaxcpt.config import Refusal
+from jaxcpt.clean_pairs import take_pair
+from jaxcpt.errors import UserError
 from jaxcpt.mining.documents import Reading
 from jaxcpt.mining.inputs import Mining
 from jaxcpt.mining.pipeline import mine
@@ -103,14 +103,14 @@ def test_repeated_and_contaminated_pairs_go(tmp_path):
 
 def test_refuses_what_holds_no_pairs(tmp_path):
     (tmp_path / "a.txt").write_text("Some text.")
-    with pytest.raises(Refusal, match=r"no pairs found \(.*document that is no pair 1"):
+    with pytest.raises(UserError, match=r"no pairs found \(.*document that is no pair 1"):
         clean([tmp_path / "a.txt"], tmp_path / "out")
     write_lines(tmp_path / "b.jsonl", make_rows(0, 3))
     told = r"3 of 3 files or records are bad \(record without text under 'x' 3\)"
-    with pytest.raises(Refusal, match=told):
+    with pytest.raises(UserError, match=told):
         clean([tmp_path / "b.jsonl"], tmp_path / "out", Reading(text_field="x", y_field="y"))
     pyarrow.parquet.write_table(pyarrow.table({"question": ["a"]}), tmp_path / "c.parquet")
-    with pytest.raises(Refusal, match=r"1 of 1 files or records are bad"):
+    with pytest.raises(UserError, match=r"1 of 1 files or records are bad"):
         clean([tmp_path / "c.parquet"], tmp_path / "out")
 
 

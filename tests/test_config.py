@@ -8,20 +8,18 @@ from dataclasses import replace
 import pytest
 from conftest import make_experiment
 
+from jaxcpt.checks import validate
 from jaxcpt.config import (
     Baseline,
     Data,
     JsonlPairs,
     Mesh,
     PythonPackages,
-    Refusal,
     TfdsPairs,
     TokenizedPairs,
     derive_baseline,
-    run_command,
-    shrink,
-    validate,
 )
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import (
     apply_overrides,
     differences,
@@ -30,6 +28,7 @@ from jaxcpt.experiments import (
     read_experiment,
     to_json,
 )
+from jaxcpt.smoke import shrink
 
 EVERY_KIND_OF_VALUE = replace(
     make_experiment(loss__prefixes=(4, 8), model__kv_heads=2, batching__rows_per_cell=7),
@@ -48,7 +47,7 @@ def write(tmp_path, text):
 
 
 def refuse(function, *arguments):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         function(*arguments)
     return str(caught.value)
 
@@ -373,13 +372,13 @@ def test_shrink_keeps_what_is_no_size():
 
 
 def test_a_command_says_one_line(capsys):
-    def refuse_at_length():
-        raise Refusal("first\n   and second")
+    def refuse_at_length(_):
+        raise UserError("first\n   and second")
 
-    def fill_the_disk():
+    def fill_the_disk(_):
         raise OSError(28, "No space left on device", "a.npy")
 
-    def press_ctrl_c():
+    def press_ctrl_c(_):
         raise KeyboardInterrupt
 
     for main, code, line in (

@@ -13,8 +13,9 @@ from tiny_run import PAIRS_FILE, copy_run, tiny_run
 
 import jaxcpt
 from jaxcpt import embed, evaluate, search
-from jaxcpt.config import Mesh, Refusal, run_command
+from jaxcpt.config import Mesh
 from jaxcpt.embed import Embedder
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import read_experiment, to_json
 from jaxcpt.sharding import make_mesh
 from jaxcpt.sources import BeirPairs, Data, JsonlPairs, TokenizedPairs
@@ -154,8 +155,7 @@ def as_many_cores_as_devices(monkeypatch):
 
 
 def call(monkeypatch, module, *arguments):
-    monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
-    run_command(module.main)
+    run_command(module.main, list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_load(loaded):
 
 
 def test_load_refuses_a_step_that_is_not_there():
-    with pytest.raises(Refusal, match="no checkpoint of step 5; there are: 3, 6"):
+    with pytest.raises(UserError, match="no checkpoint of step 5; there are: 3, 6"):
         Embedder.load(tiny_run(), step=5)
 
 
@@ -194,7 +194,9 @@ def bytes_on_first_device(params):
 def test_load_elsewhere_makes_copies(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
     assert Embedder.load(tiny_run()).mesh.size == 1  # where 2 x 2 x 2 do not fit
-    with pytest.raises(Refusal, match="mesh: data 1 x fsdp 2 x tensor 1 does not multiply to the"):
+    with pytest.raises(
+        UserError, match="mesh: data 1 x fsdp 2 x tensor 1 does not multiply to the"
+    ):
         Embedder.load(tiny_run(), mesh=Mesh(1, 2, 1))
 
 
@@ -248,9 +250,9 @@ def test_search_in_a_runs_own_texts_of_any_kind(tmp_path, monkeypatch):
 
     assert read(BeirPairs(str(tmp_path)))[:2] == ["a", "b"]
     monkeypatch.setattr(search, "MOST_OWN_PAIRS", 2)
-    with pytest.raises(Refusal, match=r"\d+ pairs, too many to search at once; add --corpus"):
+    with pytest.raises(UserError, match=r"\d+ pairs, too many to search at once; add --corpus"):
         read(BeirPairs(str(tmp_path)))
-    with pytest.raises(Refusal, match="trained on token ids, which are no texts; add --corpus"):
+    with pytest.raises(UserError, match="trained on token ids, which are no texts; add --corpus"):
         read(TokenizedPairs("anywhere"))
 
 
@@ -296,7 +298,7 @@ def test_a_diverged_model_embeds_and_finds_nothing(tokenizer, tmp_path, monkeypa
     """NaN is an error everywhere, and never a place in a ranking."""
     broken = make_embedder(tokenizer)
     broken.params = jax.tree.map(lambda leaf: leaf * np.nan, broken.params)
-    with pytest.raises(Refusal, match=r"^the embedding of 'w1' is not finite, nor are 1 others"):
+    with pytest.raises(UserError, match=r"^the embedding of 'w1' is not finite, nor are 1 others"):
         broken.embed(["w1", "w2"], "x")
     monkeypatch.setattr(Embedder, "load", classmethod(lambda *_: broken))
     run_dir = copy_run(tmp_path)

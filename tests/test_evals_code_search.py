@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import beir, code_search
 
 
@@ -76,7 +76,7 @@ def test_whole_corpus_takes_the_best_of_several_answers(tmp_path):
 
 
 def refuse(text):
-    return pytest.raises(Refusal, match=re.escape(text))
+    return pytest.raises(UserError, match=re.escape(text))
 
 
 def test_refusals(tmp_path):

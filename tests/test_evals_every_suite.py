@@ -13,8 +13,8 @@ from test_evals_sts import write_subset
 from tiny_run import copy_run, tiny_run
 
 from jaxcpt import evaluate
-from jaxcpt.config import Refusal
 from jaxcpt.embed import Embedder
+from jaxcpt.errors import UserError
 from jaxcpt.evals import linear_probe
 from jaxcpt.metrics import read_rows
 from jaxcpt.vectors import fill
@@ -52,7 +52,7 @@ def test_one_value_that_is_not_finite_is_an_error(data, suite, side, value):
             vectors_nd[-1, 1] = value
         return vectors_nd
 
-    with pytest.raises(Refusal, match=rf"embeddings of side {side} are not finite"):
+    with pytest.raises(UserError, match=rf"embeddings of side {side} are not finite"):
         evaluate.run_suites(embed, data, [suite])
 
 
@@ -64,7 +64,7 @@ def test_so_it_is_in_vectors_that_were_kept(data, suite, tmp_path):
 
         return fill(tmp_path, {}, documents, embed, evaluate.Storage()).shards()
 
-    with pytest.raises(Refusal, match="document 0: its vector is not finite"):
+    with pytest.raises(UserError, match="document 0: its vector is not finite"):
         evaluate.run_suites(lambda texts, _: np.ones((len(texts), 3)), data, [suite], keep)
 
 

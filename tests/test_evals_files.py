@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import beir, files
 
 COLUMNS = ("label", "text")
 
 
 def refuse(text):
-    return pytest.raises(Refusal, match=re.escape(text))
+    return pytest.raises(UserError, match=re.escape(text))
 
 
 def read(path):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import linear_probe
 
 pytest.importorskip("sklearn", reason="needs the evals extra")
@@ -139,7 +139,7 @@ def test_a_constant_model_scores_the_share_of_the_commoner_label(tmp_path):
 
 
 def refuse(text):
-    return pytest.raises(Refusal, match=re.escape(text))
+    return pytest.raises(UserError, match=re.escape(text))
 
 
 def test_refusals(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from test_evals_real_data import embed_bag
 from tiny_run import copy_run, tiny_run
 
 from jaxcpt import evaluate
-from jaxcpt.config import Refusal, run_command
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.evals import beir, files, mteb_tasks, retrieval, sts
 
 pytest.importorskip("mteb", reason="needs the mteb extra")
@@ -114,13 +114,15 @@ def test_sides_and_result_files(tmp_path):
 
 @needs_data
 def test_refuses_a_score_that_is_no_number(tmp_path):
-    with pytest.raises(Refusal, match="--mteb LocalHeadlines: MTEB's score is nan; the embeddings"):
+    with pytest.raises(
+        UserError, match="--mteb LocalHeadlines: MTEB's score is nan; the embeddings"
+    ):
         run(tmp_path, "LocalHeadlines", embed_fn=lambda texts, _: np.ones((len(texts), 1)))
 
 
 def test_refusals(tmp_path, monkeypatch):
     def refuse(text):
-        return pytest.raises(Refusal, match=re.escape(text))
+        return pytest.raises(UserError, match=re.escape(text))
 
     with refuse("--mteb STS99: MTEB has no such task ('STS99' not found. Did you mean: 'STS"):
         run(tmp_path, "STS99")
@@ -139,8 +141,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
     run_dir = copy_run(tmp_path)
     arguments = ["--run-dir", str(run_dir), "--mteb", "LocalHeadlines", "--json"]
-    monkeypatch.setattr("sys.argv", ["evaluate", *arguments, str(tmp_path / "scores.json")])
-    run_command(evaluate.main)
+    run_command(evaluate.main, [*arguments, str(tmp_path / "scores.json")])
     assert "LocalHeadlines" in capsys.readouterr().out
     score = json.loads((tmp_path / "scores.json").read_text())["scores"]["mteb/LocalHeadlines"]
     (tmp_path / "sts" / "sts13").mkdir(parents=True)

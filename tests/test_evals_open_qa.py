@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import open_qa, words
 
 pytest.importorskip("regex", reason="needs the evals extra")
@@ -84,7 +84,7 @@ def test_quoted_fields_are_read_as_csv(tmp_path):
 
 
 def refuse(text):
-    return pytest.raises(Refusal, match=re.escape(text))
+    return pytest.raises(UserError, match=re.escape(text))
 
 
 def test_refusals(tmp_path):

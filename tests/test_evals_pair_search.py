@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import pair_search, ranks, words
-from jaxcpt.mining import Pair
+from jaxcpt.pair import Pair
 
 PAIRS = [Pair(str(i), str(i)) for i in range(40)]
 
@@ -113,13 +113,14 @@ def test_refuses_vectors_that_are_not_finite(value):
         return vectors_nd
 
     with pytest.raises(
-        Refusal, match=r"^1 of 40 embeddings of side y are not finite, first that of '3'; the model"
+        UserError,
+        match=r"^1 of 40 embeddings of side y are not finite, first that of '3'; the model",
     ):
         pair_search.run(embed, PAIRS)
 
 
 def test_refuses_no_pairs_and_a_wrong_number_of_vectors():
-    with pytest.raises(Refusal, match=r"no held-out pairs to search; set data.heldout"):
+    with pytest.raises(UserError, match=r"no held-out pairs to search; set data.heldout"):
         pair_search.run(embed_one_hot, [])
     with pytest.raises(ValueError, match=r"embed_fn gave shape \(2, 3\) for 40 texts"):
         pair_search.run(lambda texts, side: np.zeros((2, 3)), PAIRS)

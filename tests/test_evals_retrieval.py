@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from jaxcpt import evals, search
-from jaxcpt.config import Refusal
+from jaxcpt import evals
+from jaxcpt.errors import UserError
 from jaxcpt.evals import beir, retrieval
+from jaxcpt.top_k import top_k
 from jaxcpt.vectors import quantize
 
 pytrec_eval = pytest.importorskip("pytrec_eval", reason="needs the evals extra")
@@ -114,7 +115,7 @@ def test_int8_and_cut_vectors_can_be_measured(tmp_path):
     task = beir.read_task(
         write_task(tmp_path, documents_nd, {f"q{i}": {f"d{i}": 1} for i in range(5)}), "test"
     )
-    best = search.top_k(queries_qd, quantize(documents_nd), 60, width=16)
+    best = top_k(queries_qd, quantize(documents_nd), 60, width=16)
     assert retrieval.measure(task, *best)["ndcg_at_10"] == 1.0
 
 
@@ -136,7 +137,7 @@ def test_msmarco_is_scored_on_dev_and_the_average_needs_all_of_its_sets(tmp_path
 
 
 def refuse(text):
-    return pytest.raises(Refusal, match=re.escape(text))
+    return pytest.raises(UserError, match=re.escape(text))
 
 
 def test_refusals(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from conftest import DATA, needs_data
 from scipy import stats
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import published, sts, words
 
 
@@ -83,7 +83,7 @@ def test_marks_sts12_only_while_a_subset_is_missing(tmp_path):
 
 
 def refuse(text):
-    return pytest.raises(Refusal, match=re.escape(text))
+    return pytest.raises(UserError, match=re.escape(text))
 
 
 def test_refusals(tmp_path):

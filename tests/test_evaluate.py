@@ -11,8 +11,9 @@ from test_evals_sts import write_subset
 from tiny_run import copy_run, tiny_experiment, tiny_run
 
 from jaxcpt import evaluate, vectors
-from jaxcpt.config import Evals, run_command
+from jaxcpt.config import Evals
 from jaxcpt.embed import Embedder
+from jaxcpt.errors import run_command
 from jaxcpt.evals import retrieval, sts
 from jaxcpt.metrics import read_rows
 from jaxcpt.train import train
@@ -49,9 +50,7 @@ def call(monkeypatch, tmp_path, capsys):
 
     def run(*arguments):
         output = tmp_path / "scores.json"
-        argv = ["evaluate", *map(str, arguments), "--json", str(output)]
-        monkeypatch.setattr("sys.argv", argv)
-        run_command(evaluate.main)
+        run_command(evaluate.main, [*map(str, arguments), "--json", str(output)])
         return capsys.readouterr().out, json.loads(output.read_text())
 
     return run

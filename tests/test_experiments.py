@@ -17,9 +17,11 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jaxcpt.batches import size_full_batches
 from jaxcpt.budget import count_budget, describe
-from jaxcpt.config import derive_baseline, shrink, validate
+from jaxcpt.checks import validate
+from jaxcpt.config import derive_baseline
 from jaxcpt.experiments import from_json, load_experiment, to_json
 from jaxcpt.sharding import check_model_fits, count_data_shards, size_mesh
+from jaxcpt.smoke import shrink
 from jaxcpt.update import shard_state
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -87,7 +89,7 @@ def test_says_how_to_run_it(path):
     assert f"python -m jaxcpt.train --experiment experiments/{path.name}" in note
     for source in load_experiment(str(path)).data.train:
         if getattr(source, "directory", ""):
-            assert source.prepare.startswith("python tools/")
+            assert source.prepare.startswith("jaxcpt mine-")
 
 
 @each_file

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import CLOSE
 
-from jaxcpt import config, loss
+from jaxcpt import config, loss_streaming, loss_terms
 from jaxcpt.loss import Labels, contrastive_loss
 from jaxcpt.sharding import make_mesh
 
@@ -23,7 +23,7 @@ SMALL_TILES = {"TILE_ROWS": 5, "TILE_COLUMNS": 4}  # several of each, none of wh
 @pytest.fixture
 def small_tiles(monkeypatch):
     for name, size in SMALL_TILES.items():
-        monkeypatch.setattr(loss, name, size)
+        monkeypatch.setattr(loss_streaming, name, size)
 
 
 class Batch:
@@ -203,12 +203,15 @@ def test_duplicates_are_masked_as_documented():
 
 def test_large_numbers_of_candidates_do_not_overflow():
     """65,536 pairs have 2 ** 32 candidates: int32 would not hold their number."""
-    rows, columns = loss.Rows(*[jnp.arange(4)] * 6), loss.Columns(*[jnp.arange(4)] * 6)
+    queries = loss_terms.Queries(*[jnp.arange(4)] * 6)
+    candidates = loss_terms.Candidates(*[jnp.arange(4)] * 6)
     none, every = jnp.zeros((4, 4), bool), jnp.ones((4, 4), bool)
-    compared = loss.Comparison(rows, columns, jnp.float32(1), jnp.zeros((4, 4)), none, every, every)
-    tally = loss._tally(compared)
-    assert (tally.wrong, tally.duplicates) == (16, 16)
-    assert {number.dtype for number in tally} == {np.dtype("float32")}
+    compared = loss_terms.Comparison(
+        queries, candidates, jnp.float32(1), jnp.zeros((4, 4)), none, every, every
+    )
+    counts = loss_terms.count_pairs(compared)
+    assert (counts.negatives, counts.duplicates) == (16, 16)
+    assert {number.dtype for number in counts} == {np.dtype("float32")}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from jaxcpt import metrics
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.metrics import Metrics, Throughput, print_table, read_rows, record_evals
 
 
@@ -91,7 +91,7 @@ def test_a_complete_last_line_without_its_end_is_kept(tmp_path):
 def test_a_broken_line_before_the_last_is_refused(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         record(tmp_path, [4], start=3)
     expected = f"{path}:2: not an object of a step and its numbers; remove the line"
     assert str(refusal.value) == expected

@@ -4,17 +4,18 @@ import json
 import shutil
 from collections import Counter
 
-import mine_negatives
 import numpy as np
 import pytest
 from conftest import PAIRS
-from mine_negatives import Known, Margins, choose
 from test_tokenized import run_tool
 from tiny_run import tiny_run
 
-from jaxcpt.config import JsonlPairs, Refusal
+from jaxcpt import mine_negatives
+from jaxcpt.config import JsonlPairs
 from jaxcpt.embed import Embedder
-from jaxcpt.mining import Pair
+from jaxcpt.errors import UserError
+from jaxcpt.mine_negatives import Known, Margins, choose
+from jaxcpt.pair import Pair
 from jaxcpt.pairs import PairList, open_source, read_pairs, write_pairs
 
 
@@ -50,7 +51,7 @@ def test_knows_what_is_right():
     assert [known.right(n) for n in range(4)] == [
         {answer, another}, {answer, another}, {answer}, {third, another},
     ]  # fmt: skip
-    with pytest.raises(Refusal, match="no pairs in what was named"):
+    with pytest.raises(UserError, match="no pairs in what was named"):
         Known(PairList([]))
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.code import LANGUAGES, check_languages, describe, mine_code, source_suffixes
 from jaxcpt.mining.documents import Document, Problem
 from jaxcpt.mining.words import split_words
@@ -197,5 +197,5 @@ def test_the_standard_library():
 def test_languages():
     assert check_languages(("go", "php")) == ("go", "php")
     assert source_suffixes(("go", "php")) == {".go", ".php"}
-    with pytest.raises(Refusal, match=r"unknown language 'cobol'; known: python, java"):
+    with pytest.raises(UserError, match=r"unknown language 'cobol'; known: python, java"):
         check_languages(("go", "cobol"))

@@ -37,9 +37,9 @@ def write_jsonl(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def start(tool, *arguments):
+def start(verb, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, str(REPOSITORY / "tools" / tool), *map(str, arguments)]
+    command = [sys.executable, "-m", "jaxcpt", verb, *map(str, arguments)]
     return subprocess.Popen(
         command,
         env=environment,
@@ -52,31 +52,31 @@ def start(tool, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments", "told"),
+    ("verb", "arguments", "told"),
     [
-        ("mine_text.py", ["--languages", "xx"], "--languages: unknown language 'xx'"),
-        ("mine_code.py", ["--languages", "c"], "--languages: unknown language 'c'; known: python"),
-        ("mine_code.py", ["--name", "1st"], "--name 1st: expected a letter, then letters, digits"),
-        ("mine_code.py", ["--version", "1"], "--version 1: expected three numbers, such as 1.0.0"),
-        ("mine_code.py", ["--heldout-share", "1"], "--heldout-share 1.0: expected a number"),
-        ("mine_code.py", ["--near-duplicate", "2"], "--near-duplicate 2.0: expected a number in"),
-        ("mine_code.py", ["--max-bad-share", "2"], "--max-bad-share 2.0: expected a number in"),
-        ("mine_code.py", ["--shards", "0"], "--shards 0: expected a number 1 or more"),
-        ("mine_code.py", ["--workers", "0"], "--workers 0: expected a number 1 or more"),
-        ("mine_text.py", ["--document-start", "["], "--document-start [: no pattern: unterminated"),
-        ("mine_code.py", ["--", "--runner", "No"], "--runner No: Unexpected pipeline runner: No."),
-        ("mine_code.py", ["--", "--shards", "2"], "--shards: no option of Beam; this command's"),
-        ("mine_code.py", ["--", "stray"], "stray: stray argument; paths follow --input"),
-        ("mine_code.py", ["--input"], "--input: no input; no file there can be mined"),
+        ("mine-text", ["--languages", "xx"], "--languages: unknown language 'xx'"),
+        ("mine-code", ["--languages", "c"], "--languages: unknown language 'c'; known: python"),
+        ("mine-code", ["--name", "1st"], "--name 1st: expected a letter, then letters, digits"),
+        ("mine-code", ["--version", "1"], "--version 1: expected three numbers, such as 1.0.0"),
+        ("mine-code", ["--heldout-share", "1"], "--heldout-share 1.0: expected a number"),
+        ("mine-code", ["--near-duplicate", "2"], "--near-duplicate 2.0: expected a number in"),
+        ("mine-code", ["--max-bad-share", "2"], "--max-bad-share 2.0: expected a number in"),
+        ("mine-code", ["--shards", "0"], "--shards 0: expected a number 1 or more"),
+        ("mine-code", ["--workers", "0"], "--workers 0: expected a number 1 or more"),
+        ("mine-text", ["--document-start", "["], "--document-start [: no pattern: unterminated"),
+        ("mine-code", ["--", "--runner", "No"], "--runner No: Unexpected pipeline runner: No."),
+        ("mine-code", ["--", "--shards", "2"], "--shards: no option of Beam; this command's"),
+        ("mine-code", ["--", "stray"], "stray: stray argument; paths follow --input"),
+        ("mine-code", ["--input"], "--input: no input; no file there can be mined"),
     ],
 )  # fmt: skip
-def test_commands_refuse_in_one_line(tmp_path, tool, arguments, told):
+def test_commands_refuse_in_one_line(tmp_path, verb, arguments, told):
     (tmp_path / "in").mkdir()
     for name in ("a.py", "a.txt"):
         (tmp_path / "in" / name).write_text("def f(): pass\n")
     if "--input" not in arguments:
         arguments = ["--input", tmp_path / "in", *arguments]
-    process = start(tool, "--output", tmp_path / "out", *arguments)
+    process = start(verb, "--output", tmp_path / "out", *arguments)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert errors.startswith(f"jaxcpt: {told}")
@@ -98,7 +98,7 @@ def test_a_document_starts_where_the_option_says(tmp_path):
     (tmp_path / "a.txt").write_text("".join(titles))
     options = ["--document-start", "^= Title", "--workers", 1, *OPEN]
     command = start(
-        "mine_text.py", "--input", tmp_path / "a.txt", "--output", tmp_path / "out", *options
+        "mine-text", "--input", tmp_path / "a.txt", "--output", tmp_path / "out", *options
     )
     said = command.communicate(timeout=300)
     assert command.returncode == 0, said
@@ -111,7 +111,7 @@ def test_killed_half_way_it_leaves_nothing_that_looks_finished(tmp_path):
     write_jsonl(source, [make_text(seed, 24) for seed in range(60)] * 60)
     arguments = ["--input", source, "--output", tmp_path / "out", "--workers", "2", *OPEN]
     for number, code, left in ((signal.SIGINT, 130, False), (signal.SIGKILL, -9, True)):
-        process = start("mine_text.py", *arguments)
+        process = start("mine-text", *arguments)
         while not list(work.glob("run-*/fingerprints/*")) and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(number)
@@ -120,7 +120,7 @@ def test_killed_half_way_it_leaves_nothing_that_looks_finished(tmp_path):
         assert errors == ("" if left else "jaxcpt: interrupted\n")
         assert work.exists() == left
         assert not (tmp_path / "out").exists()
-    again = start("mine_text.py", *arguments)
+    again = start("mine-text", *arguments)
     output, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
     assert "pairs; see" in output
@@ -195,15 +195,15 @@ def write_damaged_code(folder):
 
 
 @pytest.mark.parametrize(
-    ("tool", "write", "options", "pairs"),
-    [("mine_text.py", write_damaged_text, OPEN, 50), ("mine_code.py", write_damaged_code, [], 6)],
+    ("verb", "write", "options", "pairs"),
+    [("mine-text", write_damaged_text, OPEN, 50), ("mine-code", write_damaged_code, [], 6)],
 )
-def test_damage_is_counted_and_listed_and_too_much_refused(tmp_path, tool, write, options, pairs):
+def test_damage_is_counted_and_listed_and_too_much_refused(tmp_path, verb, write, options, pairs):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     expected = write(folder)
     options = ["--input", folder, "--output", out, "--workers", "1", *options]
-    process = start(tool, *options, "--max-bad-share", "0.01")
+    process = start(verb, *options, "--max-bad-share", "0.01")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     told = f"{sum(expected.values())} of "
@@ -212,7 +212,7 @@ def test_damage_is_counted_and_listed_and_too_much_refused(tmp_path, tool, write
     assert errors.count("\n") == 1
     assert os.listdir(tmp_path) == ["in"]
 
-    process = start(tool, *options, "--max-bad-share", "0.9")
+    process = start(verb, *options, "--max-bad-share", "0.9")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     card = json.loads((out / "data_card.json").read_text())

@@ -13,7 +13,7 @@ pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.decontaminate import Index, hash_ngrams, read_evaluations
 from jaxcpt.mining.words import split_words
 
@@ -73,7 +73,7 @@ def test_of_a_set_with_qrels_the_judged_texts_alone_are_read(folder):
         texts = [text for _, text in read_evaluations(str(below))]
         assert texts[-4:] == ["d1", "d3", "q1", "q3"]
     (made / "qrels/dev.tsv").write_text("q3\td3\t0\nq4\td4\t0\n")
-    with pytest.raises(Refusal, match=r"dev.tsv: a row without corpus-id"):
+    with pytest.raises(UserError, match=r"dev.tsv: a row without corpus-id"):
         list(read_evaluations(str(folder)))
 
 
@@ -90,7 +90,7 @@ def test_training_files_are_passed_over(folder):
     assert len(list(read_evaluations(str(folder / "sts/sts12_train")))) == 2
     for path in (folder / "sts/sts12").iterdir():
         path.unlink()
-    with pytest.raises(Refusal, match="no evaluation texts in it, only training text if any"):
+    with pytest.raises(UserError, match="no evaluation texts in it, only training text if any"):
         list(read_evaluations(str(folder / "sts")))
 
 
@@ -166,7 +166,7 @@ def test_queries_and_code_of_codesearchnet_are_read(tmp_path):
 )
 def test_refuses_sets_that_cannot_be_read_whole(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         Index.build([str(tmp_path)], 13)
     assert str(caught.value).startswith(f"--decontaminate: {tmp_path}/{told}")
     assert "\n" not in str(caught.value)
@@ -184,11 +184,11 @@ def test_sentences_of_the_real_sets_are_caught():
 
 
 def test_refusals(folder, tmp_path):
-    with pytest.raises(Refusal, match=r"--decontaminate .*nowhere: no such folder"):
+    with pytest.raises(UserError, match=r"--decontaminate .*nowhere: no such folder"):
         Index.build([str(tmp_path / "nowhere")], 13)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(Refusal, match=r"empty: no evaluation texts in it"):
+    with pytest.raises(UserError, match=r"empty: no evaluation texts in it"):
         Index.build([str(empty)], 13)
-    with pytest.raises(Refusal, match=r"--ngram-words 7: expected 8 or more"):
+    with pytest.raises(UserError, match=r"--ngram-words 7: expected 8 or more"):
         Index.build([str(folder)], 7)

@@ -17,7 +17,7 @@ import pyarrow.parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.documents import CHUNK_BYTES, RECORD_BYTES, Document, Part, Reading, read_part
 from jaxcpt.mining.inputs import PART_BYTES, UNIT_BYTES, list_units
 
@@ -184,7 +184,7 @@ def test_tfds_by_folder_and_by_name(tmp_path, monkeypatch):
     for name in ("no_such_set", "imdb_reviews", f"{folder}#tset", str(folder)):
         if name == str(folder):
             about.write_text(about.read_text().replace("array_record", "tfrecord"))
-        with pytest.raises(Refusal, match=told):
+        with pytest.raises(UserError, match=told):
             list_units([f"tfds:{name}"], reading)
 
 
@@ -362,11 +362,11 @@ def test_sources_only(tmp_path):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(Refusal, match=r"nowhere: no such file or folder; --input takes paths"):
+    with pytest.raises(UserError, match=r"nowhere: no such file or folder; --input takes paths"):
         list_units([str(tmp_path / "nowhere")], Reading())
-    with pytest.raises(Refusal, match=r"no input; no file there can be mined"):
+    with pytest.raises(UserError, match=r"no input; no file there can be mined"):
         list_units([str(tmp_path)], Reading())
-    with pytest.raises(Refusal, match=r"--input: no input"):
+    with pytest.raises(UserError, match=r"--input: no input"):
         list_units([], Reading())
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining import pipeline
 from jaxcpt.mining.code import LANGUAGES, mine_code, source_suffixes
 from jaxcpt.mining.documents import Document, Reading
@@ -258,22 +258,22 @@ def test_code(tmp_path):
     ],
 )  # fmt: skip
 def test_refused_runs_leave_nothing(corpus, tmp_path, changes, told):
-    with pytest.raises(Refusal, match=told):
+    with pytest.raises(UserError, match=told):
         run([corpus], tmp_path / "out", **changes)
     assert os.listdir(tmp_path) == []
 
 
 def test_refused_outputs(corpus, tmp_path):
     (tmp_path / "there").mkdir()
-    with pytest.raises(Refusal, match=r"there: exists; remove it or give another --output"):
+    with pytest.raises(UserError, match=r"there: exists; remove it or give another --output"):
         run([corpus], tmp_path / "there")
-    with pytest.raises(Refusal, match=r"out: no such file or folder"):
+    with pytest.raises(UserError, match=r"out: no such file or folder"):
         run([tmp_path / "out"], tmp_path / "other")
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refusal, match=r"out.unfinished: cannot be written: Not a directory"):
+    with pytest.raises(UserError, match=r"out.unfinished: cannot be written: Not a directory"):
         run([corpus], tmp_path / "file" / "out")
     with pipeline._claim(tmp_path / "busy.unfinished"):
-        with pytest.raises(Refusal, match=r"busy.unfinished: another run is writing there"):
+        with pytest.raises(UserError, match=r"busy.unfinished: another run is writing there"):
             run([corpus], tmp_path / "busy")
         assert (tmp_path / "busy.unfinished").is_dir()
 
@@ -291,7 +291,7 @@ def test_a_full_disk(corpus, tmp_path, monkeypatch, workers, evaluations):
     if mounted.returncode:
         pytest.skip("may not mount here")
     try:
-        with pytest.raises(Refusal, match=r"out: the disk is full; nothing was kept of this run"):
+        with pytest.raises(UserError, match=r"out: the disk is full; nothing was kept of this run"):
             run([corpus], small / "out", workers=workers, decontaminate=evaluations)
         assert os.listdir(small) == []
     finally:

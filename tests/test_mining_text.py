@@ -9,7 +9,7 @@ pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.documents import Document
 from jaxcpt.mining.text import TextOptions, check_text_options, cut_pieces, mine_text
 
@@ -152,11 +152,13 @@ def test_a_document_without_neighbours_is_counted():
 
 
 def test_refusals():
-    with pytest.raises(Refusal, match=r"--piece-chars 9 3: expected 0 < MIN <= MAX"):
+    with pytest.raises(UserError, match=r"--piece-chars 9 3: expected 0 < MIN <= MAX"):
         check_text_options(TextOptions(piece_chars=(9, 3)))
-    with pytest.raises(Refusal, match=r"--gap must be 0 or more"):
+    with pytest.raises(UserError, match=r"--gap must be 0 or more"):
         check_text_options(TextOptions(gap=-1))
-    with pytest.raises(Refusal, match=r"--pairs-per-document 1 or more"):
+    with pytest.raises(UserError, match=r"--pairs-per-document 1 or more"):
         check_text_options(TextOptions(pairs_per_document=0))
-    with pytest.raises(Refusal, match=r"--languages: unknown language 'english'; known: all, .*en"):
+    with pytest.raises(
+        UserError, match=r"--languages: unknown language 'english'; known: all, .*en"
+    ):
         check_text_options(TextOptions(languages=("de", "english")))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.order import (
     ROUND_STEPS,
     make_homogeneous_order,
@@ -144,7 +144,7 @@ def test_share_out_of_equal_weights():
 
 @pytest.mark.parametrize("total", [7, np.arange(7)], ids=["disk", "memory"])
 def test_refuses_a_source_smaller_than_its_share(total):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         make_order(0, 10, [8, 2], [total, 100])
     assert str(caught.value) == (
         "batching.pairs_per_batch: 8 pairs of a batch come from a source that has 7; lower it"
@@ -211,7 +211,7 @@ def test_samples_of_homogeneous_batches_hold_every_source():
 
 
 def test_refuses_a_source_that_would_get_no_homogeneous_batch():
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         make_homogeneous_order(0, 4, [1.0, 1e-5], [50, 50])
     assert str(caught.value) == (
         "data.weights: source 1 would get none of 1000 homogeneous batches; raise its weight, or "

@@ -12,9 +12,11 @@ from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcpt.config import Data, JsonlPairs, PythonPackages, Refusal, TfdsPairs, validate
+from jaxcpt.checks import validate
+from jaxcpt.config import Data, JsonlPairs, PythonPackages, TfdsPairs
+from jaxcpt.errors import UserError
 from jaxcpt.experiments import load_experiment
-from jaxcpt.mining import Pair
+from jaxcpt.pair import Pair
 from jaxcpt.pairs import open_source, open_training, read_jsonl, read_pairs, write_pairs
 
 GOOD = '{"x": "a", "y": "b"}\n'
@@ -27,7 +29,7 @@ def write(tmp_path, content):
 
 
 def refuse(function, *arguments):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         function(*arguments)
     return str(caught.value)
 
@@ -137,11 +139,11 @@ def test_reads_array_records(array_records, tmp_path):
 
 
 def test_refuses_a_missing_directory_and_split(array_records, tmp_path):
-    missing = TfdsPairs("data/none", prepare="python tools/mine_text.py --output data/none")
+    missing = TfdsPairs("data/none", prepare="jaxcpt mine-text --output data/none")
     said = refuse(open_source, missing, tmp_path, 0)
     assert said == (
         "data/none: no tensorflow-datasets directory; make it with: "
-        "python tools/mine_text.py --output data/none"
+        "jaxcpt mine-text --output data/none"
     )
     assert refuse(open_source, TfdsPairs("data/none"), tmp_path, 0).endswith("datasets directory")
     folder = str(array_records[0])

@@ -19,11 +19,11 @@ from jaxcpt.config import (
     JsonlPairs,
     ParquetPairs,
     PythonPackages,
-    Refusal,
     TfdsPairs,
     TokenizedPairs,
 )
-from jaxcpt.mining import Pair
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Pair
 from jaxcpt.pairs import find_source, name_source, open_source
 from jaxcpt.pairs.command import add_source_options, name_sources
 
@@ -44,7 +44,7 @@ PAIRS = [Pair(r["x"], r["y"], r["source"], tuple(r["negatives"])) for r in ROWS]
 
 
 def refuse(function, *arguments):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         function(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)

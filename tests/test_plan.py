@@ -9,15 +9,16 @@ from dataclasses import replace
 import bench_step
 import jax
 import jax.numpy as jnp
-import plan
-import plan_chips
 import pytest
 from conftest import REPOSITORY, make_experiment
-from plan_layouts import guess_bytes, list_layouts
-from plan_step import Plan, TooLarge, _explain, make_plan
 
-from jaxcpt.config import Mesh, Refusal
+from jaxcpt import plan
+from jaxcpt.config import Mesh
+from jaxcpt.errors import UserError
 from jaxcpt.experiments import apply_overrides, load_experiment
+from jaxcpt.planning import chips as plan_chips
+from jaxcpt.planning.layouts import guess_bytes, list_layouts
+from jaxcpt.planning.step import Plan, TooLarge, _explain, make_plan
 from jaxcpt.sharding import find_platform, make_mesh
 from jaxcpt.update import choose_compiler_options
 
@@ -41,7 +42,7 @@ needs_libtpu = pytest.mark.skipif(not has_libtpu, reason="needs libtpu: pip inst
     ],
 )
 def test_unknown_topologies_are_refused(name, text):
-    with pytest.raises(Refusal, match="^" + re.escape(text)):
+    with pytest.raises(UserError, match="^" + re.escape(text)):
         plan_chips.parse_topology(name)
 
 
@@ -53,7 +54,7 @@ def test_topologies_are_counted():
 
 @pytest.mark.skipif(has_libtpu, reason="libtpu is installed")
 def test_without_libtpu_the_line_that_installs_it():
-    with pytest.raises(Refusal, match=r"libtpu is not installed.*pip install -e '\.\[tpu\]'"):
+    with pytest.raises(UserError, match=r"libtpu is not installed.*pip install -e '\.\[tpu\]'"):
         plan_chips.describe_devices(plan_chips.parse_topology("v5p:2x2x1"))
 
 
@@ -126,7 +127,7 @@ def test_too_little_memory_is_told_from_other_failures():
     assert isinstance(too_large, TooLarge)
     assert too_large.missing == pytest.approx(122.03 * 2**30)
     other = _explain(RuntimeError("INTERNAL: something else\nand more"))
-    assert isinstance(other, Refusal)
+    assert isinstance(other, UserError)
     assert str(other) == "the compiler refuses this: INTERNAL: something else"
 
 
@@ -175,7 +176,7 @@ def test_a_tpu_step_is_compiled_without_a_tpu(name, data):
 @needs_libtpu
 def test_slices_that_the_data_axis_does_not_hold_are_refused():
     topology = plan_chips.parse_topology("v5p:2x2x1*2")
-    with pytest.raises(Refusal, match=r"mesh.data: 1 does not divide by the 2 slices here"):
+    with pytest.raises(UserError, match=r"mesh.data: 1 does not divide by the 2 slices here"):
         make_plan(make_experiment(mesh=Mesh(1, 8, 1)), topology)
 
 
@@ -193,9 +194,8 @@ def command(monkeypatch, capsys):
     def call(*arguments, files=("cpt_text_s",), small=SMALL):
         paths = [str(REPOSITORY / "experiments" / f"{name}.py") for name in files]
         changes = [word for change in small for word in ("--set", change)]
-        argv = ["plan.py", "--experiment", *paths, "--topology", "cpu:8", *changes, *arguments]
-        monkeypatch.setattr("sys.argv", [*map(str, argv)])
-        plan.main()
+        argv = ["--experiment", *paths, "--topology", "cpu:8", *changes, *arguments]
+        plan.main([*map(str, argv)])
         return capsys.readouterr().out
 
     return call
@@ -211,7 +211,9 @@ def test_plans_are_written_and_checked_by_the_command(command, tmp_path):
     assert text["memory"] == code["memory"]  # the same program, compiled once
     out = command("--check", tmp_path / "kept", files=two)
     assert out.count("memory and exchanges as in") == 2
-    with pytest.raises(Refusal, match=r"cpt_text_s.json: .* was .*; where that is meant, --write"):
+    with pytest.raises(
+        UserError, match=r"cpt_text_s.json: .* was .*; where that is meant, --write"
+    ):
         command("--check", tmp_path / "kept", small=(*SMALL, "model.layers=3"))
 
 
@@ -219,9 +221,9 @@ def test_layouts_are_compiled_and_ranked(command):
     out = command("--search", "--tries", "2")
     assert "cpt_text_s on cpu:8, fastest first" in out
     assert out.count("--set mesh.data=") >= 2
-    with pytest.raises(Refusal, match="takes one experiment, and neither --write nor --check"):
+    with pytest.raises(UserError, match="takes one experiment, and neither --write nor --check"):
         command("--search", "--write", "somewhere")
-    with pytest.raises(Refusal, match=r"batching.rows_per_cell: leave it unset"):
+    with pytest.raises(UserError, match=r"batching.rows_per_cell: leave it unset"):
         command("--search", small=(*SMALL, "batching.rows_per_cell=8"))
     with pytest.raises(SystemExit):
         command("--search", "--tries", "0")
@@ -247,10 +249,7 @@ def test_a_step_is_measured(monkeypatch, capsys):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
     file = str(REPOSITORY / "experiments" / "cpt_text_s.py")
     changes = [word for change in SMALL for word in ("--set", change)]
-    monkeypatch.setattr(
-        "sys.argv", ["bench_step.py", "--experiment", file, *changes, "--steps", "2"]
-    )
-    bench_step.main()
+    bench_step.main(["--experiment", file, *changes, "--steps", "2"])
     out = capsys.readouterr().out
     first = float(re.search(r"first and last *│ ([\d.]+),", out)[1])
     assert 1 < first < 6  # about log 16: nothing is learnt yet
@@ -272,7 +271,7 @@ def test_a_mesh_knows_what_it_is_made_of():
 
 def test_the_command_refuses_in_one_line():
     def run(*arguments):
-        command = [sys.executable, "tools/plan.py", *arguments]
+        command = [sys.executable, "jaxcpt plan", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()

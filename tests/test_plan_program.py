@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plan_chips
 import pytest
-from plan_cost import Exchange, Machine, Player, count_flops
-from plan_hlo import list_arrays, list_group, read_program
 
 from jaxcpt.config import Mesh
+from jaxcpt.planning import chips as plan_chips
+from jaxcpt.planning.cost import Exchange, Machine, Player, count_flops
+from jaxcpt.planning.hlo import list_arrays, list_group, read_program
 from jaxcpt.sharding import make_mesh
 
 # One gather that a product of 7,000 cycles hides in part, inside a loop of 3; one sum that waits.

@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 from test_evals_sts import write_subset
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.metrics import read_rows
 from jaxcpt.processes import LOST_PEER, join
 
@@ -128,13 +128,15 @@ def test_a_process_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path
 
 
 def test_says_who_did_not_come():
-    with pytest.raises(Refusal, match="process 0: waited 1 s for 3 processes; did not come: 1, 2"):
+    with pytest.raises(
+        UserError, match="process 0: waited 1 s for 3 processes; did not come: 1, 2"
+    ):
         join(f"localhost:{find_port()}", 3, 0, wait=1)
 
 
 def test_says_that_the_coordinator_did_not_come():
     port = find_port()
-    with pytest.raises(Refusal, match=f"process 2: waited 1 s for process 0 at localhost:{port}"):
+    with pytest.raises(UserError, match=f"process 2: waited 1 s for process 0 at localhost:{port}"):
         join(f"localhost:{port}", 3, 2, wait=1)
 
 
@@ -148,5 +150,5 @@ def test_says_that_the_coordinator_did_not_come():
     ],
 )
 def test_refuses_half_an_address(arguments, message):
-    with pytest.raises(Refusal, match=message):
+    with pytest.raises(UserError, match=message):
         join(*arguments, wait=1)

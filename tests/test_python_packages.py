@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.python_packages import mine_packages
 
 FIRST = '''
@@ -143,12 +143,16 @@ def test_the_standard_library_gives_many_distinct_pairs():
 
 
 def test_refuses_an_unknown_package():
-    with pytest.raises(Refusal, match=r"data: no package 'no_such_one' is installed; `pip install"):
+    with pytest.raises(
+        UserError, match=r"data: no package 'no_such_one' is installed; `pip install"
+    ):
         mine_packages(("no_such_one",), 0, seed=0)
 
 
 def test_refuses_to_hold_out_more_than_there_is(package):
-    with pytest.raises(Refusal, match=r"3 documented functions in planted, too few to hold out 3;"):
+    with pytest.raises(
+        UserError, match=r"3 documented functions in planted, too few to hold out 3;"
+    ):
         mine_packages(package({"__init__.py": SECOND}), 3, seed=0)
 
 
@@ -158,7 +162,7 @@ def test_refuses_when_jaxcpt_is_not_installed(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
     mine_packages.cache_clear()
-    with pytest.raises(Refusal, match=r"jaxcpt is not installed, .* `pip install -e .`"):
+    with pytest.raises(UserError, match=r"jaxcpt is not installed, .* `pip install -e .`"):
         mine_packages((), 0, seed=0)
 
 

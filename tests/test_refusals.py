@@ -144,7 +144,7 @@ def test_missing_data_says_what_makes_it(refuse, tmp_path):
         here = ("--set", "mesh.fsdp=8")
         said = refuse(train, "--experiment", path, "--run-dir", tmp_path / name, *here)
         assert re.fullmatch(
-            r"data/\w+: no tensorflow-datasets directory; make it with: python tools/mine_.*", said
+            r"data/\w+: no tensorflow-datasets directory; make it with: jaxcpt mine-.*", said
         )
 
 

@@ -9,17 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from jaxcpt.config import (
-    Batching,
-    Data,
-    Experiment,
-    Model,
-    Optimizer,
-    PythonPackages,
-    Refusal,
-    Tokenizer,
-    run_command,
-)
+from jaxcpt.config import Batching, Data, Experiment, Model, Optimizer, PythonPackages, Tokenizer
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import to_json
 from jaxcpt.metrics import Metrics
 from jaxcpt.report import main, write_report
@@ -276,7 +267,7 @@ def test_a_long_run_stays_a_small_page(tmp_path):
 def test_a_broken_file_is_refused(tmp_path, name):
     path = plant(tmp_path, 3) / name
     path.write_text("{oops")
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         write_report(tmp_path)
     assert str(refusal.value) == (
         f"{path}: not JSON: Expecting property name enclosed in double quotes: "

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcpt.config import Refusal
-from jaxcpt.search import top_k
+from jaxcpt.errors import UserError
+from jaxcpt.top_k import top_k
 from jaxcpt.vectors import quantize, truncate
 
 
@@ -133,21 +133,21 @@ def test_refuses_vectors_that_are_not_finite(value):
     queries_qd, corpus_nd = draw_unit(9, 3, 8), draw_unit(10, 50, 8)
     bad_nd = corpus_nd.copy()
     bad_nd[[37, 44], 2] = value
-    with pytest.raises(Refusal, match=r"^document 37: its vector is not finite"):
+    with pytest.raises(UserError, match=r"^document 37: its vector is not finite"):
         top_k(queries_qd, bad_nd, 2, tile_rows=4)
     bad_qd = queries_qd.copy()
     bad_qd[1, 0] = value
-    with pytest.raises(Refusal, match=r"^query 1: its vector is not finite"):
+    with pytest.raises(UserError, match=r"^query 1: its vector is not finite"):
         top_k(bad_qd, corpus_nd, 2)
 
 
 def test_refuses_an_empty_corpus_and_other_widths():
     queries_qd = draw_unit(11, 2, 8)
     for corpus in (np.zeros((0, 8), np.float32), iter([])):
-        with pytest.raises(Refusal, match="the corpus to search is empty"):
+        with pytest.raises(UserError, match="the corpus to search is empty"):
             top_k(queries_qd, corpus, 2)
     shards = iter([draw_unit(12, 5, 8), draw_unit(13, 5, 9)])
-    with pytest.raises(Refusal, match=r"from row 5 on have shape \(5, 9\), queries have 8 coord"):
+    with pytest.raises(UserError, match=r"from row 5 on have shape \(5, 9\), queries have 8 coord"):
         top_k(queries_qd, shards, 2)
     with pytest.raises(ValueError, match="k must be at least 1"):
         top_k(queries_qd, draw_unit(12, 5, 8), 0)

@@ -7,7 +7,7 @@ from conftest import EXACT, make_experiment
 from jax.sharding import PartitionSpec
 
 from jaxcpt import config
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.sharding import (
     DATA_AXES,
     RULES,
@@ -45,7 +45,7 @@ def test_a_mesh_that_does_not_multiply_is_refused(shape):
     asked = " x ".join(
         f"{name} {size}" for name, size in zip(("data", "fsdp", "tensor"), shape, strict=True)
     )
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         make_mesh(config.Mesh(*shape))
     remedy = (
         "set the other axes so that their product divides that"
@@ -56,7 +56,7 @@ def test_a_mesh_that_does_not_multiply_is_refused(shape):
 
 
 def test_two_open_axes_are_refused():
-    with pytest.raises(Refusal, match=r"^mesh: only one axis may be -1, found data and tensor$"):
+    with pytest.raises(UserError, match=r"^mesh: only one axis may be -1, found data and tensor$"):
         size_mesh(config.Mesh(-1, 1, -1), 8)
 
 
@@ -128,7 +128,7 @@ def test_a_fetched_weight_is_whole_and_its_gradient_is_stored():
 def test_what_an_axis_does_not_divide_is_refused(mesh, model, vocabulary, text):
     changes = {f"model__{name}": value for name, value in model.items()}
     settings = make_experiment(**changes).model
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         check_model_fits(make_mesh(config.Mesh(*mesh)), settings, vocabulary)
     assert str(refusal.value) == text
 

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 import sentencepiece
-import tokenize_pairs
-import train_tokenizer
 from conftest import PAIRS, REPOSITORY, make_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxcpt import tokenize_pairs, train_tokenizer
 from jaxcpt.batches import Batches
-from jaxcpt.config import JsonlPairs, Mesh, Refusal, TokenizedPairs, run_command
+from jaxcpt.config import JsonlPairs, Mesh, TokenizedPairs
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.pairs import TokenizedReader, find_source, open_training, write_pairs
 from jaxcpt.pairs.tokenized import Encoded, _decode, encode_record, hash_text
 from jaxcpt.sharding import make_mesh
@@ -27,10 +27,9 @@ from jaxcpt.train import obtain_tokenizer
 
 def run_tool(tool, monkeypatch, capsys, *arguments):
     """(exit code, what it printed last or refused in one line)."""
-    monkeypatch.setattr(sys, "argv", [tool.__name__, *map(str, arguments)])
     code = 0
     try:
-        run_command(tool.main)
+        run_command(tool.main, list(map(str, arguments)))
     except SystemExit as left:
         code = left.code
     printed = capsys.readouterr()
@@ -115,7 +114,7 @@ def test_records_are_read_back(texts, vocabulary):
 
 
 def refuse(function, *arguments):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         function(*arguments)
     return str(caught.value)
 
@@ -151,7 +150,7 @@ def test_refuses_a_damaged_folder(tokens):
     assert "tokens.json: damaged: " in refuse(TokenizedReader, source)
     (tokens / "tokens.json").unlink()
     assert refuse(TokenizedReader, source) == (
-        f"{tokens}: no tokens.json in it; make the folder with tools/tokenize_pairs.py"
+        f"{tokens}: no tokens.json in it; make the folder with jaxcpt tokenize-pairs"
     )
 
 
@@ -184,11 +183,10 @@ def test_the_tool_refuses_and_leaves_nothing(files, tokens, change, message, mon
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(files):
     """A limit on the size of files is to a writer what a full disk is."""
-    code = f"""
-import resource, signal, sys
-sys.path.insert(0, {str(REPOSITORY / "tools")!r})
-import tokenize_pairs
-from jaxcpt.config import run_command
+    code = """
+import resource, signal
+from jaxcpt import tokenize_pairs
+from jaxcpt.errors import run_command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 run_command(tokenize_pairs.main)

@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 
 from jaxcpt import config
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.tokenizer import DELIMITERS, Tokenizer, read_tokenizer, split_rules, train_tokenizer
 
 TEXTS = [
@@ -119,12 +119,12 @@ def test_a_small_corpus_keeps_the_configured_vocabulary(kind):
 
 
 def test_refuses_no_text():
-    with pytest.raises(Refusal, match=r"tokenizer: no text to train on; data.train has no pairs"):
+    with pytest.raises(UserError, match=r"tokenizer: no text to train on; data.train has no pairs"):
         train_tokenizer(["", " "], SETTINGS)
 
 
 def test_refuses_a_vocabulary_below_the_characters():
-    with pytest.raises(Refusal, match=r"tokenizer.vocabulary: 100 is too small for bytes"):
+    with pytest.raises(UserError, match=r"tokenizer.vocabulary: 100 is too small for bytes"):
         train_tokenizer(TEXTS, config.Tokenizer(vocabulary=100))
 
 
@@ -138,17 +138,19 @@ def test_reads_a_model_of_the_users(tmp_path):
     path = tmp_path / "own.model"
     path.write_bytes(made.model)
     assert read_tokenizer(settings_with(path, 400)).fingerprint == made.fingerprint
-    with pytest.raises(Refusal, match=r"vocabulary: 600, but .*own.model has 400 .* set it to 400"):
+    with pytest.raises(
+        UserError, match=r"vocabulary: 600, but .*own.model has 400 .* set it to 400"
+    ):
         read_tokenizer(settings_with(path))
 
 
 def test_refuses_a_missing_or_foreign_model(tmp_path):
     path = tmp_path / "own.model"
-    with pytest.raises(Refusal, match=r"model_file: .*own.model: no such file"):
+    with pytest.raises(UserError, match=r"model_file: .*own.model: no such file"):
         read_tokenizer(settings_with(path))
     for content in (b"no such model", b""):
         path.write_bytes(content)
-        with pytest.raises(Refusal, match=r"own.model: not a SentencePiece model"):
+        with pytest.raises(UserError, match=r"own.model: not a SentencePiece model"):
             read_tokenizer(settings_with(path))
 
 
@@ -161,18 +163,24 @@ def test_refuses_a_model_without_delimiters(tmp_path):
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    with pytest.raises(Refusal, match=r"lacks the delimiter <\[>; train it with control_symbols="):
+    with pytest.raises(
+        UserError, match=r"lacks the delimiter <\[>; train it with control_symbols="
+    ):
         read_tokenizer(settings_with(f"{prefix}.model"))
 
 
 def test_refuses_a_folder_without_or_with_half_a_tokenizer(tokenizer, tmp_path):
-    with pytest.raises(Refusal, match=r"tokenizer.json: missing; this run has no whole tokenizer"):
+    with pytest.raises(
+        UserError, match=r"tokenizer.json: missing; this run has no whole tokenizer"
+    ):
         Tokenizer.load(tmp_path)
     tokenizer.save(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(Refusal, match=r"tokenizer.json: damaged: "):
+    with pytest.raises(UserError, match=r"tokenizer.json: damaged: "):
         Tokenizer.load(tmp_path)
     tokenizer.save(tmp_path)
     (tmp_path / "tokenizer.model").unlink()
-    with pytest.raises(Refusal, match=r"tokenizer.model: missing; this run has no whole tokenizer"):
+    with pytest.raises(
+        UserError, match=r"tokenizer.model: missing; this run has no whole tokenizer"
+    ):
         Tokenizer.load(tmp_path)

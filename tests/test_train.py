@@ -20,8 +20,9 @@ from tiny_run import PAIRS_FILE, copy_run, tiny_experiment, tiny_run
 from jaxcpt import train as train_module
 from jaxcpt.batches import Batches
 from jaxcpt.checkpoint import Checkpoints
-from jaxcpt.config import Baseline, Evals, Refusal, run_command
+from jaxcpt.config import Baseline, Evals
 from jaxcpt.config import Checkpoints as CheckpointSettings
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.evals import pair_search
 from jaxcpt.experiments import read_experiment, to_json
 from jaxcpt.metrics import read_rows
@@ -173,7 +174,7 @@ def test_sigterm_saves_and_a_new_start_goes_on(tmp_path, monkeypatch, capsys):
         return real(*arguments)
 
     monkeypatch.setattr(train_module, "score", score_and_signal)
-    with pytest.raises(Refusal) as stopped:
+    with pytest.raises(UserError) as stopped:
         train(tiny_experiment(), run_dir, run_dir)
     assert str(stopped.value) == "stopped at step 4, which is saved; start again to go on"
     assert [signal.getsignal(n) for n in (15, 2)] == handlers
@@ -243,7 +244,7 @@ def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module.Metrics, "log", stop_after)
-        with pytest.raises(Refusal, match=f"stopped at step {len(before)}, which is saved"):
+        with pytest.raises(UserError, match=f"stopped at step {len(before)}, which is saved"):
             train(long_run, run_dir, run_dir)
     assert f"resuming at step {found} of 5000" in capsys.readouterr().out
     assert read_metrics(run_dir) == before  # the steps lost are taken again, bit for bit
@@ -285,8 +286,7 @@ def test_dry_run_prints_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
     for path in sorted((REPOSITORY / "experiments").glob("*.py")):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("sys.argv", ["train", "--experiment", str(path), "--dry-run"])
-        run_command(train_module.main)
+        run_command(train_module.main, ["--experiment", str(path), "--dry-run"])
         said = capsys.readouterr().out
         for name in ("parameters", "tokens per step", "FLOPs per step", "checkpoint", "mesh"):
             assert name in said, path

@@ -15,8 +15,8 @@ from tiny_run import tiny_run
 
 from jaxcpt import embed as embed_command
 from jaxcpt import vectors
-from jaxcpt.config import Refusal, run_command
-from jaxcpt.search import top_k
+from jaxcpt.errors import UserError, run_command
+from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Document, Storage, VectorFolder, fill, quantize, scale
 
 FLOATS = Storage()
@@ -71,7 +71,7 @@ def test_goes_on_after_any_shard_and_ends_with_the_same_bytes(tmp_path, stop):
     folder = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         fill_some(folder, embed=embed_some)
-    with pytest.raises(Refusal, match="not complete; start the command that fills it again"):
+    with pytest.raises(UserError, match="not complete; start the command that fills it again"):
         VectorFolder.open(folder)
     (folder / f"{stop:05}.npy.partial").write_bytes(b"half a shard")
     fill_some(folder, embed=embed_some)
@@ -82,12 +82,12 @@ def test_goes_on_after_any_shard_and_ends_with_the_same_bytes(tmp_path, stop):
 
 SLOWLY = """
 import os, time
-from jaxcpt import config, embed, vectors
+from jaxcpt import embed, errors, vectors
 os.sched_getaffinity = lambda _: range(8)
 vectors.fill.__defaults__ = (16,)
 write = vectors._write_shard
 vectors._write_shard = lambda *arguments: (write(*arguments), time.sleep(0.5))
-config.run_command(embed.main)
+errors.run_command(embed.main)
 """
 
 
@@ -111,8 +111,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeyp
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
     monkeypatch.setattr(fill, "__defaults__", (16,))
     for output in (folder, tmp_path / "whole"):
-        monkeypatch.setattr("sys.argv", ["embed", *arguments, str(output)])
-        run_command(embed_command.main)
+        run_command(embed_command.main, [*arguments, str(output)])
     found = read_bytes(folder)
     assert len(found) == 13
     assert found == read_bytes(tmp_path / "whole")
@@ -132,7 +131,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeyp
 def test_refuses_to_mix(tmp_path, change, message):
     fill_some(tmp_path)
     before = read_bytes(tmp_path)
-    with pytest.raises(Refusal, match=re.escape(f"{tmp_path}: {message}")):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: {message}")):
         fill_some(tmp_path, **change)
     assert read_bytes(tmp_path) == before
     fill_some(tmp_path, about={"path": "moved"})  # the same file elsewhere
@@ -140,7 +139,7 @@ def test_refuses_to_mix(tmp_path, change, message):
 
 def test_refusals(tmp_path):
     def refuse(text):
-        return pytest.raises(Refusal, match=re.escape(text))
+        return pytest.raises(UserError, match=re.escape(text))
 
     with refuse(f"{tmp_path}: no vectors: it has no about.json; jaxcpt.embed makes one"):
         VectorFolder.open(tmp_path)
@@ -167,8 +166,7 @@ def test_refusals(tmp_path):
 
 
 def export(monkeypatch, folder, output):
-    monkeypatch.setattr("sys.argv", ["vectors", "--input", str(folder), "--output", str(output)])
-    run_command(vectors.main)
+    run_command(vectors.main, ["--input", str(folder), "--output", str(output)])
 
 
 def test_export(tmp_path, monkeypatch, capsys):
@@ -221,7 +219,7 @@ def test_search_of_a_folder_takes_memory_for_a_tile_alone(tmp_path):
     """The shards are mapped, not read: fill and search 200 MB within far less."""
     program = (
         "import sys, re; from pathlib import Path; import numpy as np\n"
-        "from jaxcpt.search import top_k\n"
+        "from jaxcpt.top_k import top_k\n"
         "from jaxcpt.vectors import Document, Storage, fill\n"
         "def peak(): return int(re.findall(r'RssAnon:\\s+(\\d+)', "
         "Path('/proc/self/status').read_text())[0]) // 1024\n"

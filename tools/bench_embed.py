@@ -46,7 +46,7 @@ KINDS = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=1000, help="of each kind, evenly spread")
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--corpora", type=int, nargs="*", default=[10_000, 20_000, 40_000], help="for memory"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.corpora:
         compare_memory(arguments)
     if arguments.texts:

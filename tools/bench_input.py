@@ -10,21 +10,22 @@ machine makes as many times the tokens as it has cores to spare. Prints Markdown
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenize_pairs import write_tokens
 
 from jaxcpt import config
 from jaxcpt.batches import Batches
-from jaxcpt.config import Batching, Data, Experiment, Model, Optimizer, Refusal, run_command
+from jaxcpt.config import Batching, Data, Experiment, Model, Optimizer
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.metrics import show_progress
 from jaxcpt.pairs import JoinedPairs, Pairs, TokenizedReader
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
 from jaxcpt.pairs.tokenized import write_about
 from jaxcpt.sharding import make_mesh
 from jaxcpt.sources import TokenizedPairs
+from jaxcpt.tokenize_pairs import write_tokens
 from jaxcpt.tokenizer import Tokenizer, read_model
 
 
@@ -56,7 +57,7 @@ def measure(name: str, work: Callable[[int], int], steps: int) -> None:
     print(f"| {name} | {tokens / core_seconds:,.0f} | {tokens / seconds:,.0f} |", flush=True)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,13 +67,13 @@ def main() -> None:
     add("--row-tokens", type=int, default=512, help="of a row, and most of a text")
     add("--pairs-per-batch", type=int, default=2048)
     add("--steps", type=int, default=20)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     sources, experiment = name_sources(arguments)
     longest = arguments.row_tokens
     tokenizer = read_model(arguments.tokenizer, longest, longest)
     pairs = JoinedPairs(open_sources(sources, experiment.seed if experiment else 0))
     if len(pairs) < arguments.pairs_per_batch:
-        raise Refusal(f"--pairs-per-batch: only {len(pairs)} pairs are there")
+        raise UserError(f"--pairs-per-batch: only {len(pairs)} pairs are there")
 
     def whole(batches: Batches) -> Callable[[int], int]:
         return lambda step: int(np.asarray(batches.make(step).cells.segments_grl > 0).sum())

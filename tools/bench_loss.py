@@ -9,6 +9,7 @@ repeat runs both forms, one after the other, and the figure is the median of the
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -89,13 +90,13 @@ def report_time(pairs: int, width: int, repeats: int, mesh: jax.sharding.Mesh) -
     print(f"  median ratio {statistics.median(ratios):.3f}")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--pairs", type=int, default=12_288, help="for the time")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-only", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     mesh = make_mesh(config.Mesh(), jax.devices())

@@ -19,10 +19,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jaxcpt.config import run_command
+from jaxcpt.errors import run_command
 from jaxcpt.mining.documents import Document, Reading, read_part
 from jaxcpt.mining.inputs import list_units
 
@@ -105,14 +105,14 @@ def measure(command: list[str]) -> tuple[float, float, int, str]:
     return time.monotonic() - start, busy, peak, output.strip().splitlines()[-1]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", nargs="*", default=[], metavar="PATH")
     parser.add_argument("--code", nargs="*", default=[], metavar="PATH")
     parser.add_argument("--megabytes", nargs="+", type=float, default=[100, 300, 1000])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", help="where to make inputs and outputs; default: temporary")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print("| input | MB | workers | s | core s | MB per core s | peak MB | result |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |", flush=True)
     for kind, paths in (("text", arguments.text), ("code", arguments.code)):

@@ -13,7 +13,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,22 @@ from typing import Any
 import faiss
 import numpy as np
 
-from jaxcpt.search import top_k
 from jaxcpt.sharding import use_cpu_cores
+from jaxcpt.top_k import top_k
 from jaxcpt.vectors import quantize
 
 ROWS_PER_FILE = 10_000
 MIB = 2**20
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     use_cpu_cores()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""A training step measured on the devices here, beside what tools/plan.py says of it.
+"""A training step measured on the devices here, beside what jaxcpt plan says of it.
 
     python tools/bench_step.py --experiment experiments/cpt_text_s.py --topology h200:1 \\
         --set mesh.fsdp=1 --set batching.pairs_per_batch=256 --set batching.chunks=4
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +21,8 @@ import jax
 import numpy as np
 
 from jaxcpt.batches import Batch, Sizes, shape_batch, size_full_batches
-from jaxcpt.config import Refusal, run_command, validate
+from jaxcpt.checks import validate
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import apply_overrides, load_experiment
 from jaxcpt.metrics import print_table
 from jaxcpt.model import Cells
@@ -34,7 +36,7 @@ def make_full_batch(sizes: Sizes, mesh: jax.sharding.Mesh, vocabulary: int) -> B
     shapes = shape_batch(sizes, mesh)
     cells, texts = shapes.present_ngt.shape[:2], shapes.present_ngt.shape[2]
     if texts != sizes.rows_per_cell:
-        raise Refusal("batching.row_tokens, rows_per_cell: every text must take a whole row here")
+        raise UserError("batching.row_tokens, rows_per_cell: every text must take a whole row here")
     rows = shapes.cells.tokens_grl.shape
     number = np.arange(texts)[:, None]
     position = np.arange(sizes.row_tokens)
@@ -62,17 +64,17 @@ def predict(arguments: argparse.Namespace) -> dict[str, float]:
         command += [word for change in arguments.changes for word in ("--set", change)]
         done = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True)
         if done.returncode:
-            raise Refusal(done.stderr.strip().removeprefix("jaxcpt: "))
+            raise UserError(done.stderr.strip().removeprefix("jaxcpt: "))
         return dict(json.loads(path.read_text())[0])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--experiment", required=True)
     parser.add_argument("--topology", help="what these devices are, such as h200:1 or v5p:2x2x1")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
     parser.add_argument("--steps", type=int, default=10)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     experiment = validate(apply_overrides(load_experiment(arguments.experiment), arguments.changes))
     plan = predict(arguments) if arguments.topology else None

@@ -1,17 +1,17 @@
 """Faults in the loss that others have shipped, for `gradient_table.py` to find.
 
-A fault replaces functions of `jaxcpt.loss` for a while. It knows neither cases nor the truth.
+A fault replaces functions of the loss for a while. It knows neither cases nor the truth.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 
-from jaxcpt import loss
+from jaxcpt import loss, loss_streaming, loss_terms
 
 Plant = Literal["none", "gather", "temperature", "labels"]
 SMALL_TILES: dict[str, Any] = {"TILE_ROWS": 4, "TILE_COLUMNS": 6}  # so that there are several
@@ -19,8 +19,8 @@ SMALL_TILES: dict[str, Any] = {"TILE_ROWS": 4, "TILE_COLUMNS": 6}  # so that the
 
 def keep_own_part(gradient_cd: jax.Array) -> jax.Array:
     """A shard's gradient for the candidates of the others is lost on the way back."""
-    size = len(gradient_cd) // jax.lax.axis_size(loss.DATA_AXES)
-    first = jax.lax.axis_index(loss.DATA_AXES) * size
+    size = len(gradient_cd) // jax.lax.axis_size(loss_terms.DATA_AXES)
+    first = jax.lax.axis_index(loss_terms.DATA_AXES) * size
     return jax.lax.dynamic_slice_in_dim(gradient_cd, first, size)
 
 
@@ -32,29 +32,33 @@ def lose_on_the_ring(visit: Any, carry: Any, visitor: Any, sums: Any) -> tuple[A
     def visit_and_forget(carry: Any, labelled: Any, sums: Any) -> tuple[Any, Any]:
         stranger, home = labelled
         carry, more = visit(carry, stranger, sums)
-        return carry, jnp.where(home == jax.lax.axis_index(loss.DATA_AXES), more, sums)
+        return carry, jnp.where(home == jax.lax.axis_index(loss_terms.DATA_AXES), more, sums)
 
-    labelled = visitor, jax.lax.axis_index(loss.DATA_AXES)
+    labelled = visitor, jax.lax.axis_index(loss_terms.DATA_AXES)
     return send_round(visit_and_forget, carry, labelled, sums)
 
 
 def shift_labels(
     zx_bd: jax.Array, zc_cd: jax.Array, scale: jax.Array, labels: loss.Labels
-) -> tuple[loss.Rows, loss.Columns]:
+) -> tuple[loss_terms.Queries, loss_terms.Candidates]:
     """Every x is held to answer the y of the pair before it."""
-    rows, columns = prepare(zx_bd, zc_cd, scale, labels)
-    right = scale * jnp.sum(zx_bd * jnp.roll(zc_cd[: len(zx_bd)], 1, axis=0), axis=-1)
-    return rows._replace(pair=jnp.roll(rows.pair, 1), right=right), columns
+    queries, candidates = prepare(zx_bd, zc_cd, scale, labels)
+    positive_b = scale * jnp.sum(zx_bd * jnp.roll(zc_cd[: len(zx_bd)], 1, axis=0), axis=-1)
+    shifted_b = jnp.roll(queries.pair_b, 1)
+    return queries._replace(pair_b=shifted_b, positive_b=positive_b), candidates
 
 
-prepare, send_round = loss._prepare, loss._send_round
+prepare, send_round = loss_terms.prepare, loss_streaming.send_round
 # What is wrong in the loss under each plant. A temperature counted once per chunk is no fault of
 # the loss: `find_gradients` multiplies.
-FAULTS: dict[Plant, dict[str, Any]] = {
-    "none": {},
-    "gather": {"_scatter": keep_own_part, "_send_round": lose_on_the_ring},
-    "temperature": {},
-    "labels": {"_prepare": shift_labels},
+FAULTS: dict[Plant, list[tuple[Any, str, Any]]] = {
+    "none": [],
+    "gather": [
+        (loss, "_scatter", keep_own_part),
+        (loss_streaming, "send_round", lose_on_the_ring),
+    ],
+    "temperature": [],
+    "labels": [(loss_terms, "prepare", shift_labels)],
 }
 
 
@@ -64,7 +68,10 @@ def patch_loss(plant: Plant) -> Iterator[None]:
     so it must forget that before and after."""
     if FAULTS[plant]:
         jax.clear_caches()
-    with patch.multiple(loss, **(SMALL_TILES | FAULTS[plant])):
+    with ExitStack() as stack:
+        stack.enter_context(patch.multiple(loss_streaming, **SMALL_TILES))
+        for module, name, fault in FAULTS[plant]:
+            stack.enter_context(patch.object(module, name, fault))
         yield
     if FAULTS[plant]:
         jax.clear_caches()

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -32,8 +32,9 @@ from jax.experimental import multihost_utils
 
 from jaxcpt import config
 from jaxcpt.batches import Batches
+from jaxcpt.checks import validate
 from jaxcpt.config import Batching, Data, Experiment, JsonlPairs, Model, Optimizer
-from jaxcpt.mining import Pair
+from jaxcpt.pair import Pair
 from jaxcpt.pairs import PairList
 from jaxcpt.sharding import make_mesh, named
 from jaxcpt.tokenizer import Tokenizer, train_tokenizer
@@ -165,7 +166,7 @@ def make_pairs(count: int) -> list[Pair]:
 
 
 def make_experiment(case: Case) -> Experiment:
-    return config.validate(
+    return validate(
         Experiment(
             name="gradient table",
             train_steps=2,
@@ -368,13 +369,13 @@ def print_table(options: argparse.Namespace) -> int:
     return wrong
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--quick", action="store_true", help="a part of the table, for CI")
     parser.add_argument("--plant", default="none", choices=FAULTS, help="a fault to be found")
     parser.add_argument("--join", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}"
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2 if options.join else 8)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxcpt.config import Refusal, Side
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Side
 from jaxcpt.vectors import Document, cut_into_blocks
 
 DOCUMENTS_PER_BLOCK = 16_384
@@ -43,7 +44,7 @@ def embed_finite(embed_fn: EmbedFn, texts: Sequence[str], side: Side) -> np.ndar
         raise ValueError(f"embed_fn gave shape {vectors_nd.shape} for {len(texts)} texts")
     bad = np.flatnonzero(~np.isfinite(vectors_nd).all(axis=1))
     if len(bad):
-        raise Refusal(
+        raise UserError(
             f"{len(bad)} of {len(texts)} embeddings of side {side} are not finite, first that of "
             f"{texts[bad[0]][:40]!r}; the model has diverged: evaluate an earlier step"
         )
@@ -51,10 +52,10 @@ def embed_finite(embed_fn: EmbedFn, texts: Sequence[str], side: Side) -> np.ndar
 
 
 def import_extra(module: str, extra: str = "evals") -> Any:
-    """A module of a library that an extra brings. Raises Refusal where it is missing."""
+    """A module of a library that an extra brings. Raises UserError where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise Refusal(
+        raise UserError(
             f"this evaluation needs {module.partition('.')[0]}: pip install 'jaxcpt[{extra}]'"
         ) from error

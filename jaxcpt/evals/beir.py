@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import files
 
 QRELS = ("query-id", "corpus-id", "score")
@@ -30,7 +30,7 @@ def list_folders(parent: Path) -> list[Path]:
 
 
 def read_task(folder: Path, split: str) -> Task:
-    """Everything but the documents' texts. Raises Refusal for ids that repeat or are unknown."""
+    """Everything but the documents' texts. Raises UserError for ids that repeat or are unknown."""
     document_ids = [name for name, _ in _read_unique(folder / "corpus.jsonl")]
     queries = dict(_read_unique(folder / "queries.jsonl"))
     path = folder / "qrels" / f"{split}.tsv"
@@ -38,17 +38,17 @@ def read_task(folder: Path, split: str) -> Task:
     qrels: dict[str, dict[str, int]] = {}
     for number, (query, document, grade) in files.read_tsv(path, QRELS):
         if query not in queries:
-            raise Refusal(f"{path}:{number}: query {query!r} is not in queries.jsonl")
+            raise UserError(f"{path}:{number}: query {query!r} is not in queries.jsonl")
         if document not in known:
-            raise Refusal(f"{path}:{number}: document {document!r} is not in corpus.jsonl")
+            raise UserError(f"{path}:{number}: document {document!r} is not in corpus.jsonl")
         if document in qrels.get(query, {}):
-            raise Refusal(f"{path}:{number}: query {query!r} judges {document!r} twice; keep one")
+            raise UserError(f"{path}:{number}: query {query!r} judges {document!r} twice; keep one")
         value = files.parse_int(grade, path, number, "score")
         qrels.setdefault(query, {})[document] = value
     if not qrels:
-        raise Refusal(f"{path}: the split is empty; it needs at least one judged document")
+        raise UserError(f"{path}: the split is empty; it needs at least one judged document")
     if not any(grade > 0 for grades in qrels.values() for grade in grades.values()):
-        raise Refusal(f"{path}: no document is relevant; a score above 0 marks one that is")
+        raise UserError(f"{path}: no document is relevant; a score above 0 marks one that is")
     return Task(folder, document_ids, {query: queries[query] for query in qrels}, qrels)
 
 
@@ -63,8 +63,10 @@ def _read_unique(path: Path) -> Iterator[tuple[str, str]]:
     path = files.find(path) or path
     for number, row in files.read_jsonl(path, {"_id": str, "text": str}):
         if row["_id"] in seen:
-            raise Refusal(f"{path}:{number}: the id {row['_id']!r} occurred before; ids are unique")
+            raise UserError(
+                f"{path}:{number}: the id {row['_id']!r} occurred before; ids are unique"
+            )
         seen.add(row["_id"])
         yield row["_id"], row["text"]
     if not seen:
-        raise Refusal(f"{path}: empty; it needs at least one line")
+        raise UserError(f"{path}: empty; it needs at least one line")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import EmbedFn, beir, embed_finite, files, ranks, words
 
 LANGUAGES = ("go", "java", "javascript", "php", "python", "ruby")
@@ -51,7 +51,7 @@ def _score_all(rank: Callable[..., np.ndarray], data: Path, split: str) -> dict[
     folders = beir.list_folders(parent)
     languages = [name for name in LANGUAGES if (parent / "codesearchnet" / name).is_dir()]
     if not folders and not languages:
-        raise Refusal(
+        raise UserError(
             f"{parent}: no set to search; expected <set>/corpus.jsonl, queries.jsonl and "
             "qrels/test.tsv, or codesearchnet/<language>/final/jsonl/test/*.jsonl.gz"
         )
@@ -76,7 +76,7 @@ def _read_whole_corpus(folder: Path, split: str) -> Search:
     ]
     if not all(right):
         query = list(task.qrels)[[bool(rows) for rows in right].index(False)]
-        raise Refusal(f"{folder}/qrels/{split}.tsv: query {query!r} has no right answer; drop it")
+        raise UserError(f"{folder}/qrels/{split}.tsv: query {query!r} has no right answer; drop it")
     return list(task.queries.values()), list(beir.read_documents(folder)), right
 
 
@@ -87,7 +87,7 @@ def _read_codesearchnet(folder: Path) -> Iterator[Search]:
     """
     paths = sorted((folder / "final" / "jsonl" / "test").glob("*.jsonl*"))
     if not paths:
-        raise Refusal(f"{folder}: no final/jsonl/test/*.jsonl.gz; unpack the language's archive")
+        raise UserError(f"{folder}: no final/jsonl/test/*.jsonl.gz; unpack the language's archive")
     kinds = {"docstring_tokens": list, "code_tokens": list}
     pairs = [
         (" ".join(row["docstring_tokens"]), " ".join(row["code_tokens"]))
@@ -95,7 +95,7 @@ def _read_codesearchnet(folder: Path) -> Iterator[Search]:
         for _, row in files.read_jsonl(path, kinds)
     ]
     if len(pairs) < CANDIDATES:
-        raise Refusal(
+        raise UserError(
             f"{folder}: {len(pairs)} functions; the protocol ranks each among {CANDIDATES}"
         )
     order = np.random.default_rng(SEED).permutation(len(pairs)).tolist()

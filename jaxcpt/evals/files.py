@@ -1,7 +1,7 @@
 """Readers of the evaluation sets' plain files, as they are or gzipped.
 
 In: paths. Out: rows with their line number. A file that is missing or a row that does not fit is
-a Refusal that names the file, the line, what was found and what was expected. It knows no task.
+a UserError that names the file, the line, what was found and what was expected. It knows no task.
 """
 
 import gzip
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 
 
 def find(path: Path) -> Path | None:
@@ -24,7 +24,7 @@ def read_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
     """(line number, line) of `path` or `path`.gz. `layout` is told where neither exists."""
     found = find(path)
     if found is None:
-        raise Refusal(f"{path}: no such file, nor {path.name}.gz; expected {layout}")
+        raise UserError(f"{path}: no such file, nor {path.name}.gz; expected {layout}")
     try:
         with gzip.open(found) if found.suffix == ".gz" else found.open("rb") as file:
             number = start = 0
@@ -32,11 +32,11 @@ def read_lines(path: Path, layout: str) -> Iterator[tuple[int, str]]:
                 yield number, raw.decode().rstrip("\r\n")
                 start += len(raw)
     except UnicodeDecodeError as error:
-        raise Refusal(
+        raise UserError(
             f"{found}:{number}: not UTF-8 at byte {start + error.start} of the text; convert it"
         ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise Refusal(
+        raise UserError(
             f"{found}: broken gzip after line {number} ({error}); copy it anew"
         ) from error
 
@@ -48,9 +48,9 @@ def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
     for number, line in lines:
         fields = line.split("\t")
         if number == 1 and fields != list(columns):
-            raise Refusal(f"{path}:1: expected the header {list(columns)}, found {fields}")
+            raise UserError(f"{path}:1: expected the header {list(columns)}, found {fields}")
         if len(fields) != len(columns):
-            raise Refusal(
+            raise UserError(
                 f"{path}:{number}: expected {len(columns)} fields ({', '.join(columns)}), "
                 f"found {len(fields)}"
             )
@@ -67,10 +67,10 @@ def read_jsonl(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[int, di
             if "\\u" in line:  # an escape can stand for half a character, which is no text
                 json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
-            raise Refusal(f"{path}:{number}: not JSON: {error}") from error
+            raise UserError(f"{path}:{number}: not JSON: {error}") from error
         for field, kind in fields.items():
             if not isinstance(row, dict) or not isinstance(row.get(field), kind):
-                raise Refusal(
+                raise UserError(
                     f"{path}:{number}: expected an object with a {kind.__name__} '{field}', "
                     f"found {line[:60]}"
                 )
@@ -78,18 +78,18 @@ def read_jsonl(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[int, di
 
 
 def parse_int(text: str, path: Path, number: int, name: str) -> int:
-    """The integer in a field. Raises Refusal with file and line."""
+    """The integer in a field. Raises UserError with file and line."""
     try:
         return int(text)
     except ValueError as error:
-        raise Refusal(f"{path}:{number}: {name} must be an integer, found {text!r}") from error
+        raise UserError(f"{path}:{number}: {name} must be an integer, found {text!r}") from error
 
 
 def parse_float(text: str, path: Path, number: int, name: str) -> float:
-    """The finite number in a field. Raises Refusal with file and line."""
+    """The finite number in a field. Raises UserError with file and line."""
     try:
         if math.isfinite(value := float(text)):
             return value
     except ValueError:
         pass
-    raise Refusal(f"{path}:{number}: {name} must be a number, found {text!r}")
+    raise UserError(f"{path}:{number}: {name} must be a number, found {text!r}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import EmbedFn, embed_finite, files, import_extra, words
 
 CROSS_VALIDATED = ("mr", "cr", "subj", "mpqa")
@@ -150,9 +150,11 @@ def _read(path: Path, pairs: bool, folds: int = 0) -> tuple[np.ndarray, list[lis
         labels.append(files.parse_int(label, path, number, "label"))
         texts.append(row)
     if len(set(labels)) < 2:
-        raise Refusal(f"{path}: {len(labels)} rows with {len(set(labels))} labels; a probe needs 2")
+        raise UserError(
+            f"{path}: {len(labels)} rows with {len(set(labels))} labels; a probe needs 2"
+        )
     if (most := max(Counter(labels).values())) < 2 * folds:
-        raise Refusal(
+        raise UserError(
             f"{path}: no label has more than {most} rows; {folds}-fold cross-validation in "
             f"{folds}-fold cross-validation needs {2 * folds} of one"
         )

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxcpt.config import Refusal, Side
+from jaxcpt.errors import UserError
 from jaxcpt.evals import EmbedFn, embed_finite, import_extra
+from jaxcpt.pair import Side
 
 
 class Encoder:
@@ -46,7 +47,7 @@ def run(
 ) -> dict[str, float]:
     """Main scores by task. `name` and `revision` tell MTEB which model its result files are of.
 
-    Raises Refusal for a task that it does not know, or whose data is not to be had.
+    Raises UserError for a task that it does not know, or whose data is not to be had.
     """
     mteb = import_extra("mteb", extra="mteb")
     meta = import_extra("mteb.models", extra="mteb").ModelMeta.create_empty(
@@ -68,14 +69,14 @@ def _find(mteb: Any, name: str) -> Any:
         return mteb.get_task(name)
     except KeyError as error:
         said = str(error.args[0]).removeprefix("KeyError: ")
-        raise Refusal(f"--mteb {name}: MTEB has no such task ({said})") from None
+        raise UserError(f"--mteb {name}: MTEB has no such task ({said})") from None
 
 
 def _check(task: Any, score: float) -> float:
-    """Raises Refusal for a score that is no number, such as the correlation of a constant."""
+    """Raises UserError for a score that is no number, such as the correlation of a constant."""
     if math.isfinite(score):
         return score
-    raise Refusal(
+    raise UserError(
         f"--mteb {task.metadata.name}: MTEB's score is {score}; the embeddings are all alike, or "
         "the task's answers are"
     )
@@ -85,7 +86,7 @@ def _load(task: Any) -> None:
     try:
         task.load_data()
     except OSError as error:  # of the network, and datasets' own for what is not there
-        raise Refusal(
+        raise UserError(
             f"--mteb {task.metadata.name}: its data, {task.metadata.dataset['path']}, could not be "
             f"loaded: {error}; MTEB needs a data hub, or HF_HUB_OFFLINE=1 and its cache"
         ) from None

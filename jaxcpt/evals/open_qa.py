@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcpt import search
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import (
     CorpusFn,
     EmbedFn,
@@ -25,6 +24,7 @@ from jaxcpt.evals import (
     ranks,
     words,
 )
+from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Document
 
 PASSAGES = "wikipedia_split/psgs_w100.tsv"
@@ -45,7 +45,7 @@ def run(embed_fn: EmbedFn, data: Path, corpus_fn: CorpusFn | None = None) -> dic
     def find(questions: Sequence[str], path: Path) -> Best:
         queries_qd = embed_finite(embed_fn, questions, "x")
         vectors = (corpus_fn or embed_blocks(embed_fn))(path, read_documents(path))
-        return search.top_k(queries_qd, vectors, max(CUTS) + 1)
+        return top_k(queries_qd, vectors, max(CUTS) + 1)
 
     return _score_sets(find, data)
 
@@ -68,7 +68,7 @@ def _score_sets(find: Callable[[Sequence[str], Path], Best], data: Path) -> dict
     folder = Path(data) / "dpr"
     found = [name for name in SETS if files.find(folder / QUESTIONS.format(name))]
     if not found:
-        raise Refusal(f"{folder}: no question set; expected {QUESTIONS.format('nq')}, or trivia")
+        raise UserError(f"{folder}: no question set; expected {QUESTIONS.format('nq')}, or trivia")
     read = {name: read_questions(folder / QUESTIONS.format(name)) for name in found}
     best = find([text for questions, _ in read.values() for text in questions], folder / PASSAGES)
     scores: dict[str, float] = {}
@@ -121,11 +121,11 @@ def read_questions(path: Path) -> tuple[list[str], list[list[str]]]:
         except (ValueError, SyntaxError):
             listed = None
         if not isinstance(listed, list) or not all(isinstance(a, str) for a in listed):
-            raise Refusal(f"{path}:{number}: expected a list of answers, found {row[1][:60]}")
+            raise UserError(f"{path}:{number}: expected a list of answers, found {row[1][:60]}")
         questions.append(row[0])
         answers.append(listed)
     if not questions:
-        raise Refusal(f"{path}: empty; it needs at least one question")
+        raise UserError(f"{path}: empty; it needs at least one question")
     return questions, answers
 
 
@@ -145,10 +145,10 @@ def _read_quoted(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
         for row in reader:
             if len(row) != columns:
                 found = f"expected {columns} columns, found {len(row)}"
-                raise Refusal(f"{path}:{reader.line_num}: {found}")
+                raise UserError(f"{path}:{reader.line_num}: {found}")
             yield reader.line_num, row
     except csv.Error as error:  # a quote without its partner takes in all that follows
-        raise Refusal(f"{path}:{reader.line_num}: {error}; is a quote left open?") from error
+        raise UserError(f"{path}:{reader.line_num}: {error}; is a quote left open?") from error
 
 
 def _holds_any(tokens: Sequence[str], phrases: Iterable[Sequence[str]]) -> bool:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import EmbedFn, embed_finite, ranks, words
-from jaxcpt.mining import Pair
+from jaxcpt.pair import Pair
 
 
 def run(embed_fn: EmbedFn, pairs: Sequence[Pair]) -> dict[str, float]:
-    """The model's scores. Raises Refusal where there are no pairs or a vector is not finite."""
+    """The model's scores. Raises UserError where there are no pairs or a vector is not finite."""
     candidates, right = _candidates(pairs)
     queries_qd = embed_finite(embed_fn, [pair.x for pair in pairs], "x")
     candidates_nd = embed_finite(embed_fn, candidates, "y")
@@ -42,6 +42,6 @@ def chance(count: int) -> dict[str, float]:
 def _candidates(pairs: Sequence[Pair]) -> tuple[list[str], list[list[int]]]:
     """The distinct y, and for each pair the one that is right."""
     if not pairs:
-        raise Refusal("no held-out pairs to search; set data.heldout to a source that has some")
+        raise UserError("no held-out pairs to search; set data.heldout to a source that has some")
     number = {y: i for i, y in enumerate(dict.fromkeys(pair.y for pair in pairs))}
     return list(number), [[number[pair.y]] for pair in pairs]

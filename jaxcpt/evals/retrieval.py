@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcpt import search
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import (
     CorpusFn,
     EmbedFn,
@@ -22,6 +21,7 @@ from jaxcpt.evals import (
     ranks,
     words,
 )
+from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Document
 
 DEPTH = 1_000
@@ -61,7 +61,7 @@ def run(
         texts = zip(task.document_ids, beir.read_documents(task.folder), strict=True)
         vectors = embed_corpus(task.folder / "corpus.jsonl", map(Document._make, texts))
         queries_qd = embed_finite(embed_fn, list(task.queries.values()), "x")
-        scores |= _name(task, measure(task, *search.top_k(queries_qd, vectors, DEPTH + 2)))
+        scores |= _name(task, measure(task, *top_k(queries_qd, vectors, DEPTH + 2)))
     return scores | _average(scores)
 
 
@@ -112,7 +112,7 @@ def _rate(task: beir.Task, run_of: dict[str, list[str]], measures: set[str]) -> 
 def _read_tasks(data: Path, split: str | None) -> Iterable[beir.Task]:
     folders = beir.list_folders(Path(data) / "retrieval")
     if not folders:
-        raise Refusal(
+        raise UserError(
             f"{Path(data) / 'retrieval'}: no folder with a corpus.jsonl; expected "
             f"<set>/corpus.jsonl, queries.jsonl and qrels/{split or 'test'}.tsv"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.evals import EmbedFn, embed_finite, files, words
 
 SETS = ("sts12", "sts13", "sts14", "sts15", "sts16", "sick-r")
@@ -42,7 +42,7 @@ def _score_sets(
     scores: dict[str, float] = {}
     found = [Path(data) / "sts" / name for name in SETS if (Path(data) / "sts" / name).is_dir()]
     if not found:
-        raise Refusal(f"{Path(data) / 'sts'}: none of the folders {', '.join(SETS)} is there")
+        raise UserError(f"{Path(data) / 'sts'}: none of the folders {', '.join(SETS)} is there")
     for folder in found:
         gold, cosines = {}, {}
         for path in list_subsets(folder):
@@ -60,10 +60,10 @@ def _score_sets(
 
 
 def list_subsets(folder: Path) -> list[Path]:
-    """The subsets' files. Raises Refusal where there are none."""
+    """The subsets' files. Raises UserError where there are none."""
     paths = sorted([*folder.glob("*.tsv"), *folder.glob("*.tsv.gz")])
     if not paths:
-        raise Refusal(f"{folder}: no .tsv files; expected one a subset, with {' '.join(COLUMNS)}")
+        raise UserError(f"{folder}: no .tsv files; expected one a subset, with {' '.join(COLUMNS)}")
     return paths
 
 
@@ -83,7 +83,7 @@ def _read_subset(path: Path) -> tuple[np.ndarray, list[str], list[str]]:
         texts_a.append(text_a)
         texts_b.append(text_b)
     if len(set(gold)) < 2:
-        raise Refusal(f"{path}: {len(gold)} pairs, {len(set(gold))} scores; needs at least 2")
+        raise UserError(f"{path}: {len(gold)} pairs, {len(set(gold))} scores; needs at least 2")
     return np.array(gold), texts_a, texts_b
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import tree_sitter
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.documents import Document, Problem, suffixes
 from jaxcpt.mining.words import split_words
 
@@ -99,10 +99,10 @@ HTML_TAG = re.compile(
 
 
 def check_languages(languages: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the names; raises Refusal for one that is not mined."""
+    """Returns the names; raises UserError for one that is not mined."""
     if unknown := [name for name in languages if name not in LANGUAGES]:
         known = ", ".join(LANGUAGES)
-        raise Refusal(f"--languages: unknown language '{unknown[0]}'; known: {known}")
+        raise UserError(f"--languages: unknown language '{unknown[0]}'; known: {known}")
     return languages
 
 

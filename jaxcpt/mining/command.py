@@ -9,15 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.documents import Reading
 from jaxcpt.mining.inputs import Mining
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
+def make_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     """The options of both commands; each adds its own."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     several: dict[str, Any] = {"action": "extend", "default": []}  # given twice, both count
@@ -47,11 +49,11 @@ def run_mining(
     output = Path(arguments.output)
     name = arguments.name or re.sub(r"\W", "_", output.name)
     if not re.fullmatch(r"[a-zA-Z]\w*", name, re.ASCII):
-        raise Refusal(f"--name {name}: expected a letter, then letters, digits and underscores")
+        raise UserError(f"--name {name}: expected a letter, then letters, digits and underscores")
     if not re.fullmatch(r"\d+\.\d+\.\d+", arguments.version):
-        raise Refusal(f"--version {arguments.version}: expected three numbers, such as 1.0.0")
+        raise UserError(f"--version {arguments.version}: expected three numbers, such as 1.0.0")
     if arguments.runner and not arguments.runner[0].startswith("--"):
-        raise Refusal(f"{arguments.runner[0]}: stray argument; paths follow --input")
+        raise UserError(f"{arguments.runner[0]}: stray argument; paths follow --input")
     mining = Mining(
         tuple(arguments.input),
         name,
@@ -84,4 +86,4 @@ def _check(mining: Mining, workers: int) -> None:
     ]
     for holds, option, value, expected in rules:
         if not holds:
-            raise Refusal(f"{option} {value}: expected a number {expected}")
+            raise UserError(f"{option} {value}: expected a number {expected}")

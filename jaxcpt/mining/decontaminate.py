@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.words import split_words
 
 FIELDS = ("text", "title", "code", "intent", "docstring")
@@ -49,7 +49,7 @@ def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise Refusal(f"--decontaminate {folder}: no such folder of evaluation sets")
+        raise UserError(f"--decontaminate {folder}: no such folder of evaluation sets")
     roots = [root / name for name in FAMILIES if (root / name).is_dir()] or [root]
     found = False
     for path in sorted(path for below in roots for path in below.rglob("*")):
@@ -58,7 +58,7 @@ def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
                 found = True
                 yield path.parent.relative_to(root).as_posix(), text
     if not found:
-        raise Refusal(
+        raise UserError(
             f"--decontaminate {folder}: no evaluation texts in it, only training text if any; "
             "expected .tsv or .jsonl files, or DPR's qas/*-test.csv"
         )
@@ -87,13 +87,13 @@ def _read_judged(qrels: Path, column: str) -> set[str]:
         if not TRAIN.search(path.name):
             for row in _read_rows(path):
                 if column not in row:
-                    raise Refusal(f"--decontaminate: {path}: a row without {column}")
+                    raise UserError(f"--decontaminate: {path}: a row without {column}")
                 judged.add(row[column])
     return judged
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file. Raises Refusal: a set read in part would be decontaminated in part."""
+    """The rows of a file. Raises UserError: a set read in part would be decontaminated in part."""
     opened = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
@@ -117,7 +117,7 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
                     yield dict(zip(names, line.rstrip("\r\n").split("\t"), strict=False))
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         where = f"{path}, at or after line {number}"
-        raise Refusal(f"--decontaminate: {where}: {error}") from error
+        raise UserError(f"--decontaminate: {where}: {error}") from error
 
 
 class Index:
@@ -130,9 +130,9 @@ class Index:
 
     @staticmethod
     def build(folders: Sequence[str], ngram_words: int) -> "Index":
-        """Raises Refusal for a folder without texts."""
+        """Raises UserError for a folder without texts."""
         if ngram_words < WHOLE_WORDS:
-            raise Refusal(f"--ngram-words {ngram_words}: expected {WHOLE_WORDS} or more")
+            raise UserError(f"--ngram-words {ngram_words}: expected {WHOLE_WORDS} or more")
         names: dict[str, int] = {}
         arrays = [np.empty(0, np.uint64)]
         for folder in folders:
@@ -144,7 +144,7 @@ class Index:
                     hashes = hash_ngrams([MARK, *words] if short else words, [count + short])
                     arrays.append(hashes | np.uint64(number))
         if len(names) > 2**SET_BITS:
-            raise Refusal(f"--decontaminate: {len(names)} sets; at most {2**SET_BITS} at once")
+            raise UserError(f"--decontaminate: {len(names)} sets; at most {2**SET_BITS} at once")
         return Index(np.unique(np.concatenate(arrays)), list(names), ngram_words)
 
     def save(self, path: Path) -> None:

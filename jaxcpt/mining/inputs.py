@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.documents import (
     ARCHIVES,
     HTML,
@@ -56,7 +56,7 @@ class Mining:
 def list_units(inputs: Sequence[str], reading: Reading) -> tuple[list[Unit], int, list[Problem]]:
     """Work units of about UNIT_BYTES, the bytes they will expand to, and links not followed.
 
-    Raises Refusal for an input that does not exist and when nothing is there to read.
+    Raises UserError for an input that does not exist and when nothing is there to read.
     """
     files: list[tuple[Part, int]] = []
     problems: list[Problem] = []
@@ -72,9 +72,9 @@ def list_units(inputs: Sequence[str], reading: Reading) -> tuple[list[Unit], int
         elif os.path.isfile(given):
             files += _list_parts(given, mend_name(os.path.basename(given)), reading)
         else:
-            raise Refusal(f"{given}: no such file or folder; --input takes paths and tfds:NAME")
+            raise UserError(f"{given}: no such file or folder; --input takes paths and tfds:NAME")
     if not files:
-        raise Refusal(f"{', '.join(inputs) or '--input'}: no input; no file there can be mined")
+        raise UserError(f"{', '.join(inputs) or '--input'}: no input; no file there can be mined")
     units: list[Unit] = []
     unit_bytes = 0
     for part, size in sorted(files, key=lambda file: (file[0].name, file[0].path, file[0].index)):
@@ -134,7 +134,7 @@ def _list_tfds(given: str) -> list[tuple[Part, int]]:
     except (tfds.core.DatasetNotFoundError, ValueError):
         found = None
     if found is None or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise Refusal(
+        raise UserError(
             f"{given}: no prepared ArrayRecord dataset with a split '{split}' here; prepare it "
             "with tfds.builder(NAME, file_format='array_record').download_and_prepare()"
         )

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.decontaminate import Index
 from jaxcpt.mining.dedupe import find_duplicates, fingerprint
 from jaxcpt.mining.documents import Document, Problem, Reading, read_part
@@ -57,9 +57,9 @@ def mine(
     workers: int = 1,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes the dataset and returns its card. Raises Refusal for what the user can mend."""
+    """Writes the dataset and returns its card. Raises UserError for what the user can mend."""
     if output.exists():
-        raise Refusal(f"{output}: exists; remove it or give another --output")
+        raise UserError(f"{output}: exists; remove it or give another --output")
     output = output.absolute()
     units, input_bytes, problems = list_units(mining.inputs, reading)
     try:
@@ -82,7 +82,7 @@ def mine(
     except Exception as error:
         for sign, told in DEATHS.items():
             if sign in str(error):
-                raise Refusal(f"{output}: {told}; nothing was kept of this run") from error
+                raise UserError(f"{output}: {told}; nothing was kept of this run") from error
         raise
 
 
@@ -96,11 +96,11 @@ def _claim(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")  # noqa: SIM115
     except OSError as error:
-        raise Refusal(f"{folder}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise Refusal(f"{folder}: another run is writing there; wait for it to end") from error
+        raise UserError(f"{folder}: another run is writing there; wait for it to end") from error
     try:
         for left in folder.glob("run-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -222,11 +222,11 @@ def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> Pipelin
         try:
             beam.runners.create_runner(runner)
         except (ValueError, ImportError, AttributeError) as error:
-            raise Refusal(f"--runner {runner}: {error}") from None
+            raise UserError(f"--runner {runner}: {error}") from None
     if runner in (None, "DirectRunner"):  # others may know options that Beam itself does not
         every = options.get_all_options(retain_unknown_options=True)
         if unknown := sorted(every.keys() - options.get_all_options()):
-            raise Refusal(f"--{unknown[0]}: no option of Beam; this command's stand before --")
+            raise UserError(f"--{unknown[0]}: no option of Beam; this command's stand before --")
     return options
 
 
@@ -329,7 +329,7 @@ def _show_progress(job: Job, units: int, stderr: TextIO) -> Iterator[None]:
 
 
 def _count(job: Job, problems: Sequence[Problem]) -> Counter[str]:
-    """The units' counts; raises Refusal when too much was bad or no pair was found."""
+    """The units' counts; raises UserError when too much was bad or no pair was found."""
     counts = Counter(f"problem: {problem.reason}" for problem in problems)
     for path in (job.folder / "units").iterdir():
         counts.update(json.loads(path.read_text()))
@@ -338,11 +338,11 @@ def _count(job: Job, problems: Sequence[Problem]) -> Counter[str]:
     bad = sum(reasons.values())
     if bad > job.mining.max_bad_share * (bad + counts["documents read"]):
         told = ", ".join(f"{what.removeprefix('problem: ')} {n}" for what, n in reasons.items())
-        raise Refusal(
+        raise UserError(
             f"{', '.join(job.mining.inputs)}: {bad} of {bad + counts['documents read']} files or "
             f"records are bad ({told}), above --max-bad-share {job.mining.max_bad_share}"
         )
     if not counts["pairs mined"]:
         told = ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))
-        raise Refusal(f"{', '.join(job.mining.inputs)}: no pairs found ({told})")
+        raise UserError(f"{', '.join(job.mining.inputs)}: no pairs found ({told})")
     return counts

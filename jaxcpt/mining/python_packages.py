@@ -16,8 +16,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from jaxcpt.config import Refusal
-from jaxcpt.mining import Pair
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Pair
 
 # Parts of a path that mark tests, code copied from another package, and what is no library.
 _SKIPPED_FOLDER = re.compile(
@@ -40,7 +40,7 @@ def mine_packages(
 
     Modules are held out in the order of a hash of seed and name. No docstring and no body of a
     held-out pair occurs in training, and none occurs twice in either. With `neighbours`, training
-    has other pairs of the same files behind its functions (`_mine_neighbours`). Raises Refusal
+    has other pairs of the same files behind its functions (`_mine_neighbours`). Raises UserError
     where a package is not installed, or where there are too few functions.
     """
     modules: dict[str, Path] = {}
@@ -65,7 +65,7 @@ def mine_packages(
         elif neighbours:
             others += _mine_neighbours(module, *file, held)
     if len(heldout) < heldout_functions or not train:
-        raise Refusal(
+        raise UserError(
             f"data: {len(heldout) + len(train)} documented functions in "
             f"{', '.join(packages) or 'the installed packages'}, too few to hold out "
             f"{heldout_functions}; name more packages or lower heldout_functions"
@@ -83,7 +83,7 @@ def _named_modules(names: Iterable[str]) -> Iterator[tuple[str, Path]]:
     for name in names:
         spec = importlib.util.find_spec(name) if name.isidentifier() else None
         if spec is None:
-            raise Refusal(f"data: no package '{name}' is installed; `pip install` it or drop it")
+            raise UserError(f"data: no package '{name}' is installed; `pip install` it or drop it")
         if spec.submodule_search_locations:
             for folder in spec.submodule_search_locations:
                 yield from _modules_below(Path(folder), name)
@@ -97,7 +97,7 @@ def _own_modules() -> Iterator[tuple[str, Path]]:
     try:
         importlib.metadata.distribution("jaxcpt")
     except importlib.metadata.PackageNotFoundError:
-        raise Refusal(
+        raise UserError(
             "data: jaxcpt is not installed, so its requirements are unknown; `pip install -e .` "
             "in its folder, or name packages to mine"
         ) from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import py3langid
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.mining.documents import Document
 
 ENDS = re.compile(r"""[.!?\u2026]["'\u201d\u2019)\]]?\s|[\u3002\uff01\uff1f]\s?""")
@@ -34,15 +34,15 @@ class TextOptions:
 
 
 def check_text_options(options: TextOptions) -> TextOptions:
-    """Returns the options; raises Refusal naming the one that cannot be."""
+    """Returns the options; raises UserError naming the one that cannot be."""
     shortest, longest = options.piece_chars
     if not 0 < shortest <= longest:
-        raise Refusal(f"--piece-chars {shortest} {longest}: expected 0 < MIN <= MAX")
+        raise UserError(f"--piece-chars {shortest} {longest}: expected 0 < MIN <= MAX")
     if options.gap < 0 or options.pairs_per_document < 1:
-        raise Refusal("--gap must be 0 or more and --pairs-per-document 1 or more")
+        raise UserError("--gap must be 0 or more and --pairs-per-document 1 or more")
     if unknown := sorted(set(options.languages) - _known_languages()):
         known = ", ".join(sorted(_known_languages()))
-        raise Refusal(f"--languages: unknown language '{unknown[0]}'; known: all, {known}")
+        raise UserError(f"--languages: unknown language '{unknown[0]}'; known: all, {known}")
     return options
 
 

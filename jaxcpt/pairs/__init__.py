@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxcpt.config import Refusal
-from jaxcpt.mining import Pair
+from jaxcpt.errors import UserError
 from jaxcpt.mining.python_packages import mine_packages
+from jaxcpt.pair import Pair
 from jaxcpt.pairs.beir import read_beir
 from jaxcpt.pairs.columns import DatasetsReader, ParquetReader
 from jaxcpt.pairs.jsonl import JsonlReader, read_jsonl, read_pairs, write_pairs
@@ -114,7 +114,7 @@ class PrefixedPairs:
 
 
 def open_training(data: Data, run_dir: Path, seed: int) -> list[Pairs | TokenizedReader]:
-    """The training sources in their order. Raises Refusal where one is missing or empty."""
+    """The training sources in their order. Raises UserError where one is missing or empty."""
     opened = [
         TokenizedReader(source)
         if isinstance(source, TokenizedPairs)
@@ -123,14 +123,14 @@ def open_training(data: Data, run_dir: Path, seed: int) -> list[Pairs | Tokenize
     ]
     for source, pairs in zip(data.train, opened, strict=True):
         if not len(pairs):
-            raise Refusal(f"{name_source(source)}: no pairs in it; training needs some")
+            raise UserError(f"{name_source(source)}: no pairs in it; training needs some")
     return opened
 
 
 def open_source(source: Source, run_dir: Path, seed: int) -> Pairs:
-    """The texts of a source. Raises Refusal where they are missing or damaged."""
+    """The texts of a source. Raises UserError where they are missing or damaged."""
     if isinstance(source, TokenizedPairs):
-        raise Refusal(f"{source.directory}: holds token ids alone; name the source of the texts")
+        raise UserError(f"{source.directory}: holds token ids alone; name the source of the texts")
     pairs = _open(source, run_dir, seed)
     return PrefixedPairs(pairs, source) if source.x_prefix or source.y_prefix else pairs
 
@@ -158,10 +158,10 @@ def sample_texts(
     sources: Sequence[Pairs | TokenizedReader], most_pairs: int = 1_000_000
 ) -> Iterator[str]:
     """Both texts of pairs spread evenly over each source, which stand for it: a million are plenty
-    for a vocabulary. Raises Refusal for a source without texts."""
+    for a vocabulary. Raises UserError for a source without texts."""
     for source in sources:
         if isinstance(source, TokenizedReader):
-            raise Refusal(
+            raise UserError(
                 f"{source.where}: holds no texts; set tokenizer.model_file to the model beside it"
             )
         every = -(-len(source) // most_pairs)
@@ -189,7 +189,7 @@ def name_source(source: Source) -> str:
 
 
 def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> Source:
-    """The source that lies at a path, of whatever kind. Raises Refusal where there is none."""
+    """The source that lies at a path, of whatever kind. Raises UserError where there is none."""
     place = Path(path)
     if place.is_file():
         if ".array_record" in place.name:
@@ -212,9 +212,9 @@ def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> 
         return ParquetPairs(path, x, y)
     elif any(place.glob("*.array_record*")):
         return ArrayRecordPairs(path, x, y)
-    raise Refusal(
+    raise UserError(
         f"{path}: no pairs; expected .jsonl, .parquet or .array_record files, a folder of a dataset"
-        " (tensorflow-datasets, save_to_disk or BEIR), or one of tools/tokenize_pairs.py"
+        " (tensorflow-datasets, save_to_disk or BEIR), or one of jaxcpt tokenize-pairs"
     )
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcpt.config import Refusal
-from jaxcpt.mining import Pair
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Pair
 from jaxcpt.pairs.records import check_columns, list_files, make_pair
 from jaxcpt.sources import DatasetsPairs, ParquetPairs
 
@@ -25,7 +25,7 @@ class ParquetReader:
     """Parquet files, of which only the row groups asked for are read, and the last ones kept.
 
     Larger data in random order would decode nearly all of itself for every batch: turn it into
-    ArrayRecord first, with tools/tokenize_pairs.py, which reads it from front to back.
+    ArrayRecord first, with jaxcpt tokenize-pairs, which reads it from front to back.
     """
 
     def __init__(self, source: ParquetPairs) -> None:
@@ -33,7 +33,7 @@ class ParquetReader:
             import pyarrow
             import pyarrow.parquet
         except ModuleNotFoundError:
-            raise Refusal(f"{source.path}: reading Parquet needs {INSTALL}") from None
+            raise UserError(f"{source.path}: reading Parquet needs {INSTALL}") from None
         self.errors = (pyarrow.ArrowException, OSError)
         self.source, self.lock = source, threading.Lock()
         self.files: list[Any] = []
@@ -44,7 +44,7 @@ class ParquetReader:
             try:
                 file = pyarrow.parquet.ParquetFile(path)
             except self.errors as error:
-                raise Refusal(f"{path}: not Parquet, or damaged: {error}") from error
+                raise UserError(f"{path}: not Parquet, or damaged: {error}") from error
             check_columns(file.schema_arrow.names, source, path)
             self.files.append(file)
             for group in range(file.num_row_groups):
@@ -76,7 +76,7 @@ class ParquetReader:
                 try:
                     self.cache[group] = self.files[file].read_row_group(number, self.columns)
                 except self.errors as error:
-                    raise Refusal(f"{self.source.path}: damaged Parquet: {error}") from error
+                    raise UserError(f"{self.source.path}: damaged Parquet: {error}") from error
                 held = sum(table.nbytes for table in self.cache.values())
                 while held > CACHE_BYTES and len(self.cache) > 1:
                     held -= self.cache.popitem(last=False)[1].nbytes
@@ -91,20 +91,22 @@ class DatasetsReader:
         try:
             import datasets
         except ModuleNotFoundError:
-            raise Refusal(f"{source.directory}: reading it needs {INSTALL}") from None
+            raise UserError(f"{source.directory}: reading it needs {INSTALL}") from None
         self.source, self.where = source, source.directory
         try:
             found = datasets.load_from_disk(self.where)
         except Exception as error:  # of pyarrow, of json, or its own
             told = str(error).splitlines()[0]
-            raise Refusal(f"{self.where}: no dataset as save_to_disk writes it: {told}") from error
+            raise UserError(
+                f"{self.where}: no dataset as save_to_disk writes it: {told}"
+            ) from error
         if isinstance(found, datasets.DatasetDict):
             if source.split not in found:
                 have = ", ".join(found)
-                raise Refusal(f"{self.where}: has no split '{source.split}', only {have}")
+                raise UserError(f"{self.where}: has no split '{source.split}', only {have}")
             found = found[source.split]
         elif source.split:
-            raise Refusal(f"{self.where}: a single dataset, without a split '{source.split}'")
+            raise UserError(f"{self.where}: a single dataset, without a split '{source.split}'")
         check_columns(found.column_names, source, self.where)
         wanted = (source.x, source.y, source.negatives, "source")
         self.rows = found.select_columns([n for n in found.column_names if n in wanted])

@@ -4,7 +4,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from jaxcpt.config import Experiment, Refusal
+from jaxcpt.config import Experiment
+from jaxcpt.errors import UserError
 from jaxcpt.experiments import load_experiment
 from jaxcpt.pairs import Pairs, find_source, open_source
 from jaxcpt.sources import Source
@@ -22,25 +23,25 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def name_sources(arguments: argparse.Namespace) -> tuple[list[Source], Experiment | None]:
-    """The sources that the options name, and the experiment where one does. Raises Refusal."""
+    """The sources that the options name, and the experiment where one does. Raises UserError."""
     if bool(arguments.experiment) == bool(arguments.pairs):
-        raise Refusal("name the pairs by either --experiment FILE or --pairs PATH...")
+        raise UserError("name the pairs by either --experiment FILE or --pairs PATH...")
     if arguments.experiment:
         if arguments.split is not None:
-            raise Refusal("--split: comes with --pairs; an experiment names its own")
+            raise UserError("--split: comes with --pairs; an experiment names its own")
         experiment = load_experiment(arguments.experiment)
         return list(experiment.data.train), experiment
     split = "train" if arguments.split is None else arguments.split
     sources = [find_source(path, split, arguments.x, arguments.y) for path in arguments.pairs]
     if arguments.split is not None and not any(getattr(source, "split", "") for source in sources):
-        raise Refusal(f"--split {split}: no pairs that were named have splits; leave it out")
+        raise UserError(f"--split {split}: no pairs that were named have splits; leave it out")
     return sources, None
 
 
 def open_sources(sources: list[Source], seed: int = 0) -> list[Pairs]:
-    """Their texts; what is mined on the way is not kept. Raises Refusal for one without pairs."""
+    """Their texts; what is mined on the way is not kept. Raises UserError for one without pairs."""
     with tempfile.TemporaryDirectory() as folder:
         opened = [open_source(source, Path(folder), seed) for source in sources]
     if not sum(map(len, opened)):
-        raise Refusal("no pairs in what was named; it needs at least one")
+        raise UserError("no pairs in what was named; it needs at least one")
     return opened

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxcpt.config import Refusal
-from jaxcpt.mining import Pair
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Pair
 from jaxcpt.sources import JsonlPairs
 
 
@@ -63,14 +63,14 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
 def read_pairs(
     path: Path, x: str = "x", y: str = "y", negatives: str = "negatives"
 ) -> Iterator[Pair]:
-    """Pairs of a JSONL file. Raises Refusal naming file and line."""
+    """Pairs of a JSONL file. Raises UserError naming file and line."""
     source = JsonlPairs(str(path), x, y, negatives)
     for number, row in read_jsonl(path):
         yield _make_pair(row, source, number)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not blank. Raises Refusal naming the place."""
+    """(line number, object) of each line that is not blank. Raises UserError naming the place."""
     for _, number, row in _read_objects(path):
         yield number, row
 
@@ -79,10 +79,10 @@ def _make_pair(row: dict[str, Any], source: JsonlPairs, number: int) -> Pair:
     where = f"{source.path}:{number}"
     for key in (source.x, source.y):
         if not isinstance(row.get(key), str):
-            raise Refusal(f"{where}: no text under '{key}'; keys: {', '.join(row)}")
+            raise UserError(f"{where}: no text under '{key}'; keys: {', '.join(row)}")
     negatives = row.get(source.negatives, [])
     if not isinstance(negatives, list) or not all(isinstance(n, str) for n in negatives):
-        raise Refusal(f"{where}: '{source.negatives}' must be a list of texts")
+        raise UserError(f"{where}: '{source.negatives}' must be a list of texts")
     origin = str(row.get("source", Path(source.path).name))
     return Pair(row[source.x], row[source.y], origin, tuple(negatives))
 
@@ -90,7 +90,7 @@ def _make_pair(row: dict[str, Any], source: JsonlPairs, number: int) -> Pair:
 def _read_objects(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(offset, line number, object) of each line that is not blank."""
     if not path.is_file():
-        raise Refusal(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     offset = number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -99,7 +99,7 @@ def _read_objects(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
                     yield offset, number, _parse(line, path, number, offset)
                 offset += len(line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise Refusal(f"{path}: broken gzip after line {number}: {error}") from None
+        raise UserError(f"{path}: broken gzip after line {number}: {error}") from None
 
 
 def _parse(line: bytes, path: Path, number: int, offset: int) -> dict[str, Any]:
@@ -108,9 +108,9 @@ def _parse(line: bytes, path: Path, number: int, offset: int) -> dict[str, Any]:
         json.dumps(row, ensure_ascii=False).encode("utf-8")  # finds lone surrogates
     except UnicodeDecodeError as error:
         place = f"byte {offset + error.start}"
-        raise Refusal(f"{path}: {place} is not UTF-8; convert the file") from None
+        raise UserError(f"{path}: {place} is not UTF-8; convert the file") from None
     except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
-        raise Refusal(f"{path}:{number}: does not parse as JSON: {error}") from None
+        raise UserError(f"{path}:{number}: does not parse as JSON: {error}") from None
     if not isinstance(row, dict):
-        raise Refusal(f"{path}:{number}: expected an object, found {type(row).__name__}")
+        raise UserError(f"{path}:{number}: expected an object, found {type(row).__name__}")
     return row

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcpt.config import Refusal
-from jaxcpt.mining import Pair
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Pair
 from jaxcpt.sources import ArrayRecordPairs, TfdsPairs
 
 NEGATIVES = "negatives"
@@ -24,10 +24,10 @@ class TfdsReader:
         check_columns(info.features, source, self.where)
         if source.split not in info.splits:
             have = ", ".join(info.splits)
-            raise Refusal(f"{self.where}: has no split '{source.split}', only {have}")
+            raise UserError(f"{self.where}: has no split '{source.split}', only {have}")
         for file in info.splits[source.split].filepaths:
             if not Path(file).is_file() or ".array_record-" not in file.name:
-                raise Refusal(f"{file}: no such ArrayRecord file; write the dataset anew")
+                raise UserError(f"{file}: no such ArrayRecord file; write the dataset anew")
         self.rows = builder.as_data_source(split=source.split)
 
     def __len__(self) -> int:
@@ -51,18 +51,18 @@ def _open_builder(source: TfdsPairs) -> Any:
         except (tfds.core.DatasetNotFoundError, ValueError) as error:
             told = str(error).splitlines()[0].rstrip(".")  # a list of all it knows comes next
         if told:
-            raise Refusal(
+            raise UserError(
                 f"{source.name}: {told}; prepare it in data_dir={source.data_dir!r} with "
                 "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
             )
         return builder
     if not (Path(source.directory) / "dataset_info.json").is_file():
         how = f"; make it with: {source.prepare}" if source.prepare else ""
-        raise Refusal(f"{source.directory}: no tensorflow-datasets directory{how}")
+        raise UserError(f"{source.directory}: no tensorflow-datasets directory{how}")
     try:
         return tfds.builder_from_directory(source.directory)
     except Exception as error:  # of protobuf, of etils, or its own
-        raise Refusal(f"{source.directory}: damaged dataset: {error}") from error
+        raise UserError(f"{source.directory}: damaged dataset: {error}") from error
 
 
 class ArrayRecordReader:
@@ -86,10 +86,10 @@ class ArrayRecordReader:
 
 
 def list_files(path: Path, pattern: str) -> list[str]:
-    """The file itself, or the files of a folder in order of their names. Raises Refusal."""
+    """The file itself, or the files of a folder in order of their names. Raises UserError."""
     files = [path] if path.is_file() else sorted(path.glob(pattern))
     if not files:
-        raise Refusal(f"{path}: no such file, nor a folder with {pattern} files in it")
+        raise UserError(f"{path}: no such file, nor a folder with {pattern} files in it")
     return [str(file) for file in files]
 
 
@@ -99,14 +99,14 @@ def open_records(files: Sequence[str]) -> Any:
     try:
         return ArrayRecordDataSource(list(files))
     except Exception as error:  # of the C++ library
-        raise Refusal(f"{files[0]}: not ArrayRecord, or damaged: {error}") from error
+        raise UserError(f"{files[0]}: not ArrayRecord, or damaged: {error}") from error
 
 
 def read_records(records: Any, indices: Sequence[int], where: str) -> list[bytes]:
     try:
         return records.__getitems__([int(index) for index in indices]) if len(indices) else []
     except Exception as error:  # of the C++ library: a checksum that does not fit
-        raise Refusal(f"{where}: damaged ArrayRecord: {error}") from error
+        raise UserError(f"{where}: damaged ArrayRecord: {error}") from error
 
 
 def _parse(record: bytes, where: str) -> Mapping[str, Any]:
@@ -115,13 +115,13 @@ def _parse(record: bytes, where: str) -> Mapping[str, Any]:
         try:
             return json.loads(record)
         except ValueError as error:
-            raise Refusal(f"{where}: does not parse as JSON: {error}") from None
+            raise UserError(f"{where}: does not parse as JSON: {error}") from None
     from tensorflow_datasets.proto import tf_example_pb2
 
     try:
         example = tf_example_pb2.Example.FromString(record)
     except Exception:  # protobuf's DecodeError
-        raise Refusal(f"{where}: neither a tf.train.Example nor a JSON object") from None
+        raise UserError(f"{where}: neither a tf.train.Example nor a JSON object") from None
     row: dict[str, Any] = {}
     for name, feature in example.features.feature.items():
         values = list(feature.bytes_list.value)
@@ -130,15 +130,15 @@ def _parse(record: bytes, where: str) -> Mapping[str, Any]:
 
 
 def check_columns(have: Any, source: Any, where: str) -> None:
-    """Raises Refusal where a column that the source names is not among those that there are."""
+    """Raises UserError where a column that the source names is not among those that there are."""
     needed = [source.x, source.y] + [source.negatives] * (source.negatives != NEGATIVES)
     if missing := [name for name in needed if name not in have]:
         there = ", ".join(sorted(have)) or "none"
-        raise Refusal(f"{where}: no column '{missing[0]}'; there are: {there}")
+        raise UserError(f"{where}: no column '{missing[0]}'; there are: {there}")
 
 
 def make_pair(row: Mapping[str, Any], source: Any, where: str, index: int) -> Pair:
-    """A row's pair: its columns as the source names them, as str or UTF-8. Raises Refusal."""
+    """A row's pair: its columns as the source names them, as str or UTF-8. Raises UserError."""
 
     def text(name: str, value: Any) -> str:
         try:
@@ -147,8 +147,8 @@ def make_pair(row: Mapping[str, Any], source: Any, where: str, index: int) -> Pa
                 value.encode()  # finds lone surrogates
                 return value
         except UnicodeError as error:
-            raise Refusal(f"{where}: row {index}: '{name}' is not UTF-8: {error}") from None
-        raise Refusal(f"{where}: row {index}: '{name}' holds no text, but {type(value).__name__}")
+            raise UserError(f"{where}: row {index}: '{name}' is not UTF-8: {error}") from None
+        raise UserError(f"{where}: row {index}: '{name}' holds no text, but {type(value).__name__}")
 
     negatives = row.get(source.negatives)
     if negatives is None:

@@ -8,13 +8,13 @@ the vocabulary allows it, else uint32. It knows no tokenizer but by its fingerpr
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 from jaxcpt.pairs.records import open_records, read_records
 from jaxcpt.sources import TokenizedPairs
 
@@ -49,7 +49,7 @@ class TokensAbout:
 
 
 class TokenizedReader:
-    """Pairs that `tools/tokenize_pairs.py` wrote, read from disk as asked."""
+    """Pairs that `jaxcpt tokenize-pairs` wrote, read from disk as asked."""
 
     def __init__(self, source: TokenizedPairs) -> None:
         self.where = source.directory
@@ -58,14 +58,14 @@ class TokenizedReader:
             read = json.loads((folder / ABOUT_FILE).read_text())
             self.about = TokensAbout(**(read | {"files": tuple(read["files"])}))
         except FileNotFoundError:
-            raise Refusal(
-                f"{folder}: no {ABOUT_FILE} in it; make the folder with tools/tokenize_pairs.py"
+            raise UserError(
+                f"{folder}: no {ABOUT_FILE} in it; make the folder with jaxcpt tokenize-pairs"
             ) from None
         except (ValueError, TypeError, KeyError) as error:
-            raise Refusal(f"{folder / ABOUT_FILE}: damaged: {error}") from None
+            raise UserError(f"{folder / ABOUT_FILE}: damaged: {error}") from None
         self.records = open_records([str(folder / file) for file in self.about.files])
         if len(self.records) != self.about.pairs:
-            raise Refusal(
+            raise UserError(
                 f"{folder}: holds {len(self.records)} pairs where {ABOUT_FILE} tells of "
                 f"{self.about.pairs}; make it anew"
             )
@@ -74,16 +74,16 @@ class TokenizedReader:
         return self.about.pairs
 
     def check(self, fingerprint: str, x_tokens: int, y_tokens: int) -> None:
-        """Raises Refusal unless these ids are what the tokenizer would give now."""
+        """Raises UserError unless these ids are what the tokenizer would give now."""
         if fingerprint != self.about.fingerprint:
-            raise Refusal(
+            raise UserError(
                 f"{self.where}: made with another tokenizer; set tokenizer.model_file to "
                 f"{Path(self.where) / MODEL_FILE}, or tokenize the pairs anew"
             )
         for side, asked in (("x_tokens", x_tokens), ("y_tokens", y_tokens)):
             held = getattr(self.about, side)
             if asked > held:
-                raise Refusal(
+                raise UserError(
                     f"tokenizer.{side}: {asked}, but {self.where} holds at most {held} of each "
                     "text; lower it, or tokenize the pairs anew"
                 )
@@ -131,6 +131,19 @@ def encode_record(pair: Encoded, vocabulary: int) -> bytes:
         np.concatenate([pair.ids[n] for n in kept]).astype(dtype),
     ]
     return b"".join(part.tobytes() for part in parts)
+
+
+def write_records(path: Path, pairs: Iterable[Encoded], vocabulary: int) -> int:
+    """Writes the records of `pairs` into one file. Returns the number of their tokens."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # so that each record is readable alone
+    tokens = 0
+    for pair in pairs:
+        tokens += sum(map(len, pair.ids))
+        writer.write(encode_record(pair, vocabulary))
+    writer.close()
+    return tokens
 
 
 def write_about(folder: Path, about: TokensAbout) -> None:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from jaxcpt.config import Refusal
+from jaxcpt.errors import UserError
 
 GIB = 2**30
 
@@ -71,10 +71,10 @@ class Topology:
 
 
 def parse_topology(name: str) -> Topology:
-    """Raises Refusal for a chip or a shape that is not known."""
+    """Raises UserError for a chip or a shape that is not known."""
     chip_name, _, rest = name.partition(":")
     if chip_name not in CHIPS:
-        raise Refusal(f"topology: {name!r} is not known; known are, for example: {EXAMPLES}")
+        raise UserError(f"topology: {name!r} is not known; known are, for example: {EXAMPLES}")
     chip = CHIPS[chip_name]
     shape_text, star, slices_text = rest.partition("*")
     try:
@@ -84,7 +84,7 @@ def parse_topology(name: str) -> Topology:
         shape, slices = (), 1
     if len(shape) != chip.dimensions or min(shape) < 1 or slices < 1:
         form = {1: "N", 2: "AxB", 3: "AxBxC"}[chip.dimensions]
-        raise Refusal(
+        raise UserError(
             f"topology: {name!r} is no shape of {chip_name}, which goes as {chip_name}:{form}; "
             f"for example: {EXAMPLES}"
         )
@@ -92,7 +92,7 @@ def parse_topology(name: str) -> Topology:
 
 
 def describe_devices(topology: Topology) -> list[Any]:
-    """The devices of a TPU topology, which need not be here. Raises Refusal without libtpu."""
+    """The devices of a TPU topology, which need not be here. Raises UserError without libtpu."""
     # What libtpu would else ask of the machine that it takes itself to be on; and a compiler
     # needs no lock on a chip.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -106,7 +106,7 @@ def describe_devices(topology: Topology) -> list[Any]:
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        raise Refusal(
+        raise UserError(
             "libtpu is not installed, and it is what compiles for TPUs: pip install -e '.[tpu]'"
         ) from None
     shape = "x".join(map(str, topology.shape))
@@ -117,5 +117,5 @@ def describe_devices(topology: Topology) -> list[Any]:
         )
     except Exception as error:  # libtpu's own words, of several types
         reason = str(error).splitlines()[0]
-        raise Refusal(f"topology: {topology.name}: libtpu does not know it ({reason})") from None
+        raise UserError(f"topology: {topology.name}: libtpu does not know it ({reason})") from None
     return list(description.devices)

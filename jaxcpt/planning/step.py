@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
-from plan_chips import Topology, describe_devices
-from plan_cost import Cost, Machine, Player, count_flops
-from plan_hlo import Program, list_arrays, read_program
 
 from jaxcpt.batches import shape_batch, size_full_batches
 from jaxcpt.budget import count_budget
-from jaxcpt.config import Experiment, Refusal
+from jaxcpt.config import Experiment
+from jaxcpt.errors import UserError
+from jaxcpt.planning.chips import Topology, describe_devices
+from jaxcpt.planning.cost import Cost, Machine, Player, count_flops
+from jaxcpt.planning.hlo import Program, list_arrays, read_program
 from jaxcpt.sharding import check_model_fits, count_data_shards, make_mesh, use_cpu_cores
 from jaxcpt.update import make_train_step, shard_state
 
@@ -87,7 +88,7 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, topology: Topology) -> Plan:
-    """Raises TooLarge when the step does not fit, Refusal when it cannot be laid out."""
+    """Raises TooLarge when the step does not fit, UserError when it cannot be laid out."""
     mesh = make_mesh(experiment.mesh, list_devices(topology))
     check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
     sizes = size_full_batches(experiment, count_data_shards(mesh))
@@ -144,23 +145,23 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
 
 
 def list_devices(topology: Topology) -> list[Any]:
-    """To be called before anything else starts JAX: a CPU is given its devices then. Refusal."""
+    """To be called before anything else starts JAX: a CPU is given its devices then. UserError."""
     if topology.chip.clock:
         return describe_devices(topology)
     use_cpu_cores(topology.chips)
     devices = jax.devices("cpu")
     if len(devices) != topology.chips:
-        raise Refusal(f"topology: {topology.name} must be planned by itself: JAX has devices now")
+        raise UserError(f"topology: {topology.name} must be planned by itself: JAX has devices now")
     return devices
 
 
 def _explain(error: Exception) -> Exception:
-    """TooLarge, where it is memory that the compiler misses; else a Refusal in its own words."""
+    """TooLarge, where it is memory that the compiler misses; else a UserError in its own words."""
     text = str(error)
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available \w+ \(([\d.]+)([KMGT])\)", text)
     found = found or re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", text)
     if "RESOURCE_EXHAUSTED" not in text or found is None:
-        return Refusal(f"the compiler refuses this: {text.splitlines()[0]}")
+        return UserError(f"the compiler refuses this: {text.splitlines()[0]}")
     powers = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     needed, available = (float(found[i]) * powers[found[i + 1]] for i in (1, 3))
     return TooLarge(needed - available)

@@ -1,22 +1,24 @@
 """Mines (documentation, function) pairs from source trees into a tensorflow-datasets folder.
 
-    python tools/mine_code.py --input PATH... --output DIR [options] [-- RUNNER OPTIONS]
+    jaxcpt mine-code --input PATH... --output DIR [options] [-- RUNNER OPTIONS]
 
 Inputs are source files, folders of them, and tar and zip archives, wheels among them.
 docs/mining.md tells what is left out and why.
 """
 
-from jaxcpt.config import run_command
+from collections.abc import Sequence
+
+from jaxcpt.errors import run_command
 from jaxcpt.mining.code import LANGUAGES, check_languages, mine_code, source_suffixes
 from jaxcpt.mining.command import make_parser, run_mining
 from jaxcpt.mining.documents import Reading
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser("jaxcpt mine-code", __doc__)
     parser.add_argument("--languages", nargs="+", default=list(LANGUAGES), metavar="LANGUAGE")
     parser.set_defaults(split_by="module")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     languages = check_languages(tuple(arguments.languages))
     reading = Reading(source_suffixes=source_suffixes(languages))
     run_mining(arguments, reading, mine_code, {"languages": languages})

@@ -1,8 +1,8 @@
 """Finds hard negatives for pairs with a trained run: texts that it ranks high for x and that are
 not y.
 
-    python tools/mine_negatives.py --run-dir DIR --output FILE.jsonl
-    python tools/mine_negatives.py --run-dir DIR --pairs PATH... --output FILE.jsonl
+    jaxcpt mine-negatives --run-dir DIR --output FILE.jsonl
+    jaxcpt mine-negatives --run-dir DIR --pairs PATH... --output FILE.jsonl
 
 Candidates are the y of all pairs: each x searches all of them, exactly, and keeps the best that are
 left when likely positives are out. A text that scores above `--relative-margin` times the score of
@@ -24,17 +24,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcpt.config import Refusal, run_command
 from jaxcpt.embed import Embedder
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import show_progress
-from jaxcpt.mining import Pair
 from jaxcpt.mining.words import digest, split_words
+from jaxcpt.pair import Pair
 from jaxcpt.pairs import PAIRS_AT_ONCE, JoinedPairs, Pairs, open_source, read_all, write_pairs
 from jaxcpt.pairs.command import add_source_options, name_sources
-from jaxcpt.search import top_k
 from jaxcpt.sharding import use_cpu_cores
 from jaxcpt.sources import Prefixes, Source
+from jaxcpt.top_k import top_k
 from jaxcpt.vectors import TEXTS_PER_SHARD, Document, Storage, cut_into_blocks, fill
 
 Shards = list[np.ndarray]
@@ -58,9 +58,9 @@ class Known:
     """What equals what among n pairs, by digests of the words of their texts."""
 
     def __init__(self, pairs: Pairs) -> None:
-        """Reads all pairs once. Raises Refusal where there are none."""
+        """Reads all pairs once. Raises UserError where there are none."""
         if not len(pairs):
-            raise Refusal("no pairs in what was named; it needs at least one")
+            raise UserError("no pairs in what was named; it needs at least one")
         texts = (text for pair in read_all(pairs) for text in (pair.x, pair.y))
         digests = (int.from_bytes(digest(*split_words(text))[:8]) for text in texts)
         digest_n2 = np.fromiter(digests, np.uint64, 2 * len(pairs)).reshape(-1, 2)
@@ -105,7 +105,7 @@ def embed_candidates(
     embedder: Embedder, pairs: Pairs, known: Known, prefixes: list[str], folder: Path
 ) -> Shards:
     """Vectors of the distinct y as memory maps [TEXTS_PER_SHARD, d], one after another. Those that
-    a killed run made are taken as they are; raises Refusal where they are of something else."""
+    a killed run made are taken as they are; raises UserError where they are of something else."""
     numbered = cut_into_blocks(enumerate(known.first_m.tolist()), PAIRS_AT_ONCE)
     documents = (
         Document(str(candidate), pair.y)
@@ -168,9 +168,11 @@ def open_pairs(arguments: argparse.Namespace) -> tuple[Pairs, Pairs, list[str]]:
     return open_all(sources), open_all(bare), [getattr(s, "y_prefix", "") for s in sources]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="jaxcpt mine-negatives",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--run-dir", required=True, type=Path, help="a trained run; its pairs are the default")
@@ -181,7 +183,7 @@ def main() -> None:
     add("--depth", type=int, default=100, help="how many of the best are looked at")
     add("--relative-margin", type=float, default=0.95, help="1: off")
     add("--absolute-margin", type=float, default=0.0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     output: Path = arguments.output
     rules = [
         (not output.exists(), f"{output}: exists; remove it or give another --output"),
@@ -202,7 +204,7 @@ def main() -> None:
     ]
     for holds, message in rules:
         if not holds:
-            raise Refusal(message)
+            raise UserError(message)
     use_cpu_cores()
     told, plain, prefixes = open_pairs(arguments)
     embedder = Embedder.load(arguments.run_dir, arguments.step)

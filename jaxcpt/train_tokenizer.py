@@ -1,7 +1,7 @@
 """Trains a SentencePiece tokenizer on pairs, for an experiment's `tokenizer.model_file`.
 
-    python tools/train_tokenizer.py --pairs PATH... --vocabulary 32000 --output FILE.model
-    python tools/train_tokenizer.py --experiment FILE --output FILE.model
+    jaxcpt train-tokenizer --pairs PATH... --vocabulary 32000 --output FILE.model
+    jaxcpt train-tokenizer --experiment FILE --output FILE.model
 
 It has byte fallback, so that every text can be written in it; the four delimiters as control
 symbols, which no text can inject; and, unless identifiers are split, white space as it is, with
@@ -10,19 +10,22 @@ values stand where an option is not given. Without this tool a run trains its ow
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from jaxcpt import config
-from jaxcpt.config import Refusal, run_command
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.pairs import sample_texts
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
 from jaxcpt.tokenizer import read_model, train_tokenizer
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="jaxcpt train-tokenizer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_source_options(parser)
     add = parser.add_argument
@@ -33,15 +36,15 @@ def main() -> None:
     add("--split-identifiers", action=flag, help="lower-case, and cut parseDate into words")
     add("--split-digits", action=flag, help="each digit a piece of its own")
     add("--max-pairs", type=int, default=1_000_000, help="pairs read of each source, spread evenly")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     output: Path = arguments.output
     if output.exists():
-        raise Refusal(f"{output}: exists; remove it or give another --output")
+        raise UserError(f"{output}: exists; remove it or give another --output")
     if arguments.max_pairs < 1:
-        raise Refusal(f"--max-pairs {arguments.max_pairs}: must be at least 1")
+        raise UserError(f"--max-pairs {arguments.max_pairs}: must be at least 1")
     sources, experiment = name_sources(arguments)
     if experiment is None and arguments.vocabulary is None:
-        raise Refusal("--vocabulary: how many pieces? 32000 suits a language and some code")
+        raise UserError("--vocabulary: how many pieces? 32000 suits a language and some code")
     settings = experiment.tokenizer if experiment else config.Tokenizer(0, split_digits=True)
     given = {
         name: value

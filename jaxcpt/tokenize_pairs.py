@@ -1,7 +1,7 @@
 """Turns pairs into token ids on disk, for where the tokenizer is the limit of the input.
 
-    python tools/tokenize_pairs.py --pairs PATH... --tokenizer FILE.model --output DIR
-    python tools/tokenize_pairs.py --experiment FILE --output DIR
+    jaxcpt tokenize-pairs --pairs PATH... --tokenizer FILE.model --output DIR
+    jaxcpt tokenize-pairs --experiment FILE --output DIR
 
 An experiment then names TokenizedPairs(DIR) as a source and DIR/tokenizer.model as its
 `tokenizer.model_file`. Batches are those of the texts, to the bit. A source is read from front to
@@ -11,19 +11,17 @@ of the ids. The same pairs give the same bytes.
 
 import argparse
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from array_record.python.array_record_module import ArrayRecordWriter
-
 from jaxcpt import config
 from jaxcpt.batches import encode_pairs
-from jaxcpt.config import Refusal, run_command
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.metrics import show_progress
 from jaxcpt.pairs import PAIRS_AT_ONCE, Pairs, read_all
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
-from jaxcpt.pairs.tokenized import MODEL_FILE, Encoded, TokensAbout, encode_record, write_about
+from jaxcpt.pairs.tokenized import MODEL_FILE, Encoded, TokensAbout, write_about, write_records
 from jaxcpt.sources import Source
 from jaxcpt.tokenizer import Tokenizer, read_model
 
@@ -45,11 +43,8 @@ def write_tokens(
     with show_progress("tokenizing", total, True) as advance:
         encoded = encode()
         for file in files:
-            writer = ArrayRecordWriter(str(folder / file), "group_size:1")
-            for pair in islice(encoded, shard_pairs):
-                tokens += sum(map(len, pair.ids))
-                writer.write(encode_record(pair, tokenizer.vocabulary))
-            writer.close()
+            part = islice(encoded, shard_pairs)
+            tokens += write_records(folder / file, part, tokenizer.vocabulary)
     return TokensAbout(
         total,
         tokens,
@@ -64,15 +59,17 @@ def write_tokens(
 def choose(sources: list[Source], number: int | None) -> Source:
     """One of an experiment's sources: each keeps a folder, and so a weight, of its own."""
     if number is None and len(sources) > 1:
-        raise Refusal(f"--source: which of the {len(sources)} sources? the first is 0")
+        raise UserError(f"--source: which of the {len(sources)} sources? the first is 0")
     if not 0 <= (number or 0) < len(sources):
-        raise Refusal(f"--source {number}: there are {len(sources)}, and the first is 0")
+        raise UserError(f"--source {number}: there are {len(sources)}, and the first is 0")
     return sources[number or 0]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="jaxcpt tokenize-pairs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_source_options(parser)
     add = parser.add_argument
@@ -83,24 +80,24 @@ def main() -> None:
     add("--negatives", type=int, default=8, help="hard negatives kept of each pair, at most")
     add("--source", type=int, help="which of the experiment's sources, from 0; if it has several")
     add("--shard-pairs", type=int, default=1_000_000, help="pairs in a file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     output: Path = arguments.output
     if output.exists():
-        raise Refusal(f"{output}: exists; remove it or give another --output")
+        raise UserError(f"{output}: exists; remove it or give another --output")
     for name, least in (("negatives", 0), ("shard_pairs", 1)):
         if getattr(arguments, name) < least:
-            raise Refusal(f"--{name.replace('_', '-')}: must be at least {least}")
+            raise UserError(f"--{name.replace('_', '-')}: must be at least {least}")
     sources, experiment = name_sources(arguments)
     if experiment:
         sources = [choose(sources, arguments.source)]
     settings = experiment.tokenizer if experiment else config.Tokenizer(0)
     model = arguments.tokenizer or settings.model_file
     if model is None:
-        raise Refusal("--tokenizer: name a model; tools/train_tokenizer.py makes one")
+        raise UserError("--tokenizer: name a model; jaxcpt train-tokenizer makes one")
     x_tokens = arguments.x_tokens or settings.x_tokens
     y_tokens = arguments.y_tokens or settings.y_tokens
     if min(x_tokens, y_tokens) < 3:
-        raise Refusal("--x-tokens, --y-tokens: must be at least 3")
+        raise UserError("--x-tokens, --y-tokens: must be at least 3")
     tokenizer = read_model(model, x_tokens, y_tokens)
     opened = open_sources(sources, experiment.seed if experiment else 0)
     unfinished = output.with_name(f"{output.name}.unfinished")
@@ -115,7 +112,7 @@ def main() -> None:
     except RuntimeError as error:
         if "write() failed" not in str(error):  # as ArrayRecord tells of a full disk
             raise
-        raise Refusal(f"{output}: cannot be written: {str(error).split(';')[0]}") from error
+        raise UserError(f"{output}: cannot be written: {str(error).split(';')[0]}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{output}: {about.pairs:,} pairs, {about.tokens:,} tokens")

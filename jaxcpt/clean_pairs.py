@@ -1,16 +1,16 @@
 """Dedupes and decontaminates pairs that somebody else made, into a tensorflow-datasets folder.
 
-    python tools/clean_pairs.py --input PATH... --x NAME --y NAME --output DIR [-- RUNNER OPTIONS]
+    jaxcpt clean-pairs --input PATH... --x NAME --y NAME --output DIR [-- RUNNER OPTIONS]
 
 Inputs are JSONL and Parquet, gzip or zstd of JSONL, archives and folders of these, and
 tfds:NAME#SPLIT. What is dropped, counted and listed is as docs/mining.md tells of mined pairs.
-Hard negatives are not carried over; tools/mine_negatives.py finds them anew.
+Hard negatives are not carried over; jaxcpt mine-negatives finds them anew.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from jaxcpt.config import run_command
+from jaxcpt.errors import run_command
 from jaxcpt.mining.command import make_parser, run_mining
 from jaxcpt.mining.documents import Document, Reading
 
@@ -22,11 +22,11 @@ def take_pair(document: Document, drops: Counter[str]) -> Iterator[tuple[str, st
         drops["document that is no pair"] += 1
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser("jaxcpt clean-pairs", __doc__)
     parser.add_argument("--x", default="x", metavar="NAME", help="column or field of x")
     parser.add_argument("--y", default="y", metavar="NAME", help="column or field of y")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     reading = Reading(text_field=arguments.x, y_field=arguments.y)
     run_mining(arguments, reading, take_pair, {"x": arguments.x, "y": arguments.y})
 

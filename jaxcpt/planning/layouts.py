@@ -10,11 +10,10 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Literal
 
-from plan_chips import Topology
-
 from jaxcpt.batches import size_full_batches
 from jaxcpt.budget import count_budget
 from jaxcpt.config import Experiment
+from jaxcpt.planning.chips import Topology
 
 Remat = Literal["nothing", "dots", "everything"]
 

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
-from plan_chips import GPUS_PER_MACHINE, Topology
-from plan_hlo import Computation, Instruction, Program, list_group
+
+from jaxcpt.planning.chips import GPUS_PER_MACHINE, Topology
+from jaxcpt.planning.hlo import Computation, Instruction, Program, list_group
 
 LANES = 128
 VECTOR_LANES = 8 * 128 * 4

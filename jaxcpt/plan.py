@@ -1,7 +1,7 @@
 """Plans a run on machines that are not here: does it fit, how long does a step take, what binds?
 
-    python tools/plan.py --experiment experiments/cpt_text_xl.py
-    python tools/plan.py --experiment experiments/cpt_text_s.py --topology v5e:8x16 --search
+    jaxcpt plan --experiment experiments/cpt_text_xl.py
+    jaxcpt plan --experiment experiments/cpt_text_s.py --topology v5e:8x16 --search
 
 The training step itself is compiled for the topology by XLA's own compiler (`pip install -e
 '.[tpu]'`), from abstract arrays; memory and cycles are the compiler's, exchanges are timed with
@@ -13,28 +13,30 @@ least as long as its products do.
 import argparse
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-from plan_chips import Topology, parse_topology
-from plan_layouts import Layout, list_layouts
-from plan_step import Plan, TooLarge, list_devices, make_plan
 
 from jaxcpt.budget import shorten
-from jaxcpt.config import Experiment, Refusal, run_command, validate
+from jaxcpt.checks import validate
+from jaxcpt.config import Experiment
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import apply_overrides, load_experiment, to_json
 from jaxcpt.metrics import print_table
+from jaxcpt.planning.chips import Topology, parse_topology
+from jaxcpt.planning.layouts import Layout, list_layouts
+from jaxcpt.planning.step import Plan, TooLarge, list_devices, make_plan
 
 GIB = 2**30
 TOLERANCE = 0.05
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="jaxcpt plan", description=__doc__.split("\n\n")[0])
     parser.add_argument("--experiment", required=True, nargs="+", help="files, see experiments/")
     parser.add_argument("--topology", help="such as v5p:4x4x8; default: the experiment's own")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=_count, default=1, help="plans to compile at the same time")
     parser.add_argument("--write", type=Path, metavar="DIR", help="keep memory and exchanges there")
     parser.add_argument("--check", type=Path, metavar="DIR", help="compare with what is kept there")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     jax.config.update("jax_platforms", "cpu")
     tasks = [_load(path, arguments.topology, arguments.changes) for path in arguments.experiment]
@@ -52,7 +54,7 @@ def main() -> None:
     refused: list[str] = []
     if arguments.search:
         if len(tasks) > 1 or arguments.write or arguments.check:
-            raise Refusal("--search: takes one experiment, and neither --write nor --check")
+            raise UserError("--search: takes one experiment, and neither --write nor --check")
         plans = search(*tasks[0], arguments.tries)
     else:
         results = plan_all(tasks, arguments.jobs)
@@ -72,7 +74,7 @@ def main() -> None:
         if arguments.check is not None:
             refused += check(plan, arguments.check / f"{plan.experiment}.json")
     if refused:
-        raise Refusal("; ".join(refused))
+        raise UserError("; ".join(refused))
 
 
 def _count(text: str) -> int:
@@ -85,7 +87,7 @@ def _load(path: str, topology: str | None, changes: list[str]) -> tuple[Experime
     experiment = validate(apply_overrides(load_experiment(path), changes))
     name = topology or experiment.topology
     if not name:
-        raise Refusal(f"{path}: declares no topology; name one, such as --topology v5p:4x4x4")
+        raise UserError(f"{path}: declares no topology; name one, such as --topology v5p:4x4x4")
     return experiment, parse_topology(name)
 
 
@@ -120,7 +122,7 @@ def _try_layouts(
 ) -> Iterator[tuple[Plan, Layout]]:
     """Compiles the likely best layouts, in their order; those that fit."""
     if experiment.batching.rows_per_cell is not None:
-        raise Refusal("batching.rows_per_cell: leave it unset, for it depends on the layout")
+        raise UserError("batching.rows_per_cell: leave it unset, for it depends on the layout")
     list_devices(topology)
     layouts = list_layouts(experiment, topology)
     for layout in layouts[:tries]:
@@ -128,7 +130,7 @@ def _try_layouts(
             plan = make_plan(apply_overrides(experiment, layout.changes()), topology)
         except TooLarge as too_large:
             print(f"  {too_large.missing / GIB:6.1f} GiB missing: {layout.describe()}", flush=True)
-        except Refusal as refusal:
+        except UserError as refusal:
             print(f"  {refusal}: {layout.describe()}", flush=True)
         else:
             print(f"  {_in_short(plan)}: {layout.describe()}", flush=True)
@@ -151,7 +153,7 @@ def search(experiment: Experiment, topology: Topology, tries: int) -> list[Plan]
     """Compiles the likely best layouts and shows them, the fastest first."""
     results = list(_try_layouts(experiment, topology, tries))
     if not results:
-        raise Refusal(f"{experiment.name} on {topology.name}: no layout that was tried fits")
+        raise UserError(f"{experiment.name} on {topology.name}: no layout that was tried fits")
     results.sort(key=lambda result: result[0].step_seconds)
     print_table(
         f"{experiment.name} on {topology.name}, fastest first",

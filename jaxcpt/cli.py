@@ -1,0 +1,66 @@
+"""The command `jaxcpt`: the table of its verbs, in the order of use.
+
+Each verb is a module with `main(argv)`. The module is imported only when its verb is called, so
+the help needs no JAX.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jaxcpt import __version__
+from jaxcpt.errors import UserError, run_command
+
+VERBS = {
+    "mine-text": "documents to pairs of neighbouring pieces of text",
+    "mine-code": "source code to pairs of documentation and function",
+    "clean-pairs": "deduplicate and decontaminate pairs that you already have",
+    "train-tokenizer": "pairs to a SentencePiece vocabulary",
+    "tokenize-pairs": "pairs to token ids on disk, where tokenising limits the speed",
+    "plan": "memory, traffic and time of a run, before you rent the machine",
+    "train": "train an experiment, or resume its run",
+    "evaluate": "score a run on held-out pairs, the paper's suites or MTEB",
+    "mine-negatives": "find hard negatives for pairs with a trained run",
+    "search": "search texts with a trained run",
+    "embed": "texts to unit vectors, in shards on disk",
+    "vectors": "shards of vectors to one file for another index",
+    "report": "write the HTML report of a run again",
+}
+
+
+def describe_verbs() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:{width}}  {purpose}" for verb, purpose in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: jaxcpt VERB [options]",
+            "",
+            "Contrastive pre-training of text and code embeddings. The verbs, in the order of use:",
+            "",
+            *lines,
+            "",
+            "jaxcpt VERB --help lists the options of a verb; jaxcpt --version prints the version.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the verb that `argv` (default: the command line) names. Raises UserError."""
+    verb, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if verb in ("-h", "--help"):
+        print(describe_verbs())
+    elif verb == "--version":
+        print(f"jaxcpt {__version__}")
+    elif verb in VERBS:
+        importlib.import_module(f"jaxcpt.{verb.replace('-', '_')}").main(rest)
+    else:
+        raise UserError(f"{verb}: no such verb; there are {', '.join(VERBS)}")
+
+
+def run() -> None:
+    """The entry point of the installed command."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    run()

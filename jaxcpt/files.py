@@ -1,0 +1,38 @@
+"""Files that appear whole or not at all, and sums that tell whether they are still the same.
+
+Every file of a run is written by `write_file`: under a temporary name, flushed to the disk, and
+renamed. A kill or a full disk leaves the old file or the new one, never a part of one.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from jaxcpt.errors import UserError
+
+
+def write_file(path: Path, content: str | bytes | Callable[[IO[bytes]], Any]) -> None:
+    """Writes the whole file at once. `content` is text, bytes, or a function that writes them.
+
+    Raises UserError naming the file where the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of the file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
