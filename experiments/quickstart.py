@@ -24,6 +24,7 @@ from jaxcpt.config import (
     Optimizer,
     PythonPackages,
     Tokenizer,
+    WeightedMean,
 )
 
 
@@ -42,11 +43,13 @@ def experiment() -> Experiment:
             mlp_width=512,
             causal=False,
             pooling="mean",
-            token_weights=True,
-            position_weights=True,
             final_norm=False,
-            embedding_scale=8.0,
-            residual_start="zero",
+            weighted_mean=WeightedMean(
+                token_weights=True,
+                position_weights=True,
+                embedding_scale=8.0,
+                residual_start="zero",
+            ),
             compute_dtype="float32",
             remat="nothing",
         ),
@@ -54,5 +57,12 @@ def experiment() -> Experiment:
         loss=Loss(scale_start=20.0),
         evals=Evals(every_steps=50),
     )
-    bag = replace(run.model, layers=0, position_weights=False)
-    return replace(run, baseline=Baseline("bag of subwords", 150, run.batching, bag, run.optimizer))
+    mean = replace(run.model.weighted_mean, position_weights=False)
+    bag = Baseline(
+        name="bag of subwords",
+        train_steps=150,
+        batching=run.batching,
+        model=replace(run.model, layers=0, weighted_mean=mean),
+        optimizer=run.optimizer,
+    )
+    return replace(run, baseline=bag)

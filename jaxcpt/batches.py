@@ -84,7 +84,7 @@ def size_full_batches(experiment: Experiment, data_shards: int) -> Sizes:
         return sizes
     unpacked = size_batches(replace(settings, pack=False), data_shards)
     assert unpacked is not None
-    texts_per_row = settings.row_tokens // max(tokenizer.x_tokens, tokenizer.y_tokens)
+    texts_per_row = settings.row_tokens // tokenizer.longest
     return replace(unpacked, rows_per_cell=-(-unpacked.rows_per_cell // texts_per_row))
 
 

@@ -12,8 +12,8 @@ import jax
 
 from jaxcpt.batches import Sizes
 from jaxcpt.config import Experiment
-from jaxcpt.optimizer import find_tables
-from jaxcpt.update import build_state
+from jaxcpt.optimizer import is_table, mark
+from jaxcpt.update import build_state, name_parameters
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
     state = jax.eval_shape(lambda: build_state(experiment))
     m = experiment.model
     tables = jax.tree.map(
-        lambda leaf, table: leaf.size * table, state.params, find_tables(state.params)
+        lambda leaf, table: leaf.size * table,
+        state.params,
+        mark(name_parameters(experiment), is_table),
     )
     parameters = _count(state.params)
     table_parameters = sum(jax.tree.leaves(tables))

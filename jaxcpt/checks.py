@@ -1,127 +1,210 @@
-"""Cross-checks of an experiment that need no device, one function for each part."""
+"""Cross-checks of an experiment that need no device, one function for each part.
+
+In: an experiment. Out: the same experiment, or a UserError that names the field, what was found
+and what is allowed. What depends on files or devices is checked where those are known.
+"""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import replace
 
-from jaxcpt.config import Experiment, PythonPackages, TfdsPairs, TokenizedPairs, derive_baseline
+from jaxcpt.config import (
+    Experiment,
+    PythonPackages,
+    TfdsPairs,
+    TokenizedPairs,
+    derive_baseline,
+)
 from jaxcpt.errors import UserError
+
+Check = tuple[bool, str]
+"""Whether a rule holds, and what to say where it does not."""
 
 
 def validate(experiment: Experiment) -> Experiment:
-    """Cross-checks that need no device. Returns the experiment; raises UserError naming a field."""
-    e, m, b, t = experiment, experiment.model, experiment.batching, experiment.tokenizer
-    kv_heads = m.heads if m.kv_heads is None else m.kv_heads
-    head_width = m.width // max(m.heads, 1)
-    longest = max(t.x_tokens, t.y_tokens)
-    positive = {
-        "train_steps": e.train_steps,
-        "log_every_steps": e.log_every_steps,
-        "evals.every_steps": e.evals.every_steps,
-        "checkpoints.every_steps": e.checkpoints.every_steps,
-        "checkpoints.keep": e.checkpoints.keep,
-        "batching.pairs_per_batch": b.pairs_per_batch,
-        "batching.chunks": b.chunks,
-        "model.width": m.width,
-        "model.heads": m.heads,
-        "model.mlp_width": 1 if m.mlp_width is None else m.mlp_width,
-        "batching.rows_per_cell": 1 if b.rows_per_cell is None else b.rows_per_cell,
-        "tokenizer.vocabulary": t.vocabulary,
-        "data.weights": min(e.data.weights, default=1),
-        "model.embedding_scale": m.embedding_scale,
-        "loss.scale_start": e.loss.scale_start,
-        "optimizer.learning_rate": e.optimizer.learning_rate,
-        "optimizer.clip_norm": e.optimizer.clip_norm,
-    }
-    rules: list[tuple[bool, str]] = [
-        (value > 0, f"{name}: must be above 0, found {value}") for name, value in positive.items()
-    ]
-    sources = (*e.data.train, e.data.heldout)
-    mined = {replace(s, split="train") for s in sources if isinstance(s, PythonPackages)}
-    o = e.optimizer
-    rules += [
-        (len(mined) <= 1, "data: PythonPackages sources must agree in all but their split"),
-        (
-            all(bool(s.directory) != bool(s.name) for s in sources if isinstance(s, TfdsPairs)),
-            "data: a TfdsPairs source needs either a directory or a name",
-        ),
-        (
-            not isinstance(e.data.heldout, TokenizedPairs),
-            "data.heldout: TokenizedPairs hold no texts, which evals need",
-        ),
-        (
-            all(size == -1 or size > 0 for size in dataclasses.astuple(e.mesh)),
-            "mesh: each axis must be above 0, or -1 for what the others leave",
-        ),
-        (
-            not e.evals.suites or e.evals.data != "",
-            "evals.data: evals.suites need a folder to read from",
-        ),
-        (
-            0 <= o.b1 < 1 and 0 <= o.b2 < 1 and o.eps > 0,
-            "optimizer: b1 and b2 must be in [0, 1) and eps above 0",
-        ),
-        (
-            0 <= o.final_share <= 1 and o.weight_decay >= 0,
-            "optimizer: final_share must be in [0, 1] and weight_decay 0 or more",
-        ),
-        (
-            o.embedding_learning_rate is None or o.embedding_learning_rate >= 0,
-            f"optimizer.embedding_learning_rate: below 0: {o.embedding_learning_rate}",
-        ),
-        (0 <= e.seed < 1 << 24, f"seed: must be from 0 to {(1 << 24) - 1}, found {e.seed}"),
-        (m.layers >= 0, f"model.layers: must be 0 or more, found {m.layers}"),
-        (bool(e.data.train), "data.train: no data; name at least one source"),
-        (
-            len(e.data.weights) in (0, len(e.data.train)),
-            f"data.weights: {len(e.data.weights)} weights for {len(e.data.train)} sources",
-        ),
-        (
-            head_width * m.heads == m.width,
-            f"model.heads: {m.heads} heads do not divide the width {m.width}",
-        ),
-        (
-            kv_heads > 0 and m.heads % kv_heads == 0,
-            f"model.kv_heads: {kv_heads} key heads do not divide the {m.heads} heads",
-        ),
-        (
-            m.positions == "learnt" or head_width % 2 == 0,
-            f"model.positions: rotary needs an even head width, found {head_width}",
-        ),
-        (
-            m.pooling == "mean" or not (m.token_weights or m.position_weights),
-            "model.token_weights, position_weights: only used with model.pooling=mean",
-        ),
-        (
-            b.chunks <= b.pairs_per_batch,
-            f"batching.chunks: {b.chunks} chunks for a batch of {b.pairs_per_batch} pairs",
-        ),
-        (
-            longest <= b.row_tokens,
-            f"batching.row_tokens: rows of {b.row_tokens} tokens cannot hold a text of {longest}",
-        ),
-        (min(t.x_tokens, t.y_tokens) >= 3, "tokenizer.x_tokens, y_tokens: must be at least 3"),
-        (
-            0 <= b.token_dropout < 1,
-            f"batching.token_dropout: must be in [0, 1), found {b.token_dropout}",
-        ),
-        (b.negatives >= 0, f"batching.negatives: must be 0 or more, found {b.negatives}"),
-        (
-            all(0 < prefix < m.width for prefix in e.loss.prefixes),
-            f"loss.prefixes: must lie between 0 and the width {m.width}",
-        ),
-        (
-            e.loss.scale_start <= e.loss.scale_max,
-            f"loss.scale_start: {e.loss.scale_start} is above loss.scale_max {e.loss.scale_max}",
-        ),
-        (
-            0 <= e.optimizer.warmup_steps < e.train_steps,
-            f"optimizer.warmup_steps: {e.optimizer.warmup_steps} of {e.train_steps} steps",
-        ),
-    ]
-    for holds, message in rules:
-        if not holds:
-            raise UserError(f"{e.name}: {message}")
-    baseline = derive_baseline(e)
+    """Returns the experiment. Raises UserError naming the first field that cannot be."""
+    for part in (_run, _data, _tokenizer, _batching, _model, _loss, _optimizer, _mesh):
+        for holds, message in part(experiment):
+            if not holds:
+                raise UserError(f"{experiment.name}: {message}")
+    baseline = derive_baseline(experiment)
     if baseline is not None:
         validate(baseline)
-    return e
+    return experiment
+
+
+def _above_zero(**values: float | None) -> Iterator[Check]:
+    """Rules that each value is above 0. In names, `__` stands for a dot; None is not checked."""
+    for name, value in values.items():
+        if value is not None:
+            yield value > 0, f"{name.replace('__', '.')}: must be above 0, found {value}"
+
+
+def _run(e: Experiment) -> Iterator[Check]:
+    yield from _above_zero(
+        train_steps=e.train_steps,
+        log_every_steps=e.log_every_steps,
+        evals__every_steps=e.evals.every_steps,
+        checkpoints__every_steps=e.checkpoints.every_steps,
+        checkpoints__keep=e.checkpoints.keep,
+    )
+    yield 0 <= e.seed < 1 << 24, f"seed: must be from 0 to {(1 << 24) - 1}, found {e.seed}"
+    yield (
+        not e.evals.suites or e.evals.data != "",
+        "evals.data: evals.suites need a folder to read from",
+    )
+
+
+def _data(e: Experiment) -> Iterator[Check]:
+    data = e.data
+    yield from _above_zero(data__weights=min(data.weights, default=1))
+    sources = (*data.train, data.heldout)
+    mined = {replace(s, split="train") for s in sources if isinstance(s, PythonPackages)}
+    yield len(mined) <= 1, "data: PythonPackages sources must agree in all but their split"
+    yield (
+        all(bool(s.directory) != bool(s.name) for s in sources if isinstance(s, TfdsPairs)),
+        "data: a TfdsPairs source needs either a directory or a name",
+    )
+    yield (
+        not isinstance(data.heldout, TokenizedPairs),
+        "data.heldout: TokenizedPairs hold no texts, which evals need",
+    )
+    yield bool(data.train), "data.train: no data; name at least one source"
+    yield (
+        len(data.weights) in (0, len(data.train)),
+        f"data.weights: {len(data.weights)} weights for {len(data.train)} sources",
+    )
+
+
+def _tokenizer(e: Experiment) -> Iterator[Check]:
+    t = e.tokenizer
+    given = "" if e.init_from is None else "; leave `tokenizer` out to take that of init_from"
+    yield t.vocabulary > 0, f"tokenizer.vocabulary: must be above 0, found {t.vocabulary}{given}"
+    yield min(t.x_tokens, t.y_tokens) >= 3, "tokenizer.x_tokens, y_tokens: must be at least 3"
+    yield (
+        t.kind != "hugging_face" or t.model_file is not None or e.init_from is not None,
+        "tokenizer.model_file: kind hugging_face needs a tokenizer.json",
+    )
+    yield (
+        t.delimiters == "brackets" or t.kind == "hugging_face",
+        "tokenizer.delimiters: own is for kind hugging_face; SentencePiece has brackets",
+    )
+
+
+def _batching(e: Experiment) -> Iterator[Check]:
+    b, longest = e.batching, e.tokenizer.longest
+    yield from _above_zero(
+        batching__pairs_per_batch=b.pairs_per_batch,
+        batching__chunks=b.chunks,
+        batching__rows_per_cell=b.rows_per_cell,
+    )
+    yield (
+        b.chunks <= b.pairs_per_batch,
+        f"batching.chunks: {b.chunks} chunks for a batch of {b.pairs_per_batch} pairs",
+    )
+    yield (
+        longest <= b.row_tokens,
+        f"batching.row_tokens: rows of {b.row_tokens} tokens cannot hold a text of {longest}",
+    )
+    yield (
+        0 <= b.token_dropout < 1,
+        f"batching.token_dropout: must be in [0, 1), found {b.token_dropout}",
+    )
+    yield b.negatives >= 0, f"batching.negatives: must be 0 or more, found {b.negatives}"
+
+
+def _model(e: Experiment) -> Iterator[Check]:
+    m, mean, longest = e.model, e.model.weighted_mean, e.tokenizer.longest
+    yield from _above_zero(
+        model__width=m.width,
+        model__heads=m.heads,
+        model__head_width=m.head_width,
+        model__mlp_width=m.mlp_width,
+        model__norm_epsilon=m.norm_epsilon,
+        model__rotary_base=m.rotary_base,
+        model__weighted_mean__embedding_scale=mean.embedding_scale,
+    )
+    yield m.layers >= 0, f"model.layers: must be 0 or more, found {m.layers}"
+    yield (
+        m.head_width is not None or m.head_size * m.heads == m.width,
+        f"model.heads: {m.heads} heads do not divide the width {m.width}",
+    )
+    yield (
+        m.key_heads > 0 and m.heads % m.key_heads == 0,
+        f"model.kv_heads: {m.kv_heads} key heads do not divide the {m.heads} heads",
+    )
+    rotated = m.head_size * m.rotary_share
+    yield (
+        m.positions == "learnt" or rotated % 2 == 0,
+        f"model.positions: rotary needs an even head width, found {m.head_size}"
+        if m.rotary_share == 1
+        else f"model.rotary_share: {m.rotary_share} of {m.head_size} is not an even width",
+    )
+    yield (
+        0 < m.rotary_share <= 1,
+        f"model.rotary_share: must be above 0 and at most 1, found {m.rotary_share}",
+    )
+    yield (
+        m.rotary_scaling is None or m.rotary_scaling.factor >= 1,
+        "model.rotary_scaling.factor: must be 1 or more",
+    )
+    yield (
+        m.position_rows is None or m.positions != "learnt" or longest <= m.position_rows,
+        f"model.position_rows: {m.position_rows} positions cannot hold a text of {longest} tokens",
+    )
+    yield (
+        m.norm_placement == "pre" or not m.parallel_residual,
+        "model.parallel_residual: goes with norm_placement=pre",
+    )
+    yield (
+        m.pooling == "mean"
+        or not (m.weighted_mean.token_weights or m.weighted_mean.position_weights),
+        "model.weighted_mean: token_weights and position_weights go with model.pooling=mean",
+    )
+    yield (
+        m.pooling != "eos" or e.tokenizer.delimiters == "brackets" or m.causal,
+        "model.pooling: eos at a closing token of the model's own needs a causal model",
+    )
+
+
+def _loss(e: Experiment) -> Iterator[Check]:
+    loss = e.loss
+    yield from _above_zero(loss__scale_start=loss.scale_start)
+    yield (
+        all(0 < prefix < e.model.width for prefix in loss.prefixes),
+        f"loss.prefixes: must lie between 0 and the width {e.model.width}",
+    )
+    yield (
+        loss.scale_start <= loss.scale_max,
+        f"loss.scale_start: {loss.scale_start} is above loss.scale_max {loss.scale_max}",
+    )
+
+
+def _optimizer(e: Experiment) -> Iterator[Check]:
+    o = e.optimizer
+    yield from _above_zero(
+        optimizer__learning_rate=o.learning_rate, optimizer__clip_norm=o.clip_norm
+    )
+    yield (
+        0 <= o.b1 < 1 and 0 <= o.b2 < 1 and o.eps > 0,
+        "optimizer: b1 and b2 must be in [0, 1) and eps above 0",
+    )
+    yield (
+        0 <= o.final_share <= 1 and o.weight_decay >= 0,
+        "optimizer: final_share must be in [0, 1] and weight_decay 0 or more",
+    )
+    yield (
+        o.embedding_learning_rate is None or o.embedding_learning_rate >= 0,
+        f"optimizer.embedding_learning_rate: below 0: {o.embedding_learning_rate}",
+    )
+    yield (
+        0 <= o.warmup_steps < e.train_steps,
+        f"optimizer.warmup_steps: {o.warmup_steps} of {e.train_steps} steps",
+    )
+
+
+def _mesh(e: Experiment) -> Iterator[Check]:
+    yield (
+        all(size == -1 or size > 0 for size in dataclasses.astuple(e.mesh)),
+        "mesh: each axis must be above 0, or -1 for what the others leave",
+    )

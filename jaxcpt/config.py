@@ -21,96 +21,173 @@ from jaxcpt.sources import (  # noqa: F401
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     vocabulary: int
-    kind: Literal["bpe", "unigram"] = "bpe"
+    """Rows of the token table, and pieces that a new tokenizer is trained to have at most."""
+    kind: Literal["bpe", "unigram", "hugging_face"] = "bpe"
+    """bpe and unigram: SentencePiece. hugging_face: `model_file` is a tokenizer.json."""
+    delimiters: Literal["brackets", "own"] = "brackets"
+    """What stands round a text. brackets: `[` x `]` and `{` y `}` (paper, section 2.1). own: the
+    template of the model that the tokenizer belongs to, such as [CLS] x [SEP]."""
     split_identifiers: bool = False
     """Lower-case, and cut parseDate and parse_date into words, inside the model's normaliser."""
     split_digits: bool = False
-    """Each digit is a token of its own."""
+    """Make each digit a token of its own."""
     x_tokens: int = 512
-    """Longest x, delimiters included; what is longer is cut and keeps its closing delimiter."""
+    """Longest x, delimiters included. A longer text is cut and keeps its closing delimiter."""
     y_tokens: int = 512
+    """Longest y, counted like x_tokens."""
     model_file: str | None = None
-    """A SentencePiece model made earlier; None: train one on the training pairs."""
+    """A tokenizer made earlier. None: train one on the training pairs."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text of either side."""
+        return max(self.x_tokens, self.y_tokens)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batching:
     pairs_per_batch: int
-    """Pairs in the global batch; need not divide anything, the remainder is masked."""
+    """Pairs in the global batch. The number need not divide anything; the remainder is masked."""
     chunks: int = 1
-    """Parts encoded one after another. The loss still sees the whole batch (update.py)."""
+    """Parts that are encoded one after another. The loss still sees the whole batch (update.py)."""
     row_tokens: int = 512
+    """Length of a packed row."""
     rows_per_cell: int | None = None
-    """Packed rows of a (data shard, chunk) cell; None: measured on the training pairs."""
+    """Packed rows of a (data shard, chunk) cell. None: measured on the training pairs."""
     pack: bool = True
-    """Several texts to a row, so that hardly any token is padding; False: one text a row."""
+    """Put several texts into a row, so that hardly any token is padding. False: one text a row."""
     negatives: int = 0
-    """Hard negatives taken from each pair; absent ones are masked."""
+    """Hard negatives taken from each pair. Where a pair has fewer, the rest is masked."""
     in_memory: bool = True
-    """Tokenise all pairs once at the start, and let each batch take one pair of each stratum of
-    length, so that all batches hold as many tokens. False: read and tokenise batch by batch."""
+    """Tokenise all pairs once at the start, and draw one pair from each length bucket, so that
+    batches have nearly equal token counts. False: read and tokenise batch by batch."""
     token_dropout: float = 0.0
     """Share of inner tokens left out, drawn anew for each text and step."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class WeightedMean:
+    """Settings for a model that starts as a bag of weighted subwords and is pooled by the mean.
+
+    The quickstart uses them; the paper does not.
+    """
+
+    token_weights: bool = False
+    """Weight each token in the mean by exp of a number learnt per vocabulary entry."""
+    position_weights: bool = False
+    """Weight each position in the mean by exp of a number learnt per position."""
+    embedding_scale: float = 1.0
+    """Factor on the token embeddings: how large they are beside what the layers add to them."""
+    residual_start: Literal["gpt", "zero"] = "gpt"
+    """Initial last matrix of each layer's two branches: GPT's 0.02 / sqrt(2 layers), or zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryScaling:
+    """Stretches rotary positions, for models that were extended to longer texts."""
+
+    kind: Literal["linear", "llama3"] = "linear"
+    factor: float = 1.0
+    """Positions are divided by it (linear); so are slow rotations (llama3)."""
+    low_frequency_factor: float = 1.0
+    """llama3: wavelengths above original_tokens / this are divided by `factor`."""
+    high_frequency_factor: float = 4.0
+    """llama3: wavelengths below original_tokens / this stay as they are."""
+    original_tokens: int = 8192
+    """llama3: longest text before the extension."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     width: int
+    """Width of the residual stream, which is also the size of the embedding."""
     layers: int
     heads: int
     kv_heads: int | None = None
-    """Fewer than `heads` for grouped-query attention; None: as many."""
+    """Fewer than `heads` for grouped-query attention. None: as many."""
+    head_width: int | None = None
+    """Width of an attention head. None: width / heads."""
     mlp_width: int | None = None
     """None: four times the width."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    positions: Literal["learnt", "rotary"] = "learnt"
-    mlp: Literal["gelu", "swiglu"] = "gelu"
-    qk_norm: bool = False
-    biases: bool = True
-    causal: bool = True
-    pooling: Literal["eos", "mean"] = "eos"
-    """eos: hidden state at the closing delimiter (paper, section 2.1); mean: over the text."""
-    token_weights: bool = False
-    """Weigh each token in the mean by exp of a number learnt per vocabulary entry."""
-    position_weights: bool = False
-    """Weigh each position in the mean by exp of a number learnt per position."""
+    norm_epsilon: float | None = None
+    """Added to the variance. None: 1e-5 for layernorm and 1e-6 for rmsnorm."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """pre: norm the input of each branch (GPT). post: norm the stream after each branch (BERT)."""
+    embedding_norm: bool = False
+    """Norm the sum of the token and position embeddings (BERT)."""
     final_norm: bool = True
-    """Off, a hidden state's length counts in the mean, as it does in a bag of tokens."""
-    embedding_scale: float = 1.0
-    """Multiplies what is looked up, and so says how large the stream is beside its branches."""
-    residual_start: Literal["gpt", "zero"] = "gpt"
-    """Start of a branch's last matrix: GPT's 0.02 / sqrt(2 layers), or zero."""
+    """Norm the last hidden state. If False, longer hidden states weigh more in a mean."""
+    parallel_residual: bool = False
+    """Attention and MLP read the same input, and both results are added to it (GPT-NeoX)."""
+    positions: Literal["learnt", "rotary"] = "learnt"
+    position_rows: int | None = None
+    """Rows of the learnt position table. None: as many as the longest text has tokens."""
+    rotary_base: float = 10_000.0
+    rotary_share: float = 1.0
+    """Leading share of each head's width that is rotated (GPT-NeoX: 0.25)."""
+    rotary_scaling: RotaryScaling | None = None
+    mlp: Literal["gelu", "gelu_exact", "relu", "swiglu"] = "gelu"
+    """gelu: the tanh approximation (GPT-2). gelu_exact: by the error function (BERT)."""
+    qk_norm: bool = False
+    """Norm each head's query and key (Qwen3)."""
+    biases: bool = True
+    qkv_biases: bool | None = None
+    """Biases of query, key and value. None: as `biases` (Qwen2 has these alone)."""
+    causal: bool = True
+    pooling: Literal["eos", "mean", "first"] = "eos"
+    """eos: hidden state at the closing delimiter (paper, section 2.1). mean: over the text. first:
+    at the text's first token (BERT's [CLS])."""
+    weighted_mean: WeightedMean = field(default_factory=WeightedMean)
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     cut_residual: bool = False
-    """Cut the residual stream's width over the mesh axis tensor, too: less memory, more traffic."""
+    """Cut the residual stream's width over the mesh axis tensor too: less memory, more traffic."""
     remat: Literal["nothing", "dots", "everything"] = "everything"
-    """What a layer recomputes in the backward pass: nothing; all but its matrix products and its
-    attention; all."""
+    """What a layer recomputes in the backward pass: nothing; everything but its matrix products
+    and its attention; everything."""
+
+    @property
+    def key_heads(self) -> int:
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.width // max(self.heads, 1) if self.head_width is None else self.head_width
+
+    @property
+    def mlp_size(self) -> int:
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+    @property
+    def has_qkv_biases(self) -> bool:
+        return self.biases if self.qkv_biases is None else self.qkv_biases
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loss:
     scale_start: float = 1 / 0.07
     """exp(log_scale) at step 0; CLIP's value."""
     scale_max: float = 100.0
     form: Literal["dense", "streaming"] = "dense"
-    """dense: each data shard holds its x against all candidates; streaming: a tile of that."""
+    """dense: each data shard holds the similarities of its x with all candidates. streaming:
+    computes the similarity matrix tile by tile."""
     prefixes: tuple[int, ...] = ()
     """Widths of leading parts of the embedding that get the same loss (Matryoshka, 2205.13147)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Optimizer:
     learning_rate: float
     embedding_learning_rate: float | None = None
-    """For the token and position tables and token weights; None: `learning_rate`."""
+    """For the token and position tables and their weights in the mean. None: `learning_rate`."""
     warmup_steps: int = 0
     final_share: float = 0.1
     """Learning rate at the last step, as a share of its peak."""
     weight_decay: float = 0.1
+    """Applied to the weight matrices of the layers alone."""
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-8
@@ -119,11 +196,27 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; one of them may be -1: whatever the others leave."""
+    """Devices along each axis. One axis may be -1: it takes the devices that the others leave."""
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+
+
+@dataclass(frozen=True)
+class InitFrom:
+    """Start from the parameters and the tokenizer of another model instead of random numbers.
+
+    Fields of `model` and `tokenizer` that an experiment leaves at their defaults are taken from
+    that model. Others must agree with it, except those that only this run decides: the longest
+    texts, the compute dtype, remat and cut_residual.
+    """
+
+    run: str
+    """A run folder, a Hugging Face folder, or `package:NAME/PATH` for a folder in an installed
+    package. A Hugging Face folder is imported into the new run first."""
+    step: int | None = None
+    """Checkpoint of a run folder. None: the newest whole one."""
 
 
 @dataclass(frozen=True)
@@ -132,18 +225,18 @@ class Checkpoints:
     keep: int = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evals:
     """What is measured every `every_steps` and at the end; the held-out pairs always are."""
 
     every_steps: int = 1000
     suites: tuple[Literal["linear_probe", "sts", "retrieval", "code_search", "open_qa"], ...] = ()
-    """They need `data`."""
+    """Suites of the paper that a run scores itself on; they need `data`."""
     data: str = ""
-    """A folder with a folder for each suite."""
+    """A folder that holds one folder for each suite."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Baseline:
     """A second, cheaper run to stand beside this one: same data, tokenizer and all else."""
 
@@ -154,15 +247,18 @@ class Baseline:
     optimizer: Optimizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     name: str
     train_steps: int
     data: Data
-    tokenizer: Tokenizer
     batching: Batching
-    model: Model
     optimizer: Optimizer
+    tokenizer: Tokenizer = field(default_factory=lambda: Tokenizer(vocabulary=0))
+    """Left out: taken from `init_from`."""
+    model: Model = field(default_factory=lambda: Model(width=0, layers=0, heads=0))
+    """Left out: taken from `init_from`."""
+    init_from: InitFrom | None = None
     loss: Loss = field(default_factory=Loss)
     mesh: Mesh = field(default_factory=Mesh)
     topology: str = ""

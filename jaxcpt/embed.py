@@ -22,11 +22,19 @@ from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import show_progress
-from jaxcpt.model import Cells, Params, encode, make_cells, make_encoder, normalise
+from jaxcpt.model import (
+    Cells,
+    Params,
+    check_model_fits,
+    encode,
+    make_cells,
+    make_encoder,
+    normalise,
+)
 from jaxcpt.packing import CellArrays, Place, pack_rows
 from jaxcpt.pair import Side
 from jaxcpt.pairs import read_jsonl
-from jaxcpt.sharding import check_model_fits, count_data_shards, make_mesh, named, use_cpu_cores
+from jaxcpt.sharding import count_data_shards, make_mesh, named, use_cpu_cores
 from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import shard_state
 from jaxcpt.vectors import Document, Storage, fill
@@ -54,8 +62,7 @@ class Embedder:
         self.experiment, self.params, self.tokenizer = experiment, params, tokenizer
         self.step, self.fingerprint = step, fingerprint
         self.mesh, self.width = mesh, experiment.model.width
-        longest = max(experiment.tokenizer.x_tokens, experiment.tokenizer.y_tokens)
-        self.row_sizes = list_row_sizes(longest)
+        self.row_sizes = list_row_sizes(experiment.tokenizer.longest)
         self.embed_cells = make_embed_cells(experiment, mesh)
 
     @classmethod
@@ -71,7 +78,7 @@ class Embedder:
         experiment = read_experiment(run_dir)
         tokenizer = Tokenizer.load(run_dir / "tokenizer")
         devices = choose_mesh(experiment) if mesh is None else make_mesh(mesh)
-        check_model_fits(devices, experiment.model, experiment.tokenizer.vocabulary)
+        check_model_fits(devices, experiment)
         with Checkpoints(run_dir / "checkpoints") as checkpoints:
             chosen = checkpoints.choose(step)
             check_tokenizer(tokenizer.fingerprint, checkpoints.read_meta(chosen), run_dir)

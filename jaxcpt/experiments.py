@@ -18,6 +18,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxcpt.checks import validate
 from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError
 
@@ -159,7 +160,17 @@ def from_json(text: str, where: str) -> Experiment:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}:{error.lineno}: not JSON: {error.msg}") from error
-    return _build(Experiment, value, where)
+    return validate(_build(Experiment, _upgrade(value), where))
+
+
+def _upgrade(value: Any) -> Any:
+    """Moves fields of version 0.1 runs to where they are now, so that old run folders load."""
+    moved = ("token_weights", "position_weights", "embedding_scale", "residual_start")
+    for part in (value, value.get("baseline")) if isinstance(value, dict) else ():
+        model = part.get("model") if isinstance(part, dict) else None
+        if isinstance(model, dict) and "token_weights" in model:
+            model["weighted_mean"] = {name: model.pop(name) for name in moved if name in model}
+    return value
 
 
 def read_experiment(run_dir: Path) -> Experiment:

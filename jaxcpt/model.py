@@ -16,8 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxcpt import config
 from jaxcpt.attention import SAVED, attention
+from jaxcpt.errors import UserError
 from jaxcpt.packing import CellArrays
-from jaxcpt.sharding import constrain, fetch
+from jaxcpt.sharding import constrain, fetch, find_misfit
 
 Array = jax.Array | np.ndarray
 
@@ -58,11 +59,13 @@ class Norm(nn.Module):
         dtype, x = x.dtype, x.astype(jnp.float32)
         scale = self.weight("scale", nn.initializers.ones, x.shape[-1])
         if self.settings.norm == "rmsnorm" or self.letter == "k":
-            x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+            epsilon = 1e-6 if self.settings.norm_epsilon is None else self.settings.norm_epsilon
+            x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
             return (x * scale).astype(dtype)
         # Both moments in one pass over x, as flax's own LayerNorm takes them.
         mean, square = (jnp.mean(moment, axis=-1, keepdims=True) for moment in (x, x * x))
-        x = (x - mean) * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + 1e-5)
+        epsilon = 1e-5 if self.settings.norm_epsilon is None else self.settings.norm_epsilon
+        x = (x - mean) * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + epsilon)
         return (x * scale + self.weight("bias", nn.initializers.zeros, x.shape[-1])).astype(dtype)
 
     def weight(self, name: str, init: Callable, size: int) -> jax.Array:
@@ -72,7 +75,11 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream (GPT)."""
+    """Attention and MLP, each added to the residual stream.
+
+    The norm stands before each branch (GPT) or after each addition (BERT). With
+    `parallel_residual` both branches read the same stream (GPT-NeoX).
+    """
 
     settings: config.Model
 
@@ -86,19 +93,27 @@ class Block(nn.Module):
         self, hidden_rld: jax.Array, segments_rl: jax.Array, positions_rl: jax.Array
     ) -> tuple[jax.Array, None]:
         m = self.settings
-        hidden_rld = hidden_rld + self.attend(
-            Norm(m, name="attention_norm")(hidden_rld), segments_rl, positions_rl
-        )
+        attention_norm, mlp_norm = Norm(m, name="attention_norm"), Norm(m, name="mlp_norm")
+        if m.norm_placement == "post":
+            attended_rld = self.attend(hidden_rld, segments_rl, positions_rl)
+            hidden_rld = attention_norm(hidden_rld + attended_rld)
+            hidden_rld = checkpoint_name(constrain(hidden_rld, residual_letters(m)), "middle")
+            hidden_rld = mlp_norm(hidden_rld + self.transform(hidden_rld))
+            return constrain(hidden_rld, residual_letters(m)), None
+        attended_rld = self.attend(attention_norm(hidden_rld), segments_rl, positions_rl)
+        if m.parallel_residual:
+            attended_rld += self.transform(mlp_norm(hidden_rld))
+            return constrain(hidden_rld + attended_rld, residual_letters(m)), None
+        hidden_rld = hidden_rld + attended_rld
         hidden_rld = checkpoint_name(constrain(hidden_rld, residual_letters(m)), "middle")
-        hidden_rld = hidden_rld + self.transform(Norm(m, name="mlp_norm")(hidden_rld))
+        hidden_rld = hidden_rld + self.transform(mlp_norm(hidden_rld))
         return constrain(hidden_rld, residual_letters(m)), None
 
     def attend(
         self, x_rld: jax.Array, segments_rl: jax.Array, positions_rl: jax.Array
     ) -> jax.Array:
         m = self.settings
-        d, h, j = m.width, m.heads, m.kv_heads or m.heads
-        k = d // h
+        d, h, j, k = m.width, m.heads, m.key_heads, m.head_size
         start, zero = nn.initializers.normal(0.02), nn.initializers.zeros
         query_rlhk = jnp.einsum(
             "rld,dhk->rlhk", x_rld, self.weight("query", "dhk", (d, h, k), start)
@@ -107,7 +122,7 @@ class Block(nn.Module):
         value_rljk = jnp.einsum(
             "rld,djk->rljk", x_rld, self.weight("value", "djk", (d, j, k), start)
         )
-        if m.biases:
+        if m.has_qkv_biases:
             query_rlhk = query_rlhk + self.weight("query_bias", "hk", (h, k), zero)
             key_rljk = key_rljk + self.weight("key_bias", "jk", (j, k), zero)
             value_rljk = value_rljk + self.weight("value_bias", "jk", (j, k), zero)
@@ -115,9 +130,9 @@ class Block(nn.Module):
             query_rlhk = Norm(m, "k", name="query_norm")(query_rlhk)
             key_rljk = Norm(m, "k", name="key_norm")(key_rljk)
         if m.positions == "rotary":
-            query_rlhk = rotate(query_rlhk, positions_rl)
-            key_rljk = rotate(key_rljk, positions_rl)
-        # Named with all that is added to the products, so that no pass of its own adds it again.
+            query_rlhk = rotate(query_rlhk, positions_rl, m)
+            key_rljk = rotate(key_rljk, positions_rl, m)
+        # Checkpointed after bias and scale, so that the backward pass does not add them again.
         query_rlhk = checkpoint_name(query_rlhk * k**-0.5, "query")
         key_rljk = checkpoint_name(key_rljk, "key")
         value_rljk = checkpoint_name(value_rljk, "value")
@@ -128,7 +143,7 @@ class Block(nn.Module):
 
     def transform(self, x_rld: jax.Array) -> jax.Array:
         m = self.settings
-        d, f = m.width, m.mlp_width or 4 * m.width
+        d, f = m.width, m.mlp_size
         start, zero = nn.initializers.normal(0.02), nn.initializers.zeros
         inner_rlf = jnp.einsum("rld,df->rlf", x_rld, self.weight("up", "df", (d, f), start))
         if m.biases:
@@ -137,8 +152,10 @@ class Block(nn.Module):
         if m.mlp == "swiglu":
             gate_rlf = jnp.einsum("rld,df->rlf", x_rld, self.weight("gate", "df", (d, f), start))
             inner_rlf = nn.silu(checkpoint_name(gate_rlf, "gate")) * inner_rlf
+        elif m.mlp == "relu":
+            inner_rlf = nn.relu(inner_rlf)
         else:
-            inner_rlf = nn.gelu(inner_rlf)
+            inner_rlf = nn.gelu(inner_rlf, approximate=m.mlp == "gelu")
         down_fd = self.weight("down", "fd", (f, d), branch_end(m))
         out_rld = jnp.einsum("rlf,fd->rld", inner_rlf, down_fd)
         return out_rld + self.weight("down_bias", "d", (d,), zero) if m.biases else out_rld
@@ -149,20 +166,34 @@ def residual_letters(m: config.Model) -> str:
 
 
 def branch_end(m: config.Model) -> Callable:
-    """Start of the matrix that ends a residual branch (GPT-2: smaller with depth)."""
-    if m.residual_start == "zero":
+    """Initial values of the matrix that ends a residual branch (GPT-2: smaller with depth)."""
+    if m.weighted_mean.residual_start == "zero":
         return nn.initializers.zeros
     return nn.initializers.normal(0.02 / (2 * max(m.layers, 1)) ** 0.5)
 
 
-def rotate(x_rlhk: jax.Array, positions_rl: jax.Array) -> jax.Array:
-    """Rotary positions on the halves of the head width, base 10,000 (RoFormer; Llama's order)."""
-    half = x_rlhk.shape[-1] // 2
-    frequencies = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions_rl[..., None, None].astype(jnp.float32) * frequencies
+def rotate(x_rlhk: jax.Array, positions_rl: jax.Array, m: config.Model) -> jax.Array:
+    """Rotary positions on the two halves of the rotated width (RoFormer; Llama's order)."""
+    rotated = round(x_rlhk.shape[-1] * m.rotary_share)
+    angles = positions_rl[..., None, None].astype(jnp.float32) * find_frequencies(m, rotated)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
-    a, b = jnp.split(x_rlhk.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_rlhk.dtype)
+    a, b = jnp.split(x_rlhk[..., :rotated].astype(jnp.float32), 2, axis=-1)
+    turned_rlhk = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([turned_rlhk.astype(x_rlhk.dtype), x_rlhk[..., rotated:]], axis=-1)
+
+
+def find_frequencies(m: config.Model, rotated: int) -> np.ndarray:
+    """Radians per position of each rotated pair of coordinates, float32 [rotated / 2]."""
+    frequencies = m.rotary_base ** (-np.arange(0, rotated, 2) / rotated)
+    if (scaling := m.rotary_scaling) is None:
+        return frequencies.astype(np.float32)
+    if scaling.kind == "linear":
+        return (frequencies / scaling.factor).astype(np.float32)
+    # llama3: slow rotations are divided by the factor, fast ones stay, those between are blended.
+    turns = scaling.original_tokens * frequencies / (2 * np.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (frequencies * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
 
 
 REMAT_POLICIES: dict[str, Any] = {
@@ -190,7 +221,10 @@ class Encoder(nn.Module):
 
         hidden_rld = self.look_up("tokens", "vd", self.vocabulary, tokens_rl)
         if m.positions == "learnt" and m.layers:  # a bag of tokens has no order
-            hidden_rld = hidden_rld + self.look_up("positions", "ld", self.longest, positions_rl)
+            rows = m.position_rows or self.longest
+            hidden_rld = hidden_rld + self.look_up("positions", "ld", rows, positions_rl)
+        if m.embedding_norm:
+            hidden_rld = Norm(m, name="embedding_norm")(hidden_rld)
         hidden_rld = constrain(hidden_rld, residual_letters(m))
         if m.layers:
             block: Any = Block
@@ -209,10 +243,14 @@ class Encoder(nn.Module):
                 hidden_rld = Norm(m, name="final_norm")(hidden_rld)
 
         hidden_gsd = constrain(hidden_rld.reshape(g, r * l, m.width), "gld")
-        if m.pooling == "eos":
-            z_gtd = jnp.take_along_axis(hidden_gsd, cells.ends_gt[..., None], axis=1)
+        if m.pooling == "mean":
+            z_gtd = self.add_up(hidden_gsd, cells)
         else:
-            z_gtd = self.average(hidden_gsd, cells)
+            at_gt = cells.ends_gt
+            if m.pooling == "first":
+                length_gt = jnp.take_along_axis(positions_rl.reshape(g, r * l), at_gt, axis=1)
+                at_gt = at_gt - length_gt
+            z_gtd = jnp.take_along_axis(hidden_gsd, at_gt[..., None], axis=1)
         return z_gtd.astype(jnp.float32)
 
     def look_up(self, name: str, letters: str, size: int, ids_rl: Array) -> jax.Array:
@@ -220,11 +258,11 @@ class Encoder(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), tuple(letters))
         table: Any = self.param(name, init, (size, self.settings.width))
         table = fetch(table, letters, self.settings.compute_dtype)
-        return jnp.take(table, ids_rl, axis=0) * self.settings.embedding_scale
+        return jnp.take(table, ids_rl, axis=0) * self.settings.weighted_mean.embedding_scale
 
-    def average(self, hidden_gsd: jax.Array, cells: Cells) -> jax.Array:
-        """(Weighted) mean of each text's hidden states; the length cancels in the cosine."""
-        m, (g, t) = self.settings, cells.ends_gt.shape
+    def add_up(self, hidden_gsd: jax.Array, cells: Cells) -> jax.Array:
+        """(Weighted) sum of each text's hidden states. The cosine of it is that of the mean."""
+        m, (g, t) = self.settings.weighted_mean, cells.ends_gt.shape
         segments_gs = cells.segments_grl.reshape(g, -1)
         for used, name, letter, size, ids_grl in (
             (m.token_weights, "token_weights", "v", self.vocabulary, cells.tokens_grl),
@@ -247,7 +285,7 @@ def normalise(z: jax.Array) -> jax.Array:
 
 def make_encoder(experiment: config.Experiment) -> Encoder:
     t = experiment.tokenizer
-    return Encoder(experiment.model, t.vocabulary, max(t.x_tokens, t.y_tokens))
+    return Encoder(experiment.model, t.vocabulary, t.longest)
 
 
 def initialise(encoder: Encoder, seed: jax.Array) -> Params:
@@ -259,6 +297,28 @@ def encode(encoder: Encoder, params: Params, cells: Cells) -> jax.Array:
     """Cells -> z_gtd, float32, not yet of unit length; of no meaning for absent texts."""
     z_gtd: Any = encoder.apply({"params": params}, cells)
     return z_gtd
+
+
+def check_model_fits(mesh: jax.sharding.Mesh, experiment: config.Experiment) -> None:
+    """Every cut axis of the parameters must divide. Raises UserError naming field and mesh axis."""
+    fields = {
+        "d": "model.width",
+        "h": "model.heads",
+        "j": "model.kv_heads",
+        "f": "model.mlp_width",
+        "v": "tokenizer.vocabulary",
+        "e": "model.width (cut_residual)",
+    }
+    encoder = make_encoder(experiment)
+    shapes = jax.eval_shape(lambda: initialise(encoder, jax.random.key(0)))
+    axes = jax.tree.leaves(name_axes(encoder), is_leaf=lambda node: isinstance(node, tuple))
+    cut = [(a.shape, letters) for a, letters in zip(jax.tree.leaves(shapes), axes, strict=True)]
+    if experiment.model.cut_residual:
+        cut.append(((experiment.model.width,), ("e",)))
+    sizes = {k: size for shape, letters in cut for k, size in zip(letters, shape, strict=True)}
+    for letter, name in fields.items():
+        if letter in sizes and (axis := find_misfit(sizes[letter], letter, mesh)):
+            raise UserError(f"{name}: {sizes[letter]} does not divide by the mesh axis {axis}")
 
 
 def name_axes(encoder: Encoder) -> Any:

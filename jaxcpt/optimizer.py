@@ -3,14 +3,13 @@
 In: `config.Optimizer`. Out: an optax transformation and its schedule. Sole home of optax.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
 from jaxcpt import config
-
-TABLES = ("tokens", "positions", "token_weights", "position_weights")
 
 
 def make_schedule(settings: config.Optimizer, train_steps: int) -> optax.Schedule:
@@ -25,33 +24,36 @@ def make_schedule(settings: config.Optimizer, train_steps: int) -> optax.Schedul
 
 
 def make_optimizer(
-    settings: config.Optimizer, train_steps: int
+    settings: config.Optimizer, train_steps: int, axes: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Decays matrices only: not norms, biases, tables or the temperature."""
+    """Decays the weight matrices of layers only: not norms, biases, tables or the temperature.
+
+    axes: a tree like the parameters, with the letters of each as a tuple.
+    """
     of_tables = settings.embedding_learning_rate
     rate = 1.0 if of_tables is None else of_tables / settings.learning_rate
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
-        optax.add_decayed_weights(settings.weight_decay, mask=find_matrices),
-        optax.masked(optax.scale(rate), find_tables),
+        optax.add_decayed_weights(settings.weight_decay, mask=mark(axes, is_matrix)),
+        optax.masked(optax.scale(rate), mark(axes, is_table)),
         optax.scale_by_learning_rate(make_schedule(settings, train_steps)),
     )
 
 
-def find_tables(params: Any) -> Any:
-    """True for the parameters that are looked up by token or position."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key in TABLES, params)
+def is_table(letters: tuple[str, ...]) -> bool:
+    """Whether the parameter is looked up by token or position."""
+    return bool({"v", "l"} & set(letters))
 
 
-def find_matrices(params: Any) -> Any:
-    """True for the layers' weight matrices. Biases and norms are known by their names."""
+def is_matrix(letters: tuple[str, ...]) -> bool:
+    """Whether the parameter maps the residual stream (d) to another width, or back."""
+    return "d" in letters and len(set(letters) - {"i"}) > 1 and not is_table(letters)
 
-    def is_matrix(path: Any, _: Any) -> bool:
-        name = path[-1].key
-        return not (name in (*TABLES, "scale", "bias", "log_scale") or name.endswith("_bias"))
 
-    return jax.tree.map_with_path(is_matrix, params)
+def mark(axes: Any, holds: Callable[[tuple[str, ...]], bool]) -> Any:
+    """The tree of letters with `holds(letters)` for each parameter."""
+    return jax.tree.map(holds, axes, is_leaf=lambda node: isinstance(node, tuple))
 
 
 def measure_norm(tree: Any) -> jax.Array:

@@ -89,7 +89,7 @@ fetch.defvjp(_fetch_forward, _fetch_backward)
 
 
 def find_platform() -> str:
-    """What the mesh in force is made of ("tpu", "gpu", "cpu"), though it be only described."""
+    """What the mesh in force is made of: "tpu", "gpu" or "cpu". An abstract mesh has one too."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
@@ -164,19 +164,10 @@ def named(mesh: jax.sharding.Mesh, letters: Sequence[str] = "") -> NamedSharding
     return NamedSharding(mesh, partition_spec(letters))
 
 
-def check_model_fits(mesh: jax.sharding.Mesh, model: config.Model, vocabulary: int) -> None:
-    """Every sharded axis of the parameters must divide. Raises UserError naming field and axis."""
-    cut = {
-        "model.width": (model.width, "fsdp"),
-        "model.heads": (model.heads, "tensor"),
-        "model.kv_heads": (model.kv_heads or model.heads, "tensor"),
-        "model.mlp_width": (model.mlp_width or 4 * model.width, "tensor"),
-        "tokenizer.vocabulary": (vocabulary, "tensor"),
-    }
-    if model.cut_residual:
-        cut["model.width (cut_residual)"] = (model.width, "tensor")
-    for name, (size, axis) in cut.items():
-        if size % mesh.shape[axis]:
-            raise UserError(
-                f"{name}: {size} does not divide by the mesh axis {axis}={mesh.shape[axis]}"
-            )
+def find_misfit(size: int, letter: str, mesh: jax.sharding.Mesh) -> str | None:
+    """The mesh axes that do not divide an array's axis, such as `tensor=4`; None: all do."""
+    for axes in RULES[letter]:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        if size % math.prod(mesh.shape[name] for name in names):
+            return " x ".join(f"{name}={mesh.shape[name]}" for name in names)
+    return None

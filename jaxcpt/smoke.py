@@ -48,6 +48,7 @@ def _shrink_parts(part: Experiment | Baseline) -> dict[str, Any]:
             layers=min(m.layers, 2),
             heads=4,
             kv_heads=2 if grouped else None,
+            head_width=None,
             mlp_width=64,
         ),
         "optimizer": replace(part.optimizer, warmup_steps=1),

@@ -1,16 +1,16 @@
 """Where pairs come from: one frozen dataclass for each kind of source, and `Data`, their mixture.
 
-They hold values alone; `jaxcpt.pairs` opens what they name. A column of hard negatives named
-`negatives` is used where it is there; a name of your own must be.
+They hold values alone; `jaxcpt.pairs` opens what they name. The column `negatives` is optional. If
+you name another column of hard negatives, it must exist.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prefixes:
-    """What every text of a source begins with, such as `query: `; negatives begin as y does."""
+    """What every text of a source begins with, such as `query: `. Negatives get the y prefix."""
 
     x_prefix: str = ""
     y_prefix: str = ""
@@ -25,6 +25,7 @@ class PythonPackages(Prefixes):
     """
 
     split: Literal["train", "heldout"] = "train"
+    _: KW_ONLY
     heldout_functions: int = 1000
     packages: tuple[str, ...] = ()
     """Import names to mine, such as `json`; empty: the standard library and jaxcpt's own needs."""
@@ -37,6 +38,7 @@ class JsonlPairs(Prefixes):
     """One JSON object a line, with the two texts under `x` and `y`; may end in .gz."""
 
     path: str
+    _: KW_ONLY
     x: str = "x"
     y: str = "y"
     negatives: str = "negatives"
@@ -47,6 +49,7 @@ class TfdsPairs(Prefixes):
     """A prepared tensorflow-datasets dataset in ArrayRecord form, by its directory or its name."""
 
     directory: str = ""
+    _: KW_ONLY
     split: str = "train"
     prepare: str = ""
     """The command that makes the directory, shown when it is missing."""
@@ -68,6 +71,7 @@ class ArrayRecordPairs(Prefixes):
     """
 
     path: str
+    _: KW_ONLY
     x: str = "x"
     y: str = "y"
     negatives: str = "negatives"
@@ -78,6 +82,7 @@ class ParquetPairs(Prefixes):
     """A Parquet file, or a folder of `*.parquet` in the order of their names."""
 
     path: str
+    _: KW_ONLY
     x: str = "x"
     y: str = "y"
     negatives: str = "negatives"
@@ -88,6 +93,7 @@ class DatasetsPairs(Prefixes):
     """A Hugging Face dataset as `save_to_disk` writes it, read through a memory map."""
 
     directory: str
+    _: KW_ONLY
     split: str = ""
     """Of a saved DatasetDict; empty where a Dataset was saved."""
     x: str = "x"

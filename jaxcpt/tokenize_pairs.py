@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources, experiment = name_sources(arguments)
     if experiment:
         sources = [choose(sources, arguments.source)]
-    settings = experiment.tokenizer if experiment else config.Tokenizer(0)
+    settings = experiment.tokenizer if experiment else config.Tokenizer(vocabulary=0)
     model = arguments.tokenizer or settings.model_file
     if model is None:
         raise UserError("--tokenizer: name a model; jaxcpt train-tokenizer makes one")

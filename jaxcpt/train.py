@@ -43,6 +43,7 @@ from jaxcpt.experiments import (
     to_json,
 )
 from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
+from jaxcpt.model import check_model_fits
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import Pairs, TokenizedReader, open_training, sample_texts
 from jaxcpt.processes import (
@@ -55,7 +56,6 @@ from jaxcpt.processes import (
 )
 from jaxcpt.report import write_report
 from jaxcpt.sharding import (
-    check_model_fits,
     make_mesh,
     size_mesh,
     use_cpu_cores,
@@ -80,7 +80,7 @@ class Prepared:
 def prepare(experiment: Experiment, run_dir: Path, shared_dir: Path) -> Prepared:
     """Devices; a run folder that is this experiment's; pairs -> tokenizer -> batches."""
     mesh = make_mesh(experiment.mesh)
-    check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
+    check_model_fits(mesh, experiment)
     check_agreement(experiment)
     with first_goes_first("prepare"):
         claim(run_dir, experiment)

@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources, experiment = name_sources(arguments)
     if experiment is None and arguments.vocabulary is None:
         raise UserError("--vocabulary: how many pieces? 32000 suits a language and some code")
-    settings = experiment.tokenizer if experiment else config.Tokenizer(0, split_digits=True)
+    settings = (
+        experiment.tokenizer if experiment else config.Tokenizer(vocabulary=0, split_digits=True)
+    )
     given = {
         name: value
         for name in ("vocabulary", "kind", "split_identifiers", "split_digits")

@@ -46,13 +46,23 @@ class TrainState:
     opt_state: Any
 
 
+def name_parameters(experiment: Experiment) -> Any:
+    """The letters of every parameter: a tree like `TrainState.params`, with tuples for leaves."""
+    return {"encoder": name_axes(make_encoder(experiment)), "log_scale": ()}
+
+
+def _make_optimizer(experiment: Experiment) -> Any:
+    axes = name_parameters(experiment)
+    return make_optimizer(experiment.optimizer, experiment.train_steps, axes)
+
+
 def build_state(experiment: Experiment) -> TrainState:
     """The state at step 0. Traced only: under `jax.eval_shape` or `init_state`."""
     params = {
         "encoder": initialise(make_encoder(experiment), jax.random.key(experiment.seed)),
         "log_scale": jnp.log(jnp.float32(experiment.loss.scale_start)),
     }
-    opt_state = make_optimizer(experiment.optimizer, experiment.train_steps).init(params)
+    opt_state = _make_optimizer(experiment).init(params)
     return TrainState(jnp.int32(0), params, opt_state)
 
 
@@ -61,7 +71,7 @@ def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
 
     Adam's moments are laid out like the parameters they belong to: their paths end alike.
     """
-    axes = {"encoder": name_axes(make_encoder(experiment)), "log_scale": ()}
+    axes = name_parameters(experiment)
     letters = {
         tuple(key.key for key in path): names
         for path, names in jax.tree.leaves_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))
@@ -115,8 +125,7 @@ def train_step(
 ) -> tuple[TrainState, Scalars]:
     """One update; metrics are of the batch as it was before it."""
     metrics, gradient = compute_gradient(experiment, state.params, batch)
-    optimizer = make_optimizer(experiment.optimizer, experiment.train_steps)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    updates, opt_state = _make_optimizer(experiment).update(gradient, state.opt_state, state.params)
     params = jax.tree.map(jnp.add, state.params, updates)
     # Clamped here and not in the loss, where it would leave the temperature without gradient.
     params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(experiment.loss.scale_max))

@@ -56,6 +56,12 @@ def make_pairs(count: int = 90) -> list[Pair]:
 PAIRS = make_pairs()
 
 
+def change(node, names, value):
+    """The dataclass `node` with the field that `names` leads to changed."""
+    name, *rest = names
+    return replace(node, **{name: change(getattr(node, name), rest, value) if rest else value})
+
+
 def make_experiment(path: Path | str = "pairs.jsonl", **changes: object) -> Experiment:
     """A tiny experiment in float32; `changes` are fields of its parts, `part__field=value`."""
     experiment = Experiment(
@@ -70,10 +76,7 @@ def make_experiment(path: Path | str = "pairs.jsonl", **changes: object) -> Expe
         evals=Evals(every_steps=3),
     )
     for name, value in changes.items():
-        part, _, field = name.partition("__")
-        if field:
-            value = replace(getattr(experiment, part), **{field: value})
-        experiment = replace(experiment, **{part: value})
+        experiment = change(experiment, name.split("__"), value)
     return validate(experiment)
 
 

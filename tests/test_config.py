@@ -53,7 +53,7 @@ def refuse(function, *arguments):
 
 
 def test_json_and_back():
-    experiment = with_baseline(EVERY_KIND_OF_VALUE, train_steps=1)
+    experiment = with_baseline(EVERY_KIND_OF_VALUE, train_steps=3)
     assert from_json(to_json(experiment), "here") == experiment
 
 
@@ -281,8 +281,8 @@ def test_refuses_nothing_of_it(field):
             "model.positions: rotary needs an even head width, found 1",
         ),
         (
-            ["model.token_weights=True"],
-            "model.token_weights, position_weights: only used with model.pooling=mean",
+            ["model.weighted_mean.token_weights=True"],
+            "model.weighted_mean: token_weights and position_weights go with model.pooling=mean",
         ),
         (["batching.chunks=16"], "batching.chunks: 16 chunks for a batch of 15 pairs"),
         (

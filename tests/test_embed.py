@@ -61,7 +61,11 @@ def test_unit_vectors_in_order_and_packed_as_alone(embedder, alone):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model__causal": False, "model__pooling": "mean", "model__token_weights": True},
+        {
+            "model__causal": False,
+            "model__pooling": "mean",
+            "model__weighted_mean__token_weights": True,
+        },
         {"model__positions": "rotary", "model__norm": "rmsnorm", "model__kv_heads": 2},
     ],
 )

@@ -20,7 +20,8 @@ from jaxcpt.budget import count_budget, describe
 from jaxcpt.checks import validate
 from jaxcpt.config import derive_baseline
 from jaxcpt.experiments import from_json, load_experiment, to_json
-from jaxcpt.sharding import check_model_fits, count_data_shards, size_mesh
+from jaxcpt.model import check_model_fits
+from jaxcpt.sharding import count_data_shards, size_mesh
 from jaxcpt.smoke import shrink
 from jaxcpt.update import shard_state
 
@@ -102,7 +103,7 @@ def test_its_state_is_cut_as_it_always_was(path):
 def test_its_sizes_fit_its_mesh(path):
     experiment = load_experiment(str(path))
     mesh = fake_mesh(experiment.mesh)
-    check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
+    check_model_fits(mesh, experiment)
     assert size_mesh(experiment.mesh, mesh.size) == dict(mesh.shape)
     sizes = size_full_batches(experiment, count_data_shards(mesh))
     budget = count_budget(experiment, sizes)

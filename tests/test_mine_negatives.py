@@ -107,8 +107,10 @@ def test_prefixes_are_for_the_model_and_not_for_the_file(mined, tmp_path, monkey
         "from jaxcpt.config import *\nfrom jaxcpt.config import Tokenizer\n"
         "def experiment():\n"
         f"    source = JsonlPairs({str(tmp_path / 'pairs.jsonl')!r}, y_prefix='w1 w2 w3 ')\n"
-        "    return Experiment('t', 1, Data((source,)), Tokenizer(9), Batching(8),\n"
-        "        Model(8, 1, 1), Optimizer(1e-3))\n"
+        "    return Experiment(name='t', train_steps=1, data=Data((source,)),\n"
+        "        tokenizer=Tokenizer(vocabulary=9), batching=Batching(pairs_per_batch=8),\n"
+        "        model=Model(width=8, layers=1, heads=1),\n"
+        "        optimizer=Optimizer(learning_rate=1e-3))\n"
     )
     told = mined("--experiment", experiment)
     plain = mined("--pairs", tmp_path / "pairs.jsonl", output="plain.jsonl")

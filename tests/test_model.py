@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import CLOSE, EXACT, make_experiment
 
+from jaxcpt.config import WeightedMean
 from jaxcpt.model import (
     Cells,
     encode,
@@ -29,7 +30,10 @@ LLAMA = {
     "kv_heads": 2,
     "mlp_width": 24,
 }
-WEIGHTED = {"pooling": "mean", "token_weights": True, "position_weights": True}
+WEIGHTED = {
+    "pooling": "mean",
+    "weighted_mean": WeightedMean(token_weights=True, position_weights=True),
+}
 VARIANTS = {
     "gpt": {},
     "gpt, scanned": {"layers": 5},  # up to four layers are unrolled
@@ -123,7 +127,7 @@ def forward(p, m, ids):
         hidden = norm(hidden, p["final_norm"])
     if m.pooling == "eos":
         return hidden[-1]
-    if m.token_weights:
+    if m.weighted_mean.token_weights:
         hidden = hidden * np.exp(p["token_weights"][ids] + p["position_weights"][:l])[:, None]
     return hidden.sum(axis=0)
 
@@ -224,7 +228,7 @@ def test_every_axis_of_every_parameter_has_a_known_letter(variant):
 
 @pytest.mark.parametrize("start", ["gpt", "zero"])
 def test_parameters_start_as_documented(start):
-    encoder, settings = build(width=64, residual_start=start)
+    encoder, settings = build(width=64, weighted_mean=WeightedMean(residual_start=start))
     params = initialise(encoder, jax.random.key(0))
     blocks = params["blocks"]
     np.testing.assert_allclose(np.std(blocks["query"]), 0.02, rtol=0.05)

@@ -8,10 +8,10 @@ from jax.sharding import PartitionSpec
 
 from jaxcpt import config
 from jaxcpt.errors import UserError
+from jaxcpt.model import check_model_fits
 from jaxcpt.sharding import (
     DATA_AXES,
     RULES,
-    check_model_fits,
     constrain,
     count_data_shards,
     fetch,
@@ -127,11 +127,11 @@ def test_a_fetched_weight_is_whole_and_its_gradient_is_stored():
 )
 def test_what_an_axis_does_not_divide_is_refused(mesh, model, vocabulary, text):
     changes = {f"model__{name}": value for name, value in model.items()}
-    settings = make_experiment(**changes).model
+    experiment = make_experiment(**changes, tokenizer__vocabulary=vocabulary)
     with pytest.raises(UserError) as refusal:
-        check_model_fits(make_mesh(config.Mesh(*mesh)), settings, vocabulary)
+        check_model_fits(make_mesh(config.Mesh(*mesh)), experiment)
     assert str(refusal.value) == text
 
 
 def test_what_divides_is_let_through():
-    check_model_fits(make_mesh(config.Mesh(2, 2, 2)), make_experiment().model, 400)
+    check_model_fits(make_mesh(config.Mesh(2, 2, 2)), make_experiment())

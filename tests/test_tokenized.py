@@ -209,8 +209,10 @@ from jaxcpt.config import Tokenizer
 def experiment():
     one, two = JsonlPairs("pairs.jsonl"), JsonlPairs("pairs.jsonl", x_prefix="q: ")
     return Experiment(
-        "mixture", 1, Data((one, two)), Tokenizer(500, kind="unigram", model_file="a.model"),
-        Batching(8), Model(8, 1, 1), Optimizer(1e-3),
+        name="mixture", train_steps=1, data=Data((one, two)),
+        tokenizer=Tokenizer(vocabulary=500, kind="unigram", model_file="a.model"),
+        batching=Batching(pairs_per_batch=8), model=Model(width=8, layers=1, heads=1),
+        optimizer=Optimizer(learning_rate=1e-3),
     )
 """
 

@@ -257,7 +257,13 @@ def test_a_baseline_is_trained_beside_and_shown(tmp_path):
         run,
         train_steps=2,
         evals=Evals(every_steps=2),
-        baseline=Baseline("bag of words", 3, run.batching, bag, run.optimizer),
+        baseline=Baseline(
+            name="bag of words",
+            train_steps=3,
+            batching=run.batching,
+            model=bag,
+            optimizer=run.optimizer,
+        ),
     )
     tiny_run()  # writes the pairs
     run_dir = tmp_path / "run"

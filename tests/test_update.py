@@ -21,6 +21,7 @@ from jaxcpt.update import (
     global_loss,
     init_state,
     make_train_step,
+    name_parameters,
     shard_state,
 )
 
@@ -32,7 +33,7 @@ LLAMA = {
     "model__biases": False,
     "model__kv_heads": 2,
     "model__pooling": "mean",
-    "model__token_weights": True,
+    "model__weighted_mean__token_weights": True,
 }
 
 
@@ -131,7 +132,9 @@ def test_a_step_applies_the_optimizer_and_clamps_the_temperature(sources, tokeni
         clamped, clamped_metrics = step(state, batch)
 
     gradient = jax.device_get(gradient)
-    optimizer = make_optimizer(experiment.optimizer, experiment.train_steps)
+    optimizer = make_optimizer(
+        experiment.optimizer, experiment.train_steps, name_parameters(experiment)
+    )
     updates, _ = optimizer.update(gradient, before.opt_state, before.params)
     wanted = jax.tree.map(np.add, before.params, updates)
     for (path, a), b in zip(
@@ -160,7 +163,7 @@ def rate_at(step, peak, warmup, steps, final_share):
 
 
 def test_the_learning_rate_warms_up_and_decays():
-    settings = config.Optimizer(2e-3, warmup_steps=4, final_share=0.25)
+    settings = config.Optimizer(learning_rate=2e-3, warmup_steps=4, final_share=0.25)
     schedule = make_schedule(settings, 20)
     for step in range(24):
         np.testing.assert_allclose(schedule(step), rate_at(step, 2e-3, 4, 20, 0.25), **CLOSE)
@@ -172,10 +175,14 @@ def test_the_optimizer_is_adamw_of_numpy(embedding_rate):
     """Matrices decay, tables have their own rate, and the whole gradient is clipped."""
     experiment = make_experiment(**LLAMA | {"model__biases": True, "model__norm": "layernorm"})
     settings = config.Optimizer(
-        1e-2, embedding_learning_rate=embedding_rate, warmup_steps=2, weight_decay=0.3, b2=0.9
+        learning_rate=1e-2,
+        embedding_learning_rate=embedding_rate,
+        warmup_steps=2,
+        weight_decay=0.3,
+        b2=0.9,
     )
     params = jax.device_get(jax.jit(partial(build_state, experiment))().params)
-    optimizer = make_optimizer(settings, 6)
+    optimizer = make_optimizer(settings, 6, name_parameters(experiment))
     update, state = jax.jit(optimizer.update), optimizer.init(params)
     matrices = {"query", "key", "value", "out", "up", "gate", "down"}
     tables = {"tokens", "positions", "token_weights"}

@@ -161,15 +161,20 @@ def embed_with_jaxcpt(
 
 
 def make_embedder(texts: Sequence[str], arguments: argparse.Namespace) -> Embedder:
-    tokens = config.Tokenizer(VOCABULARY, x_tokens=LONGEST, y_tokens=LONGEST)
+    tokens = config.Tokenizer(vocabulary=VOCABULARY, x_tokens=LONGEST, y_tokens=LONGEST)
     experiment = Experiment(
         name="benchmark",
         train_steps=1,
         data=Data((JsonlPairs("none"),)),
         tokenizer=tokens,
         batching=Batching(pairs_per_batch=1, row_tokens=LONGEST),
-        model=Model(arguments.width, arguments.layers, arguments.heads, compute_dtype="float32"),
-        optimizer=Optimizer(1e-3),
+        model=Model(
+            width=arguments.width,
+            layers=arguments.layers,
+            heads=arguments.heads,
+            compute_dtype="float32",
+        ),
+        optimizer=Optimizer(learning_rate=1e-3),
     )
     mesh = make_mesh(config.Mesh())
     params = init_state(experiment, mesh).params["encoder"]

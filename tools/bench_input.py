@@ -33,13 +33,13 @@ def make_batches(
     pairs: Pairs | TokenizedReader, tokenizer: Tokenizer, row_tokens: int, pairs_per_batch: int
 ) -> Batches:
     experiment = Experiment(
-        "bench",
-        1,
-        Data(()),
-        config.Tokenizer(tokenizer.vocabulary),
-        Batching(pairs_per_batch, row_tokens=row_tokens, in_memory=False),
-        Model(8, 1, 1),
-        Optimizer(1e-3),
+        name="bench",
+        train_steps=1,
+        data=Data(()),
+        tokenizer=config.Tokenizer(vocabulary=tokenizer.vocabulary),
+        batching=Batching(pairs_per_batch=pairs_per_batch, row_tokens=row_tokens, in_memory=False),
+        model=Model(width=8, layers=1, heads=1),
+        optimizer=Optimizer(learning_rate=1e-3),
     )
     return Batches(experiment, [pairs], tokenizer, make_mesh(config.Mesh()))
 

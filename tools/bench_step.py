@@ -25,8 +25,8 @@ from jaxcpt.checks import validate
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import apply_overrides, load_experiment
 from jaxcpt.metrics import print_table
-from jaxcpt.model import Cells
-from jaxcpt.sharding import check_model_fits, count_data_shards, make_mesh, use_cpu_cores
+from jaxcpt.model import Cells, check_model_fits
+from jaxcpt.sharding import count_data_shards, make_mesh, use_cpu_cores
 from jaxcpt.update import init_state, make_train_step
 
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = predict(arguments) if arguments.topology else None
     use_cpu_cores()
     mesh = make_mesh(experiment.mesh)
-    check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
+    check_model_fits(mesh, experiment)
     sizes = size_full_batches(experiment, count_data_shards(mesh))
     batch = make_full_batch(sizes, mesh, experiment.tokenizer.vocabulary)
     train_step, seconds, losses = make_train_step(experiment, mesh), [], []

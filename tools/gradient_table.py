@@ -173,12 +173,16 @@ def make_experiment(case: Case) -> Experiment:
             data=Data(train=(JsonlPairs("made"),)),
             tokenizer=config.Tokenizer(vocabulary=320, x_tokens=12, y_tokens=24),
             batching=Batching(
-                case.pairs, case.chunks, row_tokens=32, pack=case.pack, negatives=case.negatives
+                pairs_per_batch=case.pairs,
+                chunks=case.chunks,
+                row_tokens=32,
+                pack=case.pack,
+                negatives=case.negatives,
             ),
             model=Model(width=16, layers=2, heads=8, compute_dtype=case.compute_dtype),
             loss=config.Loss(form=case.form),
             mesh=config.Mesh(case.data, case.fsdp, case.tensor),
-            optimizer=Optimizer(1e-3),
+            optimizer=Optimizer(learning_rate=1e-3),
         )
     )
 

@@ -193,25 +193,25 @@ def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> 
     place = Path(path)
     if place.is_file():
         if ".array_record" in place.name:
-            return ArrayRecordPairs(path, x, y)
+            return ArrayRecordPairs(path, x=x, y=y)
         if place.suffix == ".parquet":
-            return ParquetPairs(path, x, y)
+            return ParquetPairs(path, x=x, y=y)
         if {".jsonl", ".ndjson"} & set(place.suffixes[-2:]):
-            return JsonlPairs(path, x, y)
+            return JsonlPairs(path, x=x, y=y)
     elif (place / ABOUT_FILE).is_file():
         return TokenizedPairs(path)
     elif (place / "features.json").is_file():
-        return TfdsPairs(path, split, x=x, y=y)
+        return TfdsPairs(path, split=split, x=x, y=y)
     elif (place / "dataset_dict.json").is_file():
-        return DatasetsPairs(path, split, x, y)
+        return DatasetsPairs(path, split=split, x=x, y=y)
     elif (place / "state.json").is_file():
         return DatasetsPairs(path, x=x, y=y)
     elif (place / "qrels").is_dir():
         return BeirPairs(path, split)
     elif any(place.glob("*.parquet")):
-        return ParquetPairs(path, x, y)
+        return ParquetPairs(path, x=x, y=y)
     elif any(place.glob("*.array_record*")):
-        return ArrayRecordPairs(path, x, y)
+        return ArrayRecordPairs(path, x=x, y=y)
     raise UserError(
         f"{path}: no pairs; expected .jsonl, .parquet or .array_record files, a folder of a dataset"
         " (tensorflow-datasets, save_to_disk or BEIR), or one of jaxcpt tokenize-pairs"

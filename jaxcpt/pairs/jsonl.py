@@ -64,7 +64,7 @@ def read_pairs(
     path: Path, x: str = "x", y: str = "y", negatives: str = "negatives"
 ) -> Iterator[Pair]:
     """Pairs of a JSONL file. Raises UserError naming file and line."""
-    source = JsonlPairs(str(path), x, y, negatives)
+    source = JsonlPairs(str(path), x=x, y=y, negatives=negatives)
     for number, row in read_jsonl(path):
         yield _make_pair(row, source, number)
 

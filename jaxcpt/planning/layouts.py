@@ -66,8 +66,8 @@ def _all_layouts(experiment: Experiment, topology: Topology) -> Iterator[Layout]
     for tensor, fsdp in product(_divisors(per_slice), repeat=2):
         fits = tensor * fsdp <= per_slice and per_slice % (tensor * fsdp) == 0
         cut = (
-            model.kv_heads or model.heads,
-            model.mlp_width or 4 * model.width,
+            model.key_heads,
+            model.mlp_size,
             experiment.tokenizer.vocabulary,
         )
         divides = model.width % fsdp == 0 and all(size % tensor == 0 for size in cut)

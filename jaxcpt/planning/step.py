@@ -16,10 +16,11 @@ from jaxcpt.batches import shape_batch, size_full_batches
 from jaxcpt.budget import count_budget
 from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError
+from jaxcpt.model import check_model_fits
 from jaxcpt.planning.chips import Topology, describe_devices
 from jaxcpt.planning.cost import Cost, Machine, Player, count_flops
 from jaxcpt.planning.hlo import Program, list_arrays, read_program
-from jaxcpt.sharding import check_model_fits, count_data_shards, make_mesh, use_cpu_cores
+from jaxcpt.sharding import count_data_shards, make_mesh, use_cpu_cores
 from jaxcpt.update import make_train_step, shard_state
 
 
@@ -90,7 +91,7 @@ class Plan:
 def make_plan(experiment: Experiment, topology: Topology) -> Plan:
     """Raises TooLarge when the step does not fit, UserError when it cannot be laid out."""
     mesh = make_mesh(experiment.mesh, list_devices(topology))
-    check_model_fits(mesh, experiment.model, experiment.tokenizer.vocabulary)
+    check_model_fits(mesh, experiment)
     sizes = size_full_batches(experiment, count_data_shards(mesh))
     state, batch = shard_state(experiment, mesh), shape_batch(sizes, mesh)
     train_step: Any = make_train_step(experiment, mesh)
