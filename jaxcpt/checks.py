@@ -5,6 +5,7 @@ and what is allowed. What depends on files or devices is checked where those are
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -41,8 +42,16 @@ def _above_zero(**values: float | None) -> Iterator[Check]:
 
 
 def _run(e: Experiment) -> Iterator[Check]:
+    yield (
+        re.fullmatch(r"[^/\\\0]+", e.name) is not None and e.name not in (".", ".."),
+        f"name: {e.name!r} cannot name a folder",
+    )
+    is_imported = e.train_steps == 0 and not e.data.train
+    yield (
+        e.train_steps > 0 or is_imported,
+        f"train_steps: must be above 0, found {e.train_steps}",
+    )
     yield from _above_zero(
-        train_steps=e.train_steps,
         log_every_steps=e.log_every_steps,
         evals__every_steps=e.evals.every_steps,
         checkpoints__every_steps=e.checkpoints.every_steps,
@@ -69,7 +78,10 @@ def _data(e: Experiment) -> Iterator[Check]:
         not isinstance(data.heldout, TokenizedPairs),
         "data.heldout: TokenizedPairs hold no texts, which evals need",
     )
-    yield bool(data.train), "data.train: no data; name at least one source"
+    yield (
+        bool(data.train) or e.train_steps == 0,
+        "data.train: no data; name at least one source",
+    )
     yield (
         len(data.weights) in (0, len(data.train)),
         f"data.weights: {len(data.weights)} weights for {len(data.train)} sources",
@@ -198,7 +210,7 @@ def _optimizer(e: Experiment) -> Iterator[Check]:
         f"optimizer.embedding_learning_rate: below 0: {o.embedding_learning_rate}",
     )
     yield (
-        0 <= o.warmup_steps < e.train_steps,
+        0 <= o.warmup_steps < max(e.train_steps, 1),
         f"optimizer.warmup_steps: {o.warmup_steps} of {e.train_steps} steps",
     )
 

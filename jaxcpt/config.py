@@ -217,6 +217,9 @@ class InitFrom:
     package. A Hugging Face folder is imported into the new run first."""
     step: int | None = None
     """Checkpoint of a run folder. None: the newest whole one."""
+    fingerprint: str | None = None
+    """sha256 of the checkpoint that the run started from. None: the run records it; if you state
+    it, the checkpoint must have it."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,9 @@ class Baseline:
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     name: str
+    """Name of the run, and of its folder below runs/."""
     train_steps: int
+    """Steps of training. 0: an imported model, which has no data of its own."""
     data: Data
     batching: Batching
     optimizer: Optimizer
@@ -276,4 +281,4 @@ def derive_baseline(experiment: Experiment) -> Experiment | None:
     if experiment.baseline is None:
         return None
     changes = {f.name: getattr(experiment.baseline, f.name) for f in fields(Baseline)}
-    return replace(experiment, **(changes | {"baseline": None}))
+    return replace(experiment, **(changes | {"baseline": None, "init_from": None}))

@@ -22,6 +22,8 @@ from jaxcpt.checks import validate
 from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError
 
+EXPERIMENT_FILE = "experiment.json"
+
 
 def load_experiment(path: str) -> Experiment:
     """Runs `experiment()` of the Python file at `path`. Raises UserError with the file and line."""
@@ -175,9 +177,9 @@ def _upgrade(value: Any) -> Any:
 
 def read_experiment(run_dir: Path) -> Experiment:
     """The experiment of a run folder. Raises UserError where there is none."""
-    path = run_dir / "experiment.json"
+    path = run_dir / EXPERIMENT_FILE
     if not path.is_file():
-        raise UserError(f"{run_dir}: not a run folder: it has no experiment.json")
+        raise UserError(f"{run_dir}: not a run folder: it has no {EXPERIMENT_FILE}")
     try:
         return from_json(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:

@@ -26,6 +26,7 @@ def shrink(experiment: Experiment) -> Experiment:
             experiment.tokenizer, vocabulary=600, x_tokens=16, y_tokens=48, model_file=None
         ),
         loss=replace(experiment.loss, prefixes=tuple(8 * (i + 1) for i in range(few))),
+        init_from=None,  # a tiny model has no start
         mesh=Mesh(*(1 if size == 1 else 2 for size in dataclasses.astuple(experiment.mesh))),
         checkpoints=Checkpoints(every_steps=2),
         log_every_steps=1,
@@ -45,7 +46,7 @@ def _shrink_parts(part: Experiment | Baseline) -> dict[str, Any]:
         "model": replace(
             m,
             width=32,
-            layers=min(m.layers, 2),
+            layers=min(m.layers, 2) if m.width else 2,
             heads=4,
             kv_heads=2 if grouped else None,
             head_width=None,

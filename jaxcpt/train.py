@@ -8,10 +8,10 @@ Started again on its run folder, a run goes on where its newest whole checkpoint
 import argparse
 import json
 import math
-import shutil
 import signal
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,8 @@ from jaxcpt.evaluate import (
     show_suites,
     tabulate_suites,
 )
-from jaxcpt.experiments import (
-    apply_overrides,
-    differences,
-    load_experiment,
-    read_experiment,
-    to_json,
-)
+from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
+from jaxcpt.files import write_file
 from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
 from jaxcpt.model import check_model_fits
 from jaxcpt.pair import Pair
@@ -55,20 +50,24 @@ from jaxcpt.processes import (
     run_together,
 )
 from jaxcpt.report import write_report
+from jaxcpt.run_folder import check_same_experiment, claim, remove_run
 from jaxcpt.sharding import (
     make_mesh,
     size_mesh,
     use_cpu_cores,
 )
 from jaxcpt.smoke import shrink
+from jaxcpt.start import find_start, forget_start, resolve_start, restore_start
 from jaxcpt.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
-from jaxcpt.update import init_state, make_train_step, shard_state
+from jaxcpt.update import TrainState, init_state, make_train_step, shard_state
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """All that stays the same through a run."""
+    """Everything that stays the same through a run."""
 
+    experiment: Experiment
+    run_dir: Path
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     heldout: list[Pair]
@@ -80,10 +79,17 @@ class Prepared:
 def prepare(experiment: Experiment, run_dir: Path, shared_dir: Path) -> Prepared:
     """Devices; a run folder that is this experiment's; pairs -> tokenizer -> batches."""
     mesh = make_mesh(experiment.mesh)
-    check_model_fits(mesh, experiment)
+    if experiment.init_from is None:
+        check_model_fits(mesh, validate(experiment))
     check_agreement(experiment)
+    with first_goes_first("claim"):
+        claim(run_dir)
+        if experiment.init_from is not None and not (run_dir / EXPERIMENT_FILE).is_file():
+            find_start(experiment.init_from, run_dir)
+    experiment = validate(resolve_start(experiment, run_dir))
+    check_model_fits(mesh, experiment)
     with first_goes_first("prepare"):
-        claim(run_dir, experiment)
+        check_same_experiment(run_dir, experiment)
         sources = open_training(experiment.data, shared_dir, experiment.seed)
         heldout = read_heldout(experiment, shared_dir)
         tokenizer = obtain_tokenizer(experiment, shared_dir, sources)
@@ -95,83 +101,127 @@ def prepare(experiment: Experiment, run_dir: Path, shared_dir: Path) -> Prepared
     budget = count_budget(experiment, batches.sizes)
     derived = describe(experiment, batches.sizes, budget)
     derived |= {"mesh": describe_mesh(mesh), "run folder": str(run_dir)}
-    if is_first():  # last, so that what was refused on the way may be tried again, changed
-        write_whole(run_dir / "experiment.json", to_json(experiment))
-    return Prepared(mesh, tokenizer, heldout, batches, budget, derived)
+    if is_first():  # written last: a refused start can be retried with a changed experiment
+        write_file(run_dir / EXPERIMENT_FILE, to_json(experiment))
+    return Prepared(
+        experiment=experiment,
+        run_dir=run_dir,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        heldout=heldout,
+        batches=batches,
+        budget=budget,
+        derived=derived,
+    )
 
 
 def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
-    """Trains to the last step and evaluates. `shared_dir`: the run folder that keeps mined pairs
-    and the tokenizer (a baseline uses those of the run that it is the baseline of)."""
+    """Trains to the last step and evaluates.
+
+    shared_dir: the run folder that keeps mined pairs and the tokenizer. A baseline uses those of
+    the run that it is the baseline of.
+    """
     run = prepare(experiment, run_dir, shared_dir)
-    if (baseline := derive_baseline(experiment)) is not None:
+    if (baseline := derive_baseline(run.experiment)) is not None:
         train(baseline, run_dir / "baseline", shared_dir)
     if is_first():
         print_table(experiment.name, list(run.derived.items()))
-
+    keep = experiment.checkpoints.keep
     with (
         jax.set_mesh(run.mesh),
-        Checkpoints(run_dir / "checkpoints", experiment.checkpoints.keep) as checkpoints,
+        Checkpoints(run_dir / "checkpoints", keep) as checkpoints,
         Interruption() as interruption,
     ):
-        # The state, in order of preference:
-        # 1. the newest whole checkpoint of this run folder;
-        # 2. a new one, each array born on the devices it belongs to.
-        first, last = checkpoints.find_whole() or 0, experiment.train_steps
-        if first:
-            check_tokenizer(run.tokenizer.fingerprint, checkpoints.read_meta(first), run_dir)
-            state = checkpoints.restore(first, shard_state(experiment, run.mesh))
-            if is_first():
-                print(f"resuming at step {first} of {last}")
-        else:
-            state = init_state(experiment, run.mesh)
-
-        meta = {"tokenizer": run.tokenizer.fingerprint}
-        train_step = make_train_step(experiment, run.mesh)
-        embedder = Embedder(experiment, state.params["encoder"], run.tokenizer, run.mesh)
-        speed = Throughput(find_peak_flops(run.mesh))
-        stream = run.batches.stream(first, last)
-        waiting: list[dict[str, jax.Array]] = []
-        with Metrics(run_dir, last, first, is_first()) as metrics:
-            for step in range(first + 1, last + 1):
-                coming = next(stream)
-                if not coming.done():  # the wait counts from when the devices have nothing to do
-                    jax.block_until_ready(waiting)
-                with speed.waiting_for_data():
-                    batch = coming.result()
-                with jax.transfer_guard("disallow"):  # nothing moves to or from the host unseen
-                    state, scalars = train_step(state, batch)
-                waiting.append(scalars)
-
-                logs = step % experiment.log_every_steps == 0 or step in (first + 1, last)
-                if logs:
-                    rows, waiting = jax.device_get(waiting), []
-                    for row in rows:
-                        pairs, tokens = int(row.pop("pairs")), int(row.pop("tokens"))
-                        speed.count(pairs, tokens, run.budget.model_flops_per_step)
-                    timing = speed.read()
-                    metrics.log(step, rows[-1] | (timing if step > first + 1 else {}))
-
-                # Several processes ask each other only when they wait for the devices anyway.
-                stops = (logs or jax.process_count() == 1) and any_process(interruption.noted)
-                if step % experiment.checkpoints.every_steps == 0 or step == last or stops:
-                    jax.block_until_ready(scalars)
-                    with speed.paused():
-                        checkpoints.save(state, meta)
-                if stops and step < last:
-                    checkpoints.finish()
-                    any_process(True)  # nobody leaves before the first has proved the save
-                    raise UserError(f"stopped at step {step}, which is saved; start again to go on")
-
-                if step % experiment.evals.every_steps == 0 or step == last:
-                    jax.block_until_ready(scalars)
-                    with speed.paused():
-                        embedder.params = state.params["encoder"]
-                        if scores := score(experiment, embedder.embed, run.heldout):
-                            metrics.log_evals(step, scores)
-            embedder.params = state.params["encoder"]
+        first, state = begin(run, checkpoints)
+        with Metrics(run_dir, run.experiment.train_steps, first, is_first()) as metrics:
+            embedder = run_steps(run, state, first, checkpoints, interruption, metrics)
     if run_dir == shared_dir:  # a baseline is shown with its run
         conclude(run_dir, embedder, run)
+
+
+def begin(run: Prepared, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+    """The step that is done, and its state, in this order of preference:
+
+    1. the newest whole checkpoint of this run folder;
+    2. the parameters of `init_from`, with a new optimizer and temperature;
+    3. new parameters, each array born on the devices it belongs to.
+    """
+    experiment, mesh = run.experiment, run.mesh
+    step = checkpoints.find_whole()
+    if step is not None:
+        check_tokenizer(run.tokenizer.fingerprint, checkpoints.read_meta(step), run.run_dir)
+        state = checkpoints.restore(step, shard_state(experiment, mesh))
+        if is_first():
+            print(f"resuming at step {step} of {experiment.train_steps}")
+        return step, state
+    if experiment.init_from is None:
+        return 0, init_state(experiment, mesh)
+    state = init_state(experiment, mesh, restore_start(experiment, run.run_dir, mesh))
+    checkpoints.save(state, make_meta(run))  # from now on a resume does not need the source
+    checkpoints.finish()
+    with first_goes_first("start"):
+        forget_start(run.run_dir)
+    return 0, state
+
+
+def make_meta(run: Prepared) -> dict[str, Any]:
+    """What a checkpoint says of itself besides its arrays."""
+    return {"tokenizer": run.tokenizer.fingerprint}
+
+
+def run_steps(
+    run: Prepared,
+    state: TrainState,
+    first: int,
+    checkpoints: Checkpoints,
+    interruption: "Interruption",
+    metrics: Metrics,
+) -> Embedder:
+    """The loop. Returns what embeds with the last state. Raises UserError after a signal."""
+    experiment, last = run.experiment, run.experiment.train_steps
+    train_step = make_train_step(experiment, run.mesh)
+    embedder = Embedder(experiment, state.params["encoder"], run.tokenizer, run.mesh)
+    speed = Throughput(find_peak_flops(run.mesh))
+    stream = run.batches.stream(first, last)
+    waiting: list[dict[str, jax.Array]] = []
+    for step in range(first + 1, last + 1):
+        coming = next(stream)
+        if not coming.done():  # the wait counts from when the devices have nothing to do
+            jax.block_until_ready(waiting)
+        with speed.waiting_for_data():
+            batch = coming.result()
+        with jax.transfer_guard("disallow"):  # nothing moves to or from the host unseen
+            state, scalars = train_step(state, batch)
+        waiting.append(scalars)
+
+        logs = step % experiment.log_every_steps == 0 or step in (first + 1, last)
+        if logs:
+            rows, waiting = jax.device_get(waiting), []
+            for row in rows:
+                pairs, tokens = int(row.pop("pairs")), int(row.pop("tokens"))
+                speed.count(pairs, tokens, run.budget.model_flops_per_step)
+            timing = speed.read()
+            metrics.log(step, rows[-1] | (timing if step > first + 1 else {}))
+
+        # Several processes ask each other only when they wait for the devices anyway.
+        stops = (logs or jax.process_count() == 1) and any_process(interruption.noted)
+        if step % experiment.checkpoints.every_steps == 0 or step == last or stops:
+            jax.block_until_ready(scalars)
+            with speed.paused():
+                checkpoints.save(state, make_meta(run))
+        if stops and step < last:
+            checkpoints.finish()
+            any_process(True)  # nobody leaves before the first has proved the save
+            raise UserError(f"stopped at step {step}, which is saved; start again to go on")
+
+        if step % experiment.evals.every_steps == 0 or step == last:
+            jax.block_until_ready(scalars)
+            with speed.paused():
+                embedder.params = state.params["encoder"]
+                if scores := score(experiment, embedder.embed, run.heldout):
+                    metrics.log_evals(step, scores)
+    embedder.params = state.params["encoder"]
+    return embedder
 
 
 def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:
@@ -193,45 +243,20 @@ def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:
     print(f"report: {report}\nsearch: python -m jaxcpt.search --run-dir {run_dir} 'your words'")
 
 
-def claim(run_dir: Path, experiment: Experiment) -> None:
-    """Makes the run folder, or checks that it is this experiment's. Raises UserError."""
-    file = run_dir / "experiment.json"
-    if file.is_file():
-        changed = differences(read_experiment(run_dir), experiment)
-        if changed:
-            raise UserError(
-                f"{run_dir}: holds a run of a different experiment ({'; '.join(changed)}); "
-                "choose another --run-dir"
-            )
-        return
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        for leftover in ("pairs", "tokenizer"):  # of a start that was refused
-            shutil.rmtree(run_dir / leftover, ignore_errors=True)
-        (run_dir / "writable").touch()
-        (run_dir / "writable").unlink()
-    except OSError as error:
-        raise UserError(
-            f"{run_dir}: cannot be written: {error.strerror}; choose --run-dir"
-        ) from None
-
-
 def obtain_tokenizer(
     experiment: Experiment, shared_dir: Path, sources: Sequence[Pairs | TokenizedReader]
 ) -> Tokenizer:
-    """That of the run folder, or the user's own, or one trained on the training pairs."""
+    """That of the run folder; of what the run starts from; the user's own; or a new one, trained
+    on the training pairs."""
     if (shared_dir / "tokenizer" / "tokenizer.json").is_file():
         return Tokenizer.load(shared_dir / "tokenizer")
+    if experiment.init_from is not None:
+        start = Tokenizer.load(find_start(experiment.init_from, shared_dir) / "tokenizer")
+        limits = experiment.tokenizer
+        return replace(start, x_tokens=limits.x_tokens, y_tokens=limits.y_tokens)
     if experiment.tokenizer.model_file is not None:
         return read_tokenizer(experiment.tokenizer)
     return train_tokenizer(sample_texts(sources), experiment.tokenizer)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.rename(path)
 
 
 def describe_mesh(mesh: jax.sharding.Mesh) -> str:
@@ -299,7 +324,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment = load_experiment(arguments.experiment)
     if arguments.smoke:
         experiment = shrink(experiment)
-    experiment = validate(apply_overrides(experiment, arguments.changes))
+    experiment = apply_overrides(experiment, arguments.changes)
+    if experiment.init_from is None:
+        validate(experiment)  # before any device is touched
     if arguments.smoke:
         jax.config.update("jax_platforms", "cpu")
     axes = (experiment.mesh.data, experiment.mesh.fsdp, experiment.mesh.tensor)
@@ -307,12 +334,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_cpu_cores(None if -1 in axes else max(math.prod(axes) // processes, 1))
     join(arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.wait)
     if arguments.dry_run:
-        show_budget(experiment)
+        with tempfile.TemporaryDirectory() as folder:  # where a start is imported to
+            show_budget(validate(resolve_start(experiment, Path(folder))))
         return
     name = f"{experiment.name}_smoke" if arguments.smoke else experiment.name
     run_dir = arguments.run_dir or Path("runs") / name
     if arguments.smoke and arguments.run_dir is None and is_first():
-        shutil.rmtree(run_dir, ignore_errors=True)  # a smoke run that resumes shows nothing
+        remove_run(run_dir)  # a smoke run that resumes shows nothing
     run_together(lambda: train(experiment, run_dir, run_dir))
 
 

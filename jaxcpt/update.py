@@ -56,10 +56,12 @@ def _make_optimizer(experiment: Experiment) -> Any:
     return make_optimizer(experiment.optimizer, experiment.train_steps, axes)
 
 
-def build_state(experiment: Experiment) -> TrainState:
+def build_state(experiment: Experiment, encoder_params: Params | None = None) -> TrainState:
     """The state at step 0. Traced only: under `jax.eval_shape` or `init_state`."""
+    if encoder_params is None:
+        encoder_params = initialise(make_encoder(experiment), jax.random.key(experiment.seed))
     params = {
-        "encoder": initialise(make_encoder(experiment), jax.random.key(experiment.seed)),
+        "encoder": encoder_params,
         "log_scale": jnp.log(jnp.float32(experiment.loss.scale_start)),
     }
     opt_state = _make_optimizer(experiment).init(params)
@@ -85,10 +87,16 @@ def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
     return jax.tree.map_with_path(place, jax.eval_shape(partial(build_state, experiment)))
 
 
-def init_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
-    """The state at step 0, each array born where it belongs: never whole on one device."""
+def init_state(
+    experiment: Experiment, mesh: jax.sharding.Mesh, encoder_params: Params | None = None
+) -> TrainState:
+    """The state at step 0, each array born where it belongs: never whole on one device.
+
+    encoder_params: start from these, laid out as `shard_state` says. None: from random numbers.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shard_state(experiment, mesh))
-    return jax.jit(partial(build_state, experiment), out_shardings=shardings)()
+    build = jax.jit(partial(build_state, experiment), out_shardings=shardings)
+    return build() if encoder_params is None else build(encoder_params)
 
 
 def make_train_step(

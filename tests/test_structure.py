@@ -21,10 +21,11 @@ from jaxcpt.model import make_encoder, name_axes
 
 # A module may import only those above it; this is also the order to read them in.
 ORDER = """
-errors pair files sources config checks smoke experiments mining pairs tokenizer packing order
-sharding processes attention model batches loss_terms loss_streaming loss optimizer update budget
-checkpoint metrics top_k vectors embed search evals charts report evaluate planning train plan
-mine_text mine_code clean_pairs mine_negatives train_tokenizer tokenize_pairs cli __main__
+errors pair files sources config checks smoke experiments run_folder mining pairs tokenizer packing
+order sharding processes attention model batches loss_terms loss_streaming loss optimizer update
+budget checkpoint interop start metrics top_k vectors embed search evals charts report evaluate
+planning train plan mine_text mine_code clean_pairs mine_negatives train_tokenizer tokenize_pairs
+cli __main__
 """.split()  # noqa: SIM905
 
 HOMES = {

@@ -34,6 +34,7 @@ from jaxcpt.update import shard_state
 # What a clock measures differs from run to run.
 CLOCKED = {"pairs_per_s", "tokens_per_s", "data_wait", "mfu"}
 FILES = {
+    ".jaxcpt",
     "checkpoints",
     "evals.jsonl",
     "experiment.json",
@@ -215,7 +216,7 @@ def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys)
     code = (
         "import sys, conftest, os\n"
         "os.sched_getaffinity = lambda _: range(8)\n"
-        "from jaxcpt import train; from jaxcpt.config import run_command; run_command(train.main)\n"
+        "from jaxcpt import train; from jaxcpt.errors import run_command; run_command(train.main)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--experiment", "mine.py", "--run-dir", str(run_dir)],

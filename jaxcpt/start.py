@@ -1,0 +1,119 @@
+"""What a new run starts from: another run's parameters and tokenizer, on any mesh.
+
+In: an experiment with `init_from`, and its run folder. Out: the experiment with its model and
+tokenizer filled in, and parameters in their shards. A run folder is read where it lies; a Hugging
+Face folder is first imported into the new run's folder. Once the run has a checkpoint of its own,
+its start is not needed any more.
+"""
+
+import shutil
+from dataclasses import MISSING, Field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from jaxcpt.checkpoint import Checkpoints
+from jaxcpt.config import Experiment, InitFrom, Model, Tokenizer
+from jaxcpt.errors import UserError
+from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
+from jaxcpt.update import shard_state
+
+Part = TypeVar("Part", Model, Tokenizer)
+
+FREE_MODEL_FIELDS = ("compute_dtype", "remat", "cut_residual")
+"""Fields of the model that change how it is computed and not what it is."""
+FREE_TOKENIZER_FIELDS = ("x_tokens", "y_tokens")
+
+
+def resolve_start(experiment: Experiment, run_dir: Path) -> Experiment:
+    """The experiment with the model and tokenizer of what it starts from. Raises UserError.
+
+    A run that has begun is resolved from its own folder, so that a resume does not need the
+    source.
+    """
+    start = experiment.init_from
+    if start is None:
+        return experiment
+    if (run_dir / EXPERIMENT_FILE).is_file():
+        own = read_experiment(run_dir)
+        recorded = None if own.init_from is None else own.init_from.fingerprint
+        return _fill(experiment, own, start.fingerprint or recorded)
+    folder = find_start(start, run_dir)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        fingerprint = checkpoints.fingerprint(checkpoints.choose(start.step))
+    if start.fingerprint not in (None, fingerprint):
+        raise UserError(
+            f"init_from.fingerprint: {start.fingerprint[:12]} is asked for, but {start.run} has "
+            f"{fingerprint[:12]}"
+        )
+    return _fill(experiment, read_experiment(folder), fingerprint)
+
+
+def find_start(start: InitFrom, run_dir: Path) -> Path:
+    """The run folder to start from; a Hugging Face folder is imported into `run_dir` first."""
+    if (Path(start.run) / EXPERIMENT_FILE).is_file():
+        return Path(start.run)
+    if not start.run.startswith("package:") and not Path(start.run).is_dir():
+        raise UserError(
+            f"init_from.run: {start.run}: no such folder; name a run folder, a Hugging Face folder "
+            "or package:NAME/PATH"
+        )
+    imported = run_dir / "start"
+    if not imported.is_dir():
+        from jaxcpt.interop import import_model  # only where a model is imported
+
+        import_model(start.run, imported)
+    return imported
+
+
+def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """The encoder's parameters of the start, straight into their shards on the mesh."""
+    assert experiment.init_from is not None
+    folder = find_start(experiment.init_from, run_dir)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        step = checkpoints.choose(experiment.init_from.step)
+        shapes = shard_state(experiment, mesh).params
+        return checkpoints.restore_params(step, shapes)["encoder"]
+
+
+def forget_start(run_dir: Path) -> None:
+    """Deletes the imported start of a run that has a checkpoint of its own."""
+    shutil.rmtree(run_dir / "start", ignore_errors=True)
+
+
+def _fill(experiment: Experiment, start: Experiment, fingerprint: str | None) -> Experiment:
+    """Takes what the experiment leaves open from its start; refuses what contradicts it."""
+    assert experiment.init_from is not None
+    given, limits = start.model, replace(start.tokenizer, model_file=None)
+    if given.positions == "learnt" and given.position_rows is None:
+        given = replace(given, position_rows=limits.longest)
+    where = f"init_from {experiment.init_from.run}"
+    return replace(
+        experiment,
+        model=_agree("model", experiment.model, given, FREE_MODEL_FIELDS, where),
+        tokenizer=_agree("tokenizer", experiment.tokenizer, limits, FREE_TOKENIZER_FIELDS, where),
+        init_from=replace(experiment.init_from, fingerprint=fingerprint),
+    )
+
+
+def _agree(name: str, stated: Part, given: Part, free: tuple[str, ...], where: str) -> Part:
+    """`given`, with the free fields that are stated. Raises UserError for another difference."""
+    changes = {}
+    for field in fields(stated):
+        value, taken = getattr(stated, field.name), getattr(given, field.name)
+        if value in (_find_default(field), taken):
+            continue
+        if field.name not in free:
+            raise UserError(
+                f"{name}.{field.name}: {value!r}, but {where} has {taken!r}; leave the field out"
+            )
+        changes[field.name] = value
+    return replace(given, **changes)
+
+
+def _find_default(field: Field) -> Any:
+    """What the field holds where it is left out. A size that must be stated is then 0."""
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return 0 if field.default is MISSING else field.default

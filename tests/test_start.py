@@ -1,0 +1,150 @@
+"""A run that starts from another run: its parameters, its tokenizer, and what contradicts it."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from conftest import CLOSE, EXACT, PAIRS
+from test_checkpoint import array_files
+from test_train import forget, read_state
+from tiny_run import tiny_experiment, tiny_run
+
+import jaxcpt
+from jaxcpt.config import Checkpoints, InitFrom, Mesh, Model, Tokenizer
+from jaxcpt.errors import UserError
+from jaxcpt.experiments import read_experiment
+from jaxcpt.metrics import read_rows
+from jaxcpt.start import resolve_start
+from jaxcpt.train import train
+
+
+def start_from(run, **changes):
+    """An experiment that takes model and tokenizer from `run`."""
+    experiment = tiny_experiment(**changes)
+    open_parts = {
+        "model": Model(width=0, layers=0, heads=0),
+        "tokenizer": Tokenizer(vocabulary=0),
+        "init_from": InitFrom(str(run)),
+        "name": "tuned",
+    }
+    return replace(experiment, **open_parts)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("start") / "tuned"
+    train(start_from(tiny_run()), run_dir, run_dir)
+    return run_dir
+
+
+def test_the_run_begins_with_the_parameters_of_its_start(tmp_path):
+    run_dir = tmp_path / "tuned"
+    # A rate this small changes nothing, so the last state is the first.
+    experiment = start_from(tiny_run(), optimizer__learning_rate=1e-30)
+    train(experiment, run_dir, run_dir)
+    before, after = read_state(tiny_run()), read_state(run_dir)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **EXACT),
+        before.params["encoder"],
+        after.params["encoder"],
+    )
+    np.testing.assert_allclose(after.params["log_scale"], np.log(1 / 0.07), **CLOSE)
+    texts = [pair.y for pair in PAIRS[:20]]
+    vectors = [jaxcpt.Embedder.load(run).embed(texts, "y") for run in (tiny_run(), run_dir)]
+    np.testing.assert_allclose(*vectors, **CLOSE)
+
+
+def test_the_experiment_records_what_it_started_from(tuned):
+    start, run = read_experiment(tiny_run()), read_experiment(tuned)
+    assert run.model == replace(start.model, position_rows=start.tokenizer.longest)
+    assert run.tokenizer == start.tokenizer
+    assert run.init_from.fingerprint == jaxcpt.Embedder.load(tiny_run()).fingerprint
+    first = read_rows(tuned / "metrics.jsonl")[0]
+    assert first["step"] == 1
+    assert first["loss"] < read_rows(tiny_run() / "metrics.jsonl")[0]["loss"]
+
+
+def test_a_resume_does_not_need_the_start(tmp_path):
+    start, run_dir = tmp_path / "start", tmp_path / "tuned"
+    shutil.copytree(tiny_run(), start)
+    experiment = replace(start_from(start), checkpoints=Checkpoints(every_steps=6, keep=2))
+    train(experiment, run_dir, run_dir)
+    whole = read_state(run_dir)
+    forget(run_dir, 6)  # as if killed after the checkpoint of step 0
+    shutil.rmtree(start)
+    train(experiment, run_dir, run_dir)
+    jax.tree.map(np.testing.assert_array_equal, read_state(run_dir), whole)
+
+
+def test_other_devices_start_from_the_same_parameters(tmp_path):
+    run_dir = tmp_path / "tuned"
+    experiment = start_from(tiny_run(), optimizer__learning_rate=1e-30)
+    train(replace(experiment, mesh=Mesh(8, 1, 1)), run_dir, run_dir)
+    before, after = read_state(tiny_run()), read_state(run_dir)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **EXACT),
+        before.params["encoder"],
+        after.params["encoder"],
+    )
+
+
+def test_longest_texts_are_the_new_runs_own(tmp_path):
+    experiment = start_from(tiny_run())
+    shorter = replace(experiment, tokenizer=Tokenizer(vocabulary=0, x_tokens=8, y_tokens=16))
+    resolved = resolve_start(shorter, tmp_path)
+    assert (resolved.tokenizer.x_tokens, resolved.tokenizer.y_tokens) == (8, 16)
+    assert resolved.model.position_rows == 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"model": Model(width=32, layers=0, heads=0)},
+            r"model.width: 32, but init_from .* has 16; leave the field out",
+        ),
+        (
+            {"tokenizer": Tokenizer(vocabulary=500)},
+            r"tokenizer.vocabulary: 500, but init_from .* has 400; leave the field out",
+        ),
+        (
+            {"init_from": InitFrom("nowhere", step=4)},
+            r"nowhere: no such folder",
+        ),
+    ],
+)
+def test_what_contradicts_the_start_is_refused(tmp_path, changes, text):
+    with pytest.raises(UserError, match=text):
+        resolve_start(replace(start_from(tiny_run()), **changes), tmp_path)
+
+
+def test_a_start_without_such_a_step_or_fingerprint_is_refused(tmp_path):
+    experiment = start_from(tiny_run())
+    for start, text in (
+        (InitFrom(str(tiny_run()), step=5), r"no checkpoint of step 5; there are: 3, 6"),
+        (
+            InitFrom(str(tiny_run()), fingerprint="0" * 64),
+            r"init_from.fingerprint: 000000000000 is asked for, but .* has [0-9a-f]{12}",
+        ),
+    ):
+        with pytest.raises(UserError, match=text):
+            resolve_start(replace(experiment, init_from=start), tmp_path)
+
+
+def test_a_damaged_start_is_refused(tmp_path):
+    shutil.copytree(tiny_run(), tmp_path / "start")
+    for file in array_files(tmp_path / "start" / "checkpoints", 6):
+        file.write_bytes(b"0")
+    experiment = replace(
+        start_from(tiny_run()), init_from=InitFrom(str(tmp_path / "start"), step=6)
+    )
+    with pytest.raises(UserError, match="checkpoint of step 6 is damaged"):
+        resolve_start(experiment, tmp_path / "run")
+
+
+def test_the_started_runs_json_has_no_path_of_its_tokenizer(tuned):
+    tree = json.loads((tuned / "experiment.json").read_text())
+    assert tree["tokenizer"]["model_file"] is None
