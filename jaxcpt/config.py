@@ -23,8 +23,9 @@ from jaxcpt.sources import (  # noqa: F401
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    vocabulary: int
-    """Rows of the token table, and pieces that a new tokenizer is trained to have at most."""
+    vocabulary: int = 0
+    """Rows of the token table, and pieces that a new tokenizer is trained to have at most. 0: taken
+    from init_from."""
     kind: Literal["bpe", "unigram", "hugging_face"] = "bpe"
     """bpe and unigram: SentencePiece. hugging_face: `model_file` is a tokenizer.json."""
     delimiters: Literal["brackets", "own"] = "brackets"
@@ -102,10 +103,13 @@ class RotaryScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    width: int
-    """Width of the residual stream, which is also the size of the embedding."""
-    layers: int
-    heads: int
+    width: int = 0
+    """Width of the residual stream, which is also the size of the embedding. 0: the whole model is
+    taken from init_from."""
+    layers: int = 0
+    """Number of Transformer layers. 0: a bag of tokens."""
+    heads: int = 0
+    """Number of attention heads."""
     kv_heads: int | None = None
     """Fewer than `heads` for grouped-query attention. None: as many."""
     head_width: int | None = None
@@ -259,9 +263,9 @@ class Experiment:
     data: Data
     batching: Batching
     optimizer: Optimizer
-    tokenizer: Tokenizer = field(default_factory=lambda: Tokenizer(vocabulary=0))
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
     """Left out: taken from `init_from`."""
-    model: Model = field(default_factory=lambda: Model(width=0, layers=0, heads=0))
+    model: Model = field(default_factory=Model)
     """Left out: taken from `init_from`."""
     init_from: InitFrom | None = None
     loss: Loss = field(default_factory=Loss)

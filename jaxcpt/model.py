@@ -221,7 +221,7 @@ class Encoder(nn.Module):
 
         hidden_rld = self.look_up("tokens", "vd", self.vocabulary, tokens_rl)
         if m.positions == "learnt" and m.layers:  # a bag of tokens has no order
-            rows = m.position_rows or self.longest
+            rows = self.position_rows
             hidden_rld = hidden_rld + self.look_up("positions", "ld", rows, positions_rl)
         if m.embedding_norm:
             hidden_rld = Norm(m, name="embedding_norm")(hidden_rld)
@@ -253,6 +253,10 @@ class Encoder(nn.Module):
             z_gtd = jnp.take_along_axis(hidden_gsd, at_gt[..., None], axis=1)
         return z_gtd.astype(jnp.float32)
 
+    @property
+    def position_rows(self) -> int:
+        return self.settings.position_rows or self.longest
+
     def look_up(self, name: str, letters: str, size: int, ids_rl: Array) -> jax.Array:
         """Rows of a learnt table [size, d], in the compute dtype."""
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), tuple(letters))
@@ -266,7 +270,7 @@ class Encoder(nn.Module):
         segments_gs = cells.segments_grl.reshape(g, -1)
         for used, name, letter, size, ids_grl in (
             (m.token_weights, "token_weights", "v", self.vocabulary, cells.tokens_grl),
-            (m.position_weights, "position_weights", "l", self.longest, cells.positions_grl),
+            (m.position_weights, "position_weights", "l", self.position_rows, cells.positions_grl),
         ):
             if used:
                 zeros = nn.with_logical_partitioning(nn.initializers.zeros, (letter,))

@@ -113,7 +113,5 @@ def _agree(name: str, stated: Part, given: Part, free: tuple[str, ...], where: s
 
 
 def _find_default(field: Field) -> Any:
-    """What the field holds where it is left out. A size that must be stated is then 0."""
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return 0 if field.default is MISSING else field.default
+    """What the field holds where it is left out."""
+    return field.default if field.default_factory is MISSING else field.default_factory()

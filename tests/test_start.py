@@ -25,8 +25,8 @@ def start_from(run, **changes):
     """An experiment that takes model and tokenizer from `run`."""
     experiment = tiny_experiment(**changes)
     open_parts = {
-        "model": Model(width=0, layers=0, heads=0),
-        "tokenizer": Tokenizer(vocabulary=0),
+        "model": Model(),
+        "tokenizer": Tokenizer(),
         "init_from": InitFrom(str(run)),
         "name": "tuned",
     }
@@ -93,7 +93,7 @@ def test_other_devices_start_from_the_same_parameters(tmp_path):
 
 def test_longest_texts_are_the_new_runs_own(tmp_path):
     experiment = start_from(tiny_run())
-    shorter = replace(experiment, tokenizer=Tokenizer(vocabulary=0, x_tokens=8, y_tokens=16))
+    shorter = replace(experiment, tokenizer=Tokenizer(x_tokens=8, y_tokens=16))
     resolved = resolve_start(shorter, tmp_path)
     assert (resolved.tokenizer.x_tokens, resolved.tokenizer.y_tokens) == (8, 16)
     assert resolved.model.position_rows == 24
@@ -103,7 +103,7 @@ def test_longest_texts_are_the_new_runs_own(tmp_path):
     ("changes", "text"),
     [
         (
-            {"model": Model(width=32, layers=0, heads=0)},
+            {"model": Model(width=32)},
             r"model.width: 32, but init_from .* has 16; leave the field out",
         ),
         (
