@@ -244,8 +244,9 @@ class Batches:
                 np.random.Philox(key=self.seed, counter=[step, slot, 0, 0])
             )
             ids = []
-            for text in pair.ids:
-                inner = np.arange(1, len(text) - 1)
+            for number, text in enumerate(pair.ids):
+                opening, closing = self.tokenizer.delimiters("y" if number else "x")
+                inner = np.arange(len(opening), len(text) - len(closing))
                 left_out = random.permutation(inner)[: int(share * len(inner))]
                 ids.append(np.delete(text, left_out))
             dropped.append(Encoded(ids, pair.hashes))

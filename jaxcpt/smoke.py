@@ -23,7 +23,13 @@ def shrink(experiment: Experiment) -> Experiment:
             heldout=PythonPackages("heldout", heldout_functions=20, packages=packages),
         ),
         tokenizer=replace(
-            experiment.tokenizer, vocabulary=600, x_tokens=16, y_tokens=48, model_file=None
+            experiment.tokenizer,
+            vocabulary=600,
+            kind="unigram" if experiment.tokenizer.kind == "unigram" else "bpe",
+            delimiters="brackets",
+            x_tokens=16,
+            y_tokens=48,
+            model_file=None,
         ),
         loss=replace(experiment.loss, prefixes=tuple(8 * (i + 1) for i in range(few))),
         init_from=None,  # a tiny model has no start

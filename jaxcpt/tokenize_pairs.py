@@ -1,12 +1,14 @@
 """Turns pairs into token ids on disk, for where the tokenizer is the limit of the input.
 
     jaxcpt tokenize-pairs --pairs PATH... --tokenizer FILE.model --output DIR
+    jaxcpt tokenize-pairs --pairs PATH... --tokenizer tokenizer.json --delimiters own --output DIR
     jaxcpt tokenize-pairs --experiment FILE --output DIR
 
-An experiment then names TokenizedPairs(DIR) as a source and DIR/tokenizer.model as its
-`tokenizer.model_file`. Batches are those of the texts, to the bit. A source is read from front to
-back, so this is also how Parquet too large for random access becomes fit for it. Prefixes are part
-of the ids. The same pairs give the same bytes.
+An experiment then names TokenizedPairs(DIR) as a source. Its `tokenizer.model_file` is
+DIR/tokenizer.model for SentencePiece, and DIR for a Hugging Face tokenizer. Batches are those of
+the texts, to the bit. A source is read from front to back, so this is also how Parquet too large
+for random access becomes fit for it. Prefixes are part of the ids. The same pairs give the same
+bytes.
 """
 
 import argparse
@@ -30,7 +32,10 @@ def write_tokens(
     sources: list[Pairs], tokenizer: Tokenizer, folder: Path, negatives: int, shard_pairs: int
 ) -> TokensAbout:
     """Writes the records of all pairs, and beside them the tokenizer's model."""
-    (folder / MODEL_FILE).write_bytes(tokenizer.model)
+    if tokenizer.template is None:
+        (folder / MODEL_FILE).write_bytes(tokenizer.model)
+    else:
+        tokenizer.save(folder)
     pairs = (pair for source in sources for pair in read_all(source))
     total, tokens = sum(map(len, sources)), 0
     files = [f"tokens-{number:05d}.array_record" for number in range(-(-total // shard_pairs))]
@@ -53,6 +58,8 @@ def write_tokens(
         tokenizer.x_tokens,
         tokenizer.y_tokens,
         tuple(files),
+        len(tokenizer.delimiters("x").closing),
+        len(tokenizer.delimiters("y").closing),
     )
 
 
@@ -74,7 +81,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_source_options(parser)
     add = parser.add_argument
     add("--output", required=True, type=Path, metavar="DIR", help="folder to make; must not exist")
-    add("--tokenizer", metavar="FILE", help="SentencePiece model; default: the experiment's")
+    add(
+        "--tokenizer",
+        metavar="FILE",
+        help="SentencePiece model, Hugging Face tokenizer.json, or the tokenizer folder of a run; "
+        "default: the experiment's",
+    )
+    add(
+        "--delimiters",
+        choices=("brackets", "own"),
+        help="of a tokenizer.json, as in an experiment; default: brackets",
+    )
     add("--x-tokens", type=int, help="longest x, delimiters included; default: 512")
     add("--y-tokens", type=int, help="longest y and negatives; an experiment may cut them further")
     add("--negatives", type=int, default=8, help="hard negatives kept of each pair, at most")
@@ -98,7 +115,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     y_tokens = arguments.y_tokens or settings.y_tokens
     if min(x_tokens, y_tokens) < 3:
         raise UserError("--x-tokens, --y-tokens: must be at least 3")
-    tokenizer = read_model(model, x_tokens, y_tokens)
+    delimiters = arguments.delimiters
+    if delimiters is None and experiment and settings.kind == "hugging_face":
+        delimiters = settings.delimiters
+    tokenizer = read_model(model, x_tokens, y_tokens, delimiters=delimiters)
     opened = open_sources(sources, experiment.seed if experiment else 0)
     unfinished = output.with_name(f"{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed

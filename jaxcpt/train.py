@@ -11,7 +11,7 @@ import math
 import signal
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ from jaxcpt.sharding import (
 )
 from jaxcpt.smoke import shrink
 from jaxcpt.start import find_start, forget_start, resolve_start, restore_start
-from jaxcpt.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
+from jaxcpt.tokenizer import Tokenizer, has_tokenizer, read_model, read_tokenizer, train_tokenizer
 from jaxcpt.update import TrainState, init_state, make_train_step, shard_state
 
 
@@ -248,12 +248,11 @@ def obtain_tokenizer(
 ) -> Tokenizer:
     """That of the run folder; of what the run starts from; the user's own; or a new one, trained
     on the training pairs."""
-    if (shared_dir / "tokenizer" / "tokenizer.json").is_file():
+    if has_tokenizer(shared_dir / "tokenizer"):
         return Tokenizer.load(shared_dir / "tokenizer")
     if experiment.init_from is not None:
-        start = Tokenizer.load(find_start(experiment.init_from, shared_dir) / "tokenizer")
-        limits = experiment.tokenizer
-        return replace(start, x_tokens=limits.x_tokens, y_tokens=limits.y_tokens)
+        folder = find_start(experiment.init_from, shared_dir) / "tokenizer"
+        return read_model(str(folder), experiment.tokenizer.x_tokens, experiment.tokenizer.y_tokens)
     if experiment.tokenizer.model_file is not None:
         return read_tokenizer(experiment.tokenizer)
     return train_tokenizer(sample_texts(sources), experiment.tokenizer)

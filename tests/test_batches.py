@@ -44,8 +44,10 @@ def read_texts(batch, tokenizer):
         assert len(np.unique(where // cells.tokens_grl.shape[-1])) == 1  # in one row
         assert np.diff(where).tolist() == [1] * (len(ids) - 1)  # and in one piece
         assert cells.ends_gt[n, g, t] == where[-1]
-        (side,) = (s for s in "xy" if tokenizer.delimiters(s) == (ids[0], ids[-1]))
-        assert not set(ids[1:-1]) & {i for s in "xy" for i in tokenizer.delimiters(s)}
+        (side,) = (s for s in "xy" if tokenizer.delimiters(s) == ((ids[0],), (ids[-1],)))
+        assert not set(ids[1:-1]) & {
+            i for s in "xy" for both in tokenizer.delimiters(s) for i in both
+        }
         high_and_low = tuple(np.asarray(batch.hash_ngt2)[n, g, t].tolist())
         found.append((side, tokenizer.decode(ids[1:-1]), high_and_low))
     used = sum(len(t) > 0 for t in found)

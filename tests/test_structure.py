@@ -33,6 +33,7 @@ HOMES = {
     "optax": {"optimizer"},
     "orbax": {"checkpoint"},
     "sentencepiece": {"tokenizer"},
+    "tokenizers": {"tokenizer"},
     "tensorflow_datasets": {"pairs", "mining"},
     "array_record": {"mining", "pairs"},
     "pyarrow": {"mining", "pairs"},

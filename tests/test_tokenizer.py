@@ -29,8 +29,8 @@ def tokenizer():
 def test_each_side_has_its_delimiters(tokenizer):
     (x,), (y,) = tokenizer.encode(["a path"], "x"), tokenizer.encode(["a path"], "y")
     assert x.dtype == np.int32
-    assert (x[0], x[-1]) == tokenizer.delimiters("x")
-    assert (y[0], y[-1]) == tokenizer.delimiters("y")
+    assert ((x[0],), (x[-1],)) == tokenizer.delimiters("x")
+    assert ((y[0],), (y[-1],)) == tokenizer.delimiters("y")
     assert len({x[0], x[-1], y[0], y[-1]}) == 4
     np.testing.assert_array_equal(x[1:-1], y[1:-1])
 
@@ -39,13 +39,12 @@ def test_truncation_keeps_the_closing_delimiter(tokenizer):
     for side, longest in (("x", 6), ("y", 8)):
         (cut,) = tokenizer.encode(["one two three four five six seven " * 20], side)
         assert len(cut) == longest
-        assert (cut[0], cut[-1]) == tokenizer.delimiters(side)
+        assert ((cut[0],), (cut[-1],)) == tokenizer.delimiters(side)
 
 
 def test_an_empty_text_is_its_delimiters(tokenizer):
-    assert [list(ids) for ids in tokenizer.encode(["", " \n"], "x")] == [
-        list(tokenizer.delimiters("x"))
-    ] * 2
+    (opening,), (closing,) = tokenizer.delimiters("x")
+    assert [list(ids) for ids in tokenizer.encode(["", " \n"], "x")] == [[opening, closing]] * 2
     assert tokenizer.encode([], "x") == []
 
 
@@ -53,7 +52,7 @@ def test_delimiters_cannot_be_injected(tokenizer):
     text = " ".join(piece for pieces in DELIMITERS.values() for piece in pieces)
     long = Tokenizer(tokenizer.model, 600, 100, 100)
     (ids,) = long.encode([text + "[x]{y}"], "x")
-    controls = {*tokenizer.delimiters("x"), *tokenizer.delimiters("y")}
+    controls = {i for side in "xy" for both in tokenizer.delimiters(side) for i in both}
     assert not controls & set(ids[1:-1].tolist())
     assert long.decode(ids) == text + "[x]{y}"
 
@@ -170,13 +169,11 @@ def test_refuses_a_model_without_delimiters(tmp_path):
 
 
 def test_refuses_a_folder_without_or_with_half_a_tokenizer(tokenizer, tmp_path):
-    with pytest.raises(
-        UserError, match=r"tokenizer.json: missing; this run has no whole tokenizer"
-    ):
+    with pytest.raises(UserError, match=r"limits.json: missing; this run has no whole tokenizer"):
         Tokenizer.load(tmp_path)
     tokenizer.save(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer.json: damaged: "):
+    (tmp_path / "limits.json").write_text("{")
+    with pytest.raises(UserError, match=r"limits.json: damaged: "):
         Tokenizer.load(tmp_path)
     tokenizer.save(tmp_path)
     (tmp_path / "tokenizer.model").unlink()

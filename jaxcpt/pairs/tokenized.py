@@ -46,6 +46,9 @@ class TokensAbout:
     x_tokens: int
     y_tokens: int
     files: tuple[str, ...]
+    x_closing: int = 1
+    """Closing delimiters of each x. They stay when its ids are cut."""
+    y_closing: int = 1
 
 
 class TokenizedReader:
@@ -78,7 +81,7 @@ class TokenizedReader:
         if fingerprint != self.about.fingerprint:
             raise UserError(
                 f"{self.where}: made with another tokenizer; set tokenizer.model_file to "
-                f"{Path(self.where) / MODEL_FILE}, or tokenize the pairs anew"
+                f"{self._find_model()}, or tokenize the pairs anew"
             )
         for side, asked in (("x_tokens", x_tokens), ("y_tokens", y_tokens)):
             held = getattr(self.about, side)
@@ -88,13 +91,20 @@ class TokenizedReader:
                     "text; lower it, or tokenize the pairs anew"
                 )
 
+    def _find_model(self) -> Path:
+        """What `tokenizer.model_file` names: a SentencePiece model, or the folder of another."""
+        file = Path(self.where) / MODEL_FILE
+        return file if file.is_file() else file.parent
+
     def read(
         self, indices: Sequence[int], x_tokens: int, y_tokens: int, negatives: int
     ) -> list[Encoded]:
         """The ids, cut as the tokenizer cuts them; exactly so many negatives, or absent ones."""
         dtype = np.dtype("<u2" if self.about.vocabulary <= 1 << 16 else "<u4")
+        x_limit = (x_tokens, self.about.x_closing)
+        y_limit = (y_tokens, self.about.y_closing)
         return [
-            _cut(_decode(record, dtype), x_tokens, y_tokens, negatives)
+            _cut(_decode(record, dtype), x_limit, y_limit, negatives)
             for record in read_records(self.records, indices, self.where)
         ]
 
@@ -109,12 +119,15 @@ def _decode(record: bytes, dtype: np.dtype) -> Encoded:
     return Encoded(cut, [(low, high) for low, high in low_high])
 
 
-def _cut(pair: Encoded, x_tokens: int, y_tokens: int, negatives: int) -> Encoded:
+def _cut(
+    pair: Encoded, x_limit: tuple[int, int], y_limit: tuple[int, int], negatives: int
+) -> Encoded:
+    """Limits: the most tokens of a text, and how many closing delimiters are among them."""
     ids, hashes = pair.ids[: 2 + negatives], pair.hashes[: 2 + negatives]
-    limits = [x_tokens] + [y_tokens] * (len(ids) - 1)
+    limits = [x_limit] + [y_limit] * (len(ids) - 1)
     ids = [
-        text if len(text) <= limit else np.append(text[: limit - 1], text[-1])
-        for text, limit in zip(ids, limits, strict=True)
+        text if len(text) <= most else np.append(text[: most - closing], text[-closing:])
+        for text, (most, closing) in zip(ids, limits, strict=True)
     ]
     absent = 2 + negatives - len(ids)
     return Encoded(ids + [np.zeros(0, np.int32)] * absent, hashes + [hash_text("")] * absent)

@@ -1,0 +1,313 @@
+"""Texts and their side in, token ids between that side's delimiters out.
+
+One model serves both sides: SentencePiece, or a Hugging Face tokenizer.json. `Tokenizer` is what
+the rest of the package uses. It knows no pairs, batches or arrays of several texts.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from operator import index
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcpt import config
+from jaxcpt.errors import UserError
+from jaxcpt.files import write_file
+from jaxcpt.pair import Side
+from jaxcpt.tokenizer.hugging_face import HuggingFaceModel, parse_end_token
+from jaxcpt.tokenizer.sentencepiece_model import (
+    DELIMITERS,
+    PAD,
+    SentencePieceModel,
+    split_rules,
+    train_model,
+)
+
+__all__ = [
+    "DELIMITERS",
+    "PAD",
+    "Delimiters",
+    "Template",
+    "Tokenizer",
+    "has_tokenizer",
+    "read_model",
+    "read_tokenizer",
+    "split_rules",
+    "train_tokenizer",
+]
+
+LIMITS_FILE = "limits.json"
+_LIMITS = ("vocabulary", "x_tokens", "y_tokens")
+SENTENCEPIECE_FILE, HUGGING_FACE_FILE = "tokenizer.model", "tokenizer.json"
+
+
+class Delimiters(NamedTuple):
+    """The ids before and after a text. There is at least one after it."""
+
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Template:
+    """The delimiters of both sides."""
+
+    x: Delimiters
+    y: Delimiters
+
+    @property
+    def kind(self) -> str:
+        """Brackets differ between the sides; a model's own template does not."""
+        return "own" if self.x == self.y else "brackets"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A model (its file's bytes) with its delimiters and the longest text of each side."""
+
+    model: bytes
+    vocabulary: int
+    """Rows of the embedding table. The model may have fewer pieces; ids stay below."""
+    x_tokens: int
+    y_tokens: int
+    template: Template | None = None
+    """For a Hugging Face tokenizer. None: SentencePiece, whose delimiters are DELIMITERS."""
+
+    @property
+    def file_name(self) -> str:
+        return SENTENCEPIECE_FILE if self.template is None else HUGGING_FACE_FILE
+
+    @property
+    def processor(self) -> SentencePieceModel | HuggingFaceModel:
+        return _parse(self.model, self.file_name)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256: checkpoints are only good for the tokenizer of their training.
+
+        It covers the model and, of a Hugging Face tokenizer, the delimiters' ids.
+        """
+        digest = hashlib.sha256(self.model)
+        if self.template is not None:
+            digest.update(json.dumps(asdict(self.template)).encode())
+        return digest.hexdigest()
+
+    def delimiters(self, side: Side) -> Delimiters:
+        if self.template is not None:
+            return self.template.x if side == "x" else self.template.y
+        assert isinstance(self.processor, SentencePieceModel)
+        opening, closing = self.processor.find_delimiters(side)
+        return Delimiters((opening,), (closing,))
+
+    def encode(self, texts: Sequence[str], side: Side) -> list[np.ndarray]:
+        """int32 ids of each text in its side's delimiters, at most the side's longest.
+
+        A longer text is cut and keeps all delimiters; an empty text is the delimiters alone.
+        Raises UserError for a lone surrogate, which is half of a character.
+        """
+        opening, closing = self.delimiters(side)
+        longest = self.x_tokens if side == "x" else self.y_tokens
+        inner = longest - len(opening) - len(closing)
+        try:
+            encoded = self.processor.encode(texts)
+        except TypeError:
+            _refuse_lone_surrogates(texts)
+            raise
+        return [np.array([*opening, *ids[:inner], *closing], np.int32) for ids in encoded]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The normalised text of `ids`. Control symbols and special tokens are left out.
+
+        The brackets of a Hugging Face vocabulary are ordinary tokens and stay.
+        """
+        return self.processor.decode([int(i) for i in ids])
+
+    def save(self, folder: Path) -> None:
+        """Writes the model and, last, the limits, whose presence says that all is there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        limits: dict[str, Any] = {k: getattr(self, k) for k in _LIMITS}
+        if self.template is not None:
+            limits["template"] = asdict(self.template)
+        write_file(folder / self.file_name, self.model)
+        write_file(folder / LIMITS_FILE, json.dumps(limits, indent=2) + "\n")
+
+    @staticmethod
+    def load(folder: Path) -> "Tokenizer":
+        """Reads what `save` wrote. Raises UserError where it is missing or damaged."""
+        limits_file = folder / LIMITS_FILE
+        if not limits_file.is_file() and has_tokenizer(folder):
+            limits_file = folder / _OLD_LIMITS_FILE
+        try:
+            limits = json.loads(limits_file.read_text())
+            template = limits.pop("template", None)
+            if set(limits) != set(_LIMITS):
+                raise ValueError(f"expected vocabulary, x_tokens and y_tokens, found {[*limits]}")
+            if not all(type(value) is int and value > 0 for value in limits.values()):
+                raise ValueError("expected numbers above 0")
+            limits["template"] = template and Template(
+                **{
+                    side: Delimiters(*(tuple(map(index, ids)) for ids in both))
+                    for side, both in template.items()
+                }
+            )
+            file = folder / (SENTENCEPIECE_FILE if template is None else HUGGING_FACE_FILE)
+            tokenizer = Tokenizer(model=file.read_bytes(), **limits)
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename}: missing; this run has no whole tokenizer") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{limits_file}: damaged: {error}") from None
+        with _naming(str(file)):
+            _check(tokenizer)
+        return tokenizer
+
+
+# Runs made before there were Hugging Face tokenizers keep the limits under this name, beside a
+# SentencePiece model.
+_OLD_LIMITS_FILE = "tokenizer.json"
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `Tokenizer.save` finished in this folder."""
+    old = (folder / _OLD_LIMITS_FILE, folder / SENTENCEPIECE_FILE)
+    return (folder / LIMITS_FILE).is_file() or all(file.is_file() for file in old)
+
+
+@lru_cache(maxsize=4)  # a model of 250,000 pieces takes seconds to parse
+def _parse(content: bytes, file_name: str) -> SentencePieceModel | HuggingFaceModel:
+    """The model in a file of this name or ending. Raises UserError, which does not name it."""
+    return HuggingFaceModel(content) if file_name.endswith(".json") else SentencePieceModel(content)
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Puts `where` in front of a UserError's text."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _check(tokenizer: Tokenizer) -> None:
+    """Raises UserError unless the model can be read and its ids fit the table and the lengths."""
+    pieces = tokenizer.processor.pieces
+    if tokenizer.template is None:
+        return
+    if pieces > tokenizer.vocabulary:
+        raise UserError(f"has {pieces} pieces, but its table has {tokenizer.vocabulary} rows")
+    for side, tokens in (("x", tokenizer.x_tokens), ("y", tokenizer.y_tokens)):
+        opening, closing = getattr(tokenizer.template, side)
+        delimiters = [*opening, *closing]
+        if not closing or not all(0 <= token < pieces for token in delimiters):
+            raise UserError(f"{side} needs delimiters with ids below {pieces}, found {delimiters}")
+        if tokens <= len(delimiters):
+            raise UserError(
+                f"{side}_tokens: {tokens} leaves no room for text beside {len(delimiters)} "
+                f"delimiters; set it to {len(delimiters) + 1} or more"
+            )
+
+
+def _refuse_lone_surrogates(texts: Sequence[str]) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = ascii(text[max(0, error.start - 20) : error.start + 20])
+            raise UserError(
+                f"text {shown}: holds {text[error.start]!a}, which is half of a character; "
+                "write the text as valid UTF-8"
+            ) from None
+
+
+def read_tokenizer(settings: config.Tokenizer) -> Tokenizer:
+    """Reads the user's own `settings.model_file`. Raises UserError if it does not fit."""
+    assert settings.model_file is not None
+    path = settings.model_file
+    found = read_model(
+        path,
+        settings.x_tokens,
+        settings.y_tokens,
+        "tokenizer.model_file: ",
+        settings.delimiters if settings.kind == "hugging_face" else None,
+    )
+    if (found.template is not None) != (settings.kind == "hugging_face"):
+        fits = "bpe or unigram" if found.template is None else "hugging_face"
+        raise UserError(f"tokenizer.kind: {settings.kind}, but {path} needs {fits}")
+    if found.template is not None and found.vocabulary < settings.vocabulary:
+        return replace(found, vocabulary=settings.vocabulary)  # a padded table
+    if found.vocabulary != settings.vocabulary:
+        raise UserError(
+            f"tokenizer.vocabulary: {settings.vocabulary}, but {path} has "
+            f"{found.vocabulary} pieces; set it to {found.vocabulary}"
+        )
+    return found
+
+
+def read_model(
+    path: str,
+    x_tokens: int,
+    y_tokens: int,
+    option: str = "",
+    delimiters: str | None = None,
+    end_token: str | None = None,
+) -> Tokenizer:
+    """The tokenizer of a file or folder; `option` is the option or field that gave the path.
+
+    path: a SentencePiece model that has the delimiters; a tokenizer.json; a folder with one; or a
+    folder that `Tokenizer.save` wrote. delimiters: "brackets" or "own" of a tokenizer.json. None:
+    as stored, else brackets. end_token: closes a text where the model's own template does not.
+    None: the eos_token of the tokenizer_config.json beside it, if there is one.
+    """
+    file = Path(path)
+    if has_tokenizer(file):
+        stored = replace(Tokenizer.load(file), x_tokens=x_tokens, y_tokens=y_tokens)
+        if stored.template and delimiters not in (None, stored.template.kind):
+            raise UserError(
+                f"{option}{path}: was stored with delimiters {stored.template.kind}, not "
+                f"{delimiters}; ask for {stored.template.kind} or name the original tokenizer.json"
+            )
+        with _naming(f"{option}{path}"):
+            _check(stored)
+        return stored
+    if file.is_dir():
+        file = file / HUGGING_FACE_FILE
+    where = f"{option}{file}"
+    if not file.is_file():
+        raise UserError(f"{where}: no such file")
+    content, template = file.read_bytes(), None
+    with _naming(where):
+        model = _parse(content, HUGGING_FACE_FILE if file.suffix == ".json" else SENTENCEPIECE_FILE)
+        if isinstance(model, HuggingFaceModel):
+            template = _make_template(model, delimiters or "brackets", end_token, file.parent)
+        tokenizer = Tokenizer(content, model.pieces, x_tokens, y_tokens, template)
+        _check(tokenizer)
+    return tokenizer
+
+
+def _make_template(
+    model: HuggingFaceModel, delimiters: str, end_token: str | None, folder: Path
+) -> Template:
+    if delimiters == "brackets":
+        x_opening, x_closing, y_opening, y_closing = ((token,) for token in model.find_brackets())
+        return Template(Delimiters(x_opening, x_closing), Delimiters(y_opening, y_closing))
+    settings = folder / "tokenizer_config.json"
+    if end_token is None and settings.is_file():
+        with _naming(settings.name):
+            end_token = parse_end_token(settings.read_bytes())
+    opening, closing = model.find_template(end_token)
+    own = Delimiters(tuple(opening), tuple(closing))
+    return Template(own, own)
+
+
+def train_tokenizer(texts: Iterable[str], settings: config.Tokenizer) -> Tokenizer:
+    """Trains on `texts`, which are held in memory; the same texts give the same bytes.
+
+    A corpus too small for `settings.vocabulary` pieces gives fewer, the table keeps its size.
+    """
+    model = train_model(texts, settings)
+    return Tokenizer(model, settings.vocabulary, settings.x_tokens, settings.y_tokens)

@@ -1,0 +1,130 @@
+"""Texts in, ids of SentencePiece pieces out; and training of a SentencePiece model.
+
+The model file holds all normalisation, so whatever reads it elsewhere cuts texts the same way.
+The module knows no lengths: the caller cuts the ids and places the delimiters.
+"""
+
+import io
+import unicodedata
+from collections.abc import Iterable, Sequence
+from string import ascii_lowercase, ascii_uppercase
+
+import sentencepiece
+
+from jaxcpt import config
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Side
+
+PAD = 0
+# The paper's delimiters (section 2.1), each side its own. As control symbols they are never
+# matched in a text, so no text can inject one.
+DELIMITERS: dict[Side, tuple[str, str]] = {"x": ("<[>", "<]>"), "y": ("<{>", "<}>")}
+
+
+class SentencePieceModel:
+    """A SentencePiece model that has the delimiters."""
+
+    def __init__(self, content: bytes) -> None:
+        """Raises UserError if `content` is no such model."""
+        try:
+            if not content:  # which SentencePiece takes for a model and then logs errors
+                raise RuntimeError
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        except RuntimeError:
+            raise UserError("not a SentencePiece model; name one or train one") from None
+        self.pieces = self._processor.get_piece_size()
+        delimiters = [piece for both in DELIMITERS.values() for piece in both]
+        for piece in delimiters:
+            if not self._processor.is_control(self._processor.piece_to_id(piece)):
+                raise UserError(
+                    f"lacks the delimiter {piece}; train it with "
+                    f"control_symbols={','.join(delimiters)}"
+                )
+
+    def find_delimiters(self, side: Side) -> tuple[int, int]:
+        opening, closing = DELIMITERS[side]
+        return self._processor.piece_to_id(opening), self._processor.piece_to_id(closing)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, without delimiters. Raises TypeError for a lone surrogate."""
+        return self._processor.encode(list(texts))
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+
+def train_model(texts: Iterable[str], settings: config.Tokenizer) -> bytes:
+    """The file of a model trained on `texts`, which are held in memory.
+
+    The same texts give the same bytes. A small corpus gives fewer pieces than asked for.
+    """
+    if settings.kind == "hugging_face":
+        raise UserError("tokenizer.kind: hugging_face is read, not trained; ask for bpe or unigram")
+    # A list: SentencePiece would turn a UserError raised during iteration into its own error.
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise UserError("tokenizer: no text to train on; data.train has no pairs")
+    sentencepiece.set_min_log_level(2)  # errors
+    normalizer = (
+        sentencepiece.SentencePieceNormalizer(
+            norm_map=sorted(split_rules().items()),
+            add_dummy_prefix=True,
+            remove_extra_whitespaces=True,
+        )
+        if settings.split_identifiers
+        else sentencepiece.SentencePieceNormalizer(
+            rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False
+        )
+    )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            normalizer=normalizer,
+            model_type=settings.kind,
+            vocab_size=settings.vocabulary,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            split_digits=settings.split_digits,
+            control_symbols=[piece for pieces in DELIMITERS.values() for piece in pieces],
+            pad_id=PAD,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=1 << 30,
+            num_threads=1,  # sums of several threads would depend on their order
+        )
+    except RuntimeError as error:
+        if "smaller than required_chars" not in str(error):
+            raise
+        raise UserError(
+            f"tokenizer.vocabulary: {settings.vocabulary} is too small for bytes, delimiters "
+            "and the characters of the data; try 1000 or more"
+        ) from None
+    return model.getvalue()
+
+
+def split_rules() -> dict[str, str]:
+    """Replacements that lower-case and split identifiers: getHTTPResponse -> get http response.
+
+    SentencePiece replaces the longest match at each place and goes on behind it, so a rule sees
+    no letter before its own. Three kinds of rule suffice for ASCII: `tX` -> `t x` at the end of a
+    word, `Xa` -> ` xa` at the start of one, and `XaY` -> ` xa y` for a word of two letters. Digits
+    do not split. Other alphabets are only lower-cased, and composed marks only where NFKC
+    composes a single code point.
+    """
+    rules = dict.fromkeys("\t\n\r_", " ")
+    for code in (*range(0x80), *range(0xA0, 0xD800), *range(0xE000, 0x110000)):
+        letter = chr(code)
+        lowered = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", letter).lower())
+        if lowered != letter:
+            rules[letter] = lowered
+    for big in ascii_uppercase:
+        for small in ascii_lowercase:
+            rules[small + big] = f"{small} {big.lower()}"
+            rules[big + small] = f" {big.lower()}{small}"
+            for next_big in ascii_uppercase:
+                rules[big + small + next_big] = f" {big.lower()}{small} {next_big.lower()}"
+    return rules
