@@ -8,6 +8,7 @@ import io
 import unicodedata
 from collections.abc import Iterable, Sequence
 from string import ascii_lowercase, ascii_uppercase
+from typing import Any
 
 import sentencepiece
 
@@ -29,6 +30,7 @@ class SentencePieceModel:
         try:
             if not content:  # which SentencePiece takes for a model and then logs errors
                 raise RuntimeError
+            self._content = content
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError:
             raise UserError("not a SentencePiece model; name one or train one") from None
@@ -41,6 +43,27 @@ class SentencePieceModel:
                     f"control_symbols={','.join(delimiters)}"
                 )
 
+    @property
+    def kind(self) -> str:
+        """bpe, unigram, or another of SentencePiece's kinds."""
+        number = _read_fields(_read_fields(self._content)[2])[3]
+        return {1: "unigram", 2: "bpe"}.get(number, f"number {number}")
+
+    @property
+    def normalises(self) -> bool:
+        """Whether the model changes a text before it cuts it, beyond how it writes spaces."""
+        fields = _read_fields(_read_fields(self._content)[3])
+        # Of NormalizerSpec: 2 replaced characters, 3 a space before the text, 4 spaces removed.
+        return bool(fields.get(2)) or fields.get(3, 1) == 1 or fields.get(4, 1) == 1
+
+    def list_pieces(self) -> list[tuple[str, bool]]:
+        """Every piece, and whether it is an ordinary one: no byte, control symbol or unknown."""
+        p = self._processor
+        return [
+            (p.id_to_piece(i), not (p.is_control(i) or p.is_byte(i) or p.is_unknown(i)))
+            for i in range(self.pieces)
+        ]
+
     def find_delimiters(self, side: Side) -> tuple[int, int]:
         opening, closing = DELIMITERS[side]
         return self._processor.piece_to_id(opening), self._processor.piece_to_id(closing)
@@ -51,6 +74,36 @@ class SentencePieceModel:
 
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
+
+
+def _read_fields(message: bytes) -> dict[int, Any]:
+    """The fields of a serialised protobuf message by number: integers and bytes, the last of each.
+
+    SentencePiece's own Python classes for its file need a newer protobuf than TensorFlow Datasets.
+    """
+    fields: dict[int, Any] = {}
+    at = 0
+
+    def read_number() -> int:
+        nonlocal at
+        number = shift = 0
+        while message[at] & 0x80:
+            number |= (message[at] & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+        number |= message[at] << shift
+        at += 1
+        return number
+
+    while at < len(message):
+        key = read_number()
+        if key & 7 == 0:
+            fields[key >> 3] = read_number()
+            continue
+        size = {1: 8, 5: 4}.get(key & 7)
+        size = read_number() if size is None else size
+        fields[key >> 3] = message[at : at + size]
+        at += size
+    return fields
 
 
 def train_model(texts: Iterable[str], settings: config.Tokenizer) -> bytes:

@@ -1,0 +1,82 @@
+"""A tokenizer as a tokenizer.json that puts one side's delimiters round a text, for other tools.
+
+In: a `Tokenizer` and a side. Out: the text of the file and the name of its padding token. A
+SentencePiece model is written anew as byte-pair merges. What has no exact form in a tokenizer.json
+is refused.
+"""
+
+import json
+from typing import Any
+
+import tokenizers
+from tokenizers import models, normalizers
+
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Side
+from jaxcpt.tokenizer import Tokenizer
+from jaxcpt.tokenizer.sentencepiece_model import SentencePieceModel
+
+PADDING = ("[PAD]", "<pad>")
+SPACE = "\u2581"
+"""What SentencePiece writes a space as."""
+
+
+def to_hugging_face(tokenizer: Tokenizer, side: Side) -> tuple[str, str]:
+    """The text of a tokenizer.json, and the token that pads shorter texts of a batch.
+
+    A text that spells a special token of the model is cut differently there: other tools take it
+    for that token. Raises UserError for a SentencePiece model that has no exact form.
+    """
+    if isinstance(tokenizer.processor, SentencePieceModel):
+        file = _write_merges(tokenizer.processor)
+    else:
+        file = json.loads(tokenizer.model)
+    ids = _list_ids(file)
+    names = {number: piece for piece, number in ids.items()}
+    opening, closing = tokenizer.delimiters(side)
+    special = [names[token] for token in (*opening, *closing)]
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    single = [
+        *({"SpecialToken": {"id": names[token], "type_id": 0}} for token in opening),
+        text,
+        *({"SpecialToken": {"id": names[token], "type_id": 0}} for token in closing),
+    ]
+    template = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in special
+        },
+    }
+    padding = next((name for name in PADDING if name in ids), special[-1])
+    file |= {"post_processor": template, "truncation": None, "padding": None}
+    return json.dumps(file, ensure_ascii=False), padding
+
+
+def _list_ids(file: dict[str, Any]) -> dict[str, int]:
+    built = tokenizers.Tokenizer.from_str(json.dumps(file | {"post_processor": None}))
+    return built.get_vocab(with_added_tokens=True)
+
+
+def _write_merges(model: SentencePieceModel) -> dict[str, Any]:
+    """A SentencePiece BPE model without rules of its own, as the `tokenizers` library has it."""
+    if model.kind != "bpe" or model.normalises:
+        raise UserError(
+            "tokenizer: a SentencePiece model of kind unigram, or one that splits identifiers, has "
+            "no exact form in a tokenizer.json; export with --format safetensors"
+        )
+    pieces = model.list_pieces()
+    ids = {piece: number for number, (piece, _) in enumerate(pieces)}
+    ordinary = {piece for piece, is_ordinary in pieces if is_ordinary}
+    merges = []
+    for piece, is_ordinary in pieces:  # in the order of their scores, best first
+        if is_ordinary:
+            cuts = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+            pairs = [cut for cut in cuts if cut[0] in ordinary and cut[1] in ordinary]
+            merges += sorted(pairs, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+    built = tokenizers.Tokenizer(
+        models.BPE(ids, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=False)
+    )
+    built.normalizer = normalizers.Replace(" ", SPACE)
+    return json.loads(built.to_str())
