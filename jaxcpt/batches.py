@@ -1,8 +1,8 @@
 """Pairs in, packed global batches out: a pure function of (seed, step).
 
-There is no iterator state, so a resumed run continues with the very next batch on any number of
-devices and hosts. Each process reads, tokenises and packs only the pairs of its own data shards.
-It does not know the model.
+There is no iterator state. So a resumed run continues with the next batch, on any number of devices
+and hosts. Each process reads, tokenises and packs only the pairs of its own data shards. The module
+knows neither the formats of pairs nor the layers of the model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,8 @@ from jaxcpt.errors import UserError
 from jaxcpt.model import Array, Cells, make_cells
 from jaxcpt.order import make_homogeneous_order, make_order, share_out
 from jaxcpt.packing import CellArrays, Packing, pack_pairs
-from jaxcpt.pair import Pair
-from jaxcpt.pairs import Pairs, TokenizedReader
-from jaxcpt.pairs.tokenized import Encoded, hash_text
+from jaxcpt.pairs import EncodedPairs
+from jaxcpt.pairs.interface import Encoded
 from jaxcpt.sharding import count_data_shards, named
 from jaxcpt.tokenizer import Tokenizer
 
@@ -29,10 +28,11 @@ from jaxcpt.tokenizer import Tokenizer
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """n chunks of g cells of packed texts. A cell's texts t are its x, its y, its negatives.
+    """n chunks of g cells of packed texts. The texts t of a cell are all x, then all y, then all
+    first negatives and so on.
 
     cells         Cells with a leading axis n
-    present_ngt   whether the text is there; a pair that found no place is absent
+    present_ngt   whether the text exists and found a place in its cell
     hash_ngt2     64-bit hash of the text, as two uint32
     """
 
@@ -59,7 +59,7 @@ class Sizes:
 
 
 def size_batches(settings: Batching, data_shards: int) -> Sizes | None:
-    """The shape of batches; None where the rows are to be measured. Raises UserError."""
+    """The shape of batches; None if the number of rows must be measured on the data."""
     pairs = settings.pairs_per_batch
     if pairs < data_shards:
         raise UserError(
@@ -77,7 +77,7 @@ def size_batches(settings: Batching, data_shards: int) -> Sizes | None:
 
 
 def size_full_batches(experiment: Experiment, data_shards: int) -> Sizes:
-    """The most there can be, where rows are to be measured: all texts as long as the longest."""
+    """The largest shape that batches can have: every text is as long as the longest allowed."""
     settings, tokenizer = experiment.batching, experiment.tokenizer
     sizes = size_batches(settings, data_shards)
     if sizes is not None:
@@ -89,7 +89,7 @@ def size_full_batches(experiment: Experiment, data_shards: int) -> Sizes:
 
 
 def shape_batch(sizes: Sizes, mesh: jax.sharding.Mesh) -> Batch:
-    """A tree like a batch, of ShapeDtypeStructs that carry their shardings on a mesh."""
+    """A batch of ShapeDtypeStructs, which carry their shardings on a mesh."""
     cells = (sizes.chunks, sizes.data_shards)
     texts = (*cells, sizes.pairs_per_cell * sizes.texts_per_pair)
 
@@ -101,37 +101,20 @@ def shape_batch(sizes: Sizes, mesh: jax.sharding.Mesh) -> Batch:
     return Batch(rows, shape(np.bool_, *texts), shape(np.uint32, *texts, 2))
 
 
-def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, negatives: int) -> list[Encoded]:
-    """Tokenises many pairs at once, each with so many hard negatives or absent ones."""
-    columns = [[pair.x for pair in pairs], [pair.y for pair in pairs]]
-    ids = [tokenizer.encode(columns[0], "x"), tokenizer.encode(columns[1], "y")]
-    for number in range(negatives):
-        texts = [p.negatives[number] if number < len(p.negatives) else "" for p in pairs]
-        absent = [number >= len(pair.negatives) for pair in pairs]
-        columns.append(texts)
-        encoded = tokenizer.encode(texts, "y")
-        ids.append([e[:0] if a else e for e, a in zip(encoded, absent, strict=True)])
-    return [
-        Encoded(list(of_pair), [hash_text(text) for text in texts])
-        for of_pair, texts in zip(zip(*ids, strict=True), zip(*columns, strict=True), strict=True)
-    ]
-
-
 class Batches:
     """The batches of a run on a mesh: `batches.make(step)`, or `batches.stream(first, last)`."""
 
     def __init__(
         self,
         experiment: Experiment,
-        sources: Sequence[Pairs | TokenizedReader],
+        sources: Sequence[EncodedPairs],
         tokenizer: Tokenizer,
         mesh: jax.sharding.Mesh,
     ) -> None:
         self.settings, self.seed = experiment.batching, experiment.seed
         self.sources, self.tokenizer, self.mesh = sources, tokenizer, mesh
         for source in sources:
-            if isinstance(source, TokenizedReader):
-                source.check(tokenizer.fingerprint, tokenizer.x_tokens, tokenizer.y_tokens)
+            source.check(tokenizer)
         self.starts = np.cumsum([0, *map(len, sources)])
         self.encoded: list[Encoded] | None = None
         if self.settings.in_memory:
@@ -147,7 +130,7 @@ class Batches:
         self.shards = _own_data_shards(mesh)
 
     def _count_tokens(self, source: int) -> np.ndarray | int:
-        """Of each pair of a source held in memory; else how many pairs it has."""
+        """The tokens of each pair of a source in memory; otherwise the source's number of pairs."""
         first, last = self.starts[source], self.starts[source + 1]
         if self.encoded is None:
             return int(last - first)
@@ -155,10 +138,11 @@ class Batches:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """Where the experiment leaves the rows to us: as few as hold eight whole batches, and
-        eight of each source where they are homogeneous.
+        """The shape of every batch.
 
-        The same on every process: each samples the same shares of the same steps.
+        If the experiment sets no rows, they are the fewest that hold eight sampled batches, or
+        eight of each source if batches are homogeneous. All processes find the same shape, because
+        each samples the same shares of the same steps.
         """
         settings, data_shards = self.settings, count_data_shards(self.mesh)
         fixed = size_batches(settings, data_shards)
@@ -178,7 +162,7 @@ class Batches:
         return sizes
 
     def make(self, step: int) -> Batch:
-        """The batch of a step, on the mesh's devices."""
+        """The batch of a step, on the devices of the mesh."""
         sizes, shards = self.sizes, self.shards
         drawn = self._drop(self._draw(step, shards), step, shards)
         packing = self._pack(self._lengths(drawn), len(shards), sizes)
@@ -196,7 +180,7 @@ class Batches:
         return jax.tree.map(place, local)
 
     def stream(self, first: int, last: int) -> Iterator[Future[Batch]]:
-        """Batches of steps first to last - 1; the next two are made while one is used."""
+        """The batches of steps first to last - 1. While one is in use, the next two are made."""
         with ThreadPoolExecutor(max_workers=2) as pool:
             coming = [pool.submit(self.make, step) for step in range(first, min(first + 2, last))]
             for step in range(first, last):
@@ -205,7 +189,7 @@ class Batches:
                 yield coming.pop(0)
 
     def _slots(self, shards: np.ndarray) -> np.ndarray:
-        """Slots of these data shards: every shard takes each g-th, so all see all lengths."""
+        """The slots of these data shards. A shard takes every g-th slot, and so all lengths."""
         slots = np.arange(self.settings.pairs_per_batch)
         return slots[np.isin(slots % count_data_shards(self.mesh), shards)]
 
@@ -216,7 +200,7 @@ class Batches:
         return self._load(indices)
 
     def _load(self, indices: Sequence[int] | np.ndarray | range) -> list[Encoded]:
-        """The pairs at these places among all pairs of all sources, as token ids."""
+        """The pairs with these numbers among all pairs of all sources, as token ids."""
         indices = np.asarray(indices)
         which = np.searchsorted(self.starts, indices, side="right") - 1
         pairs: dict[int, Encoded] = {}
@@ -224,17 +208,15 @@ class Batches:
             mine = np.flatnonzero(which == number)
             if len(mine):
                 own = (indices[mine] - self.starts[number]).tolist()
-                pairs |= zip(mine.tolist(), self._load_from(source, own), strict=True)
+                read = source.read_encoded(own, self.tokenizer, self.settings.negatives)
+                pairs |= zip(mine.tolist(), read, strict=True)
         return [pairs[at] for at in range(len(indices))]
 
-    def _load_from(self, source: Pairs | TokenizedReader, indices: Sequence[int]) -> list[Encoded]:
-        tokenizer, negatives = self.tokenizer, self.settings.negatives
-        if isinstance(source, TokenizedReader):
-            return source.read(indices, tokenizer.x_tokens, tokenizer.y_tokens, negatives)
-        return encode_pairs(source.read(indices), tokenizer, negatives)
-
     def _drop(self, pairs: list[Encoded], step: int, shards: np.ndarray) -> list[Encoded]:
-        """Token dropout: a fixed share of each text's inner tokens, so that lengths are known."""
+        """Token dropout: drops the same share of the inner tokens of every text.
+
+        A fixed share, so that lengths do not depend on what is dropped.
+        """
         share = self.settings.token_dropout
         if not share:
             return pairs
@@ -267,7 +249,7 @@ class Batches:
 def _own_data_shards(mesh: jax.sharding.Mesh) -> np.ndarray:
     """The data shards that this process's devices hold, in order.
 
-    Processes that hold the same ones (a tensor axis across hosts) make the same cells.
+    Processes that hold the same shards, as with a tensor axis across hosts, make the same cells.
     """
     by_shard = mesh.devices.reshape(count_data_shards(mesh), -1)
     mine = [
@@ -279,7 +261,7 @@ def _own_data_shards(mesh: jax.sharding.Mesh) -> np.ndarray:
 
 
 def _fill(pairs: list[Encoded], packing: Packing, sizes: Sizes, shards: int) -> Batch:
-    """The arrays of this process's cells; cell number c is chunk c // shards, shard c % shards."""
+    """The arrays of this process's cells. Cell c is in chunk c // shards and shard c % shards."""
     shape = (sizes.chunks, shards)
     texts = sizes.pairs_per_cell * sizes.texts_per_pair
     arrays = CellArrays(shape, sizes.rows_per_cell, sizes.row_tokens, texts)

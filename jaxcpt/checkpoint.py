@@ -6,7 +6,6 @@ reports a failed write only at the next save. So every step gets a manifest of s
 as soon as the save has finished, and only a step that agrees with its manifest counts as saved.
 """
 
-import hashlib
 import json
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxcpt.errors import UserError
+from jaxcpt.files import hash_file, write_file
 from jaxcpt.update import TrainState
 
 # It logs hundreds of lines about what it also raises, which `Checkpoints` tells in one.
@@ -148,7 +148,7 @@ class Checkpoints:
 
     def fingerprint(self, step: int) -> str:
         """sha256 over all that a whole step holds: the same sum, the same parameters."""
-        return hashlib.sha256(_manifest_of(self._folder_of(step)).read_bytes()).hexdigest()
+        return hash_file(_manifest_of(self._folder_of(step)))
 
     def discard_after(self, step: int) -> None:
         """Deletes damaged newer steps, so that training can save them again."""
@@ -179,17 +179,12 @@ def hash_files(step_folder: Path) -> dict[str, str]:
     sums = {}
     for path in sorted(step_folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            sums[path.relative_to(step_folder).as_posix()] = digest
+            sums[path.relative_to(step_folder).as_posix()] = hash_file(path)
     return sums
 
 
 def write_manifest(step_folder: Path) -> None:
-    manifest = _manifest_of(step_folder)
-    partial = manifest.with_suffix(".partial")
-    partial.write_text(json.dumps(hash_files(step_folder), indent=0))
-    partial.rename(manifest)
+    write_file(_manifest_of(step_folder), json.dumps(hash_files(step_folder), indent=0))
     for other in step_folder.parent.glob("*.sha256.json"):  # of steps that were not kept
         if not (step_folder.parent / other.name.split(".")[0]).is_dir():
             other.unlink()

@@ -1,13 +1,13 @@
 """Texts in, unit vectors out, on all devices: `Embedder`, and the command that fills a folder.
 
-It knows the encoder and its tokenizer, and nothing of training but where a run keeps them.
+The module knows the encoder, its tokenizer and where a run folder keeps them. It knows nothing else
+of training.
 
     python -m jaxcpt.embed --run-dir DIR --input FILE.jsonl --output FOLDER --side x|y
 """
 
 import argparse
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
 from pathlib import Path
@@ -17,10 +17,13 @@ import jax
 import numpy as np
 
 from jaxcpt import config
+from jaxcpt.beir import join_title
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
 from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import read_experiment
+from jaxcpt.files import hash_file
+from jaxcpt.lines import read_jsonl
 from jaxcpt.metrics import show_progress
 from jaxcpt.model import (
     Cells,
@@ -29,20 +32,22 @@ from jaxcpt.model import (
     encode,
     make_cells,
     make_encoder,
-    normalise,
 )
+from jaxcpt.normalise import normalise
 from jaxcpt.packing import CellArrays, Place, pack_rows
 from jaxcpt.pair import Side
-from jaxcpt.pairs import read_jsonl
 from jaxcpt.sharding import count_data_shards, make_mesh, named, use_cpu_cores
 from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import shard_state
-from jaxcpt.vectors import Document, Storage, fill
+from jaxcpt.vectors import Storage, TextWithId, fill
 
-TOKENS_PER_CALL = 16_384  # of one data shard: enough to keep a device busy
-TOKENS_PER_TEXT = 8  # of a row: there is room for the vectors of so many texts
+TOKENS_PER_CALL = 16_384
+"""Of each data shard. They keep a device busy."""
+TOKENS_PER_TEXT = 8
+"""A row of n tokens holds at most n // TOKENS_PER_TEXT texts."""
 TEXTS_AT_ONCE = 16_384
-CHARACTERS_AT_ONCE = 1 << 24  # with their ids, which Python holds as objects, 1 GB at most
+CHARACTERS_AT_ONCE = 1 << 24
+"""Their token ids, which Python holds as objects, take 1 GB at most."""
 
 
 class Embedder:
@@ -57,8 +62,8 @@ class Embedder:
         step: int = 0,
         fingerprint: str = "",
     ) -> None:
-        """`params`: laid out on `mesh` as `update.shard_state` says. `step` and `fingerprint`: of
-        the checkpoint that they are from, for whoever keeps vectors made with them."""
+        """`params` are laid out on `mesh` as `update.shard_state` says. `step` and `fingerprint`
+        name the checkpoint that they are from; a folder of vectors records both."""
         self.experiment, self.params, self.tokenizer = experiment, params, tokenizer
         self.step, self.fingerprint = step, fingerprint
         self.mesh, self.width = mesh, experiment.model.width
@@ -71,8 +76,8 @@ class Embedder:
     ) -> "Embedder":
         """The newest whole checkpoint of a run, or that of `step`.
 
-        mesh: how the devices here share the parameters. None: as in training, where that mesh
-        fits the number of devices, and else a copy on each.
+        mesh: how the devices share the parameters. None: the mesh of training if it fits the
+        number of devices, otherwise a copy on each device.
         """
         run_dir = Path(run_dir)
         experiment = read_experiment(run_dir)
@@ -117,7 +122,7 @@ class Embedder:
         before: tuple[Call, jax.Array] | None = None
         for call in (*_plan(ids, self.row_sizes, count_data_shards(self.mesh)), None):
             launched = None if call is None else (call, self._launch(call, ids))
-            if before is not None:  # fetched while the devices are at the next call
+            if before is not None:  # fetch them while the devices compute the next call
                 for members, z_td in zip(before[0].members, jax.device_get(before[1]), strict=True):
                     vectors_nd[members] = z_td[: len(members)]
                 advance(sum(map(len, before[0].members)))
@@ -131,7 +136,7 @@ class Embedder:
         return vectors_nd
 
     def _launch(self, call: "Call", ids: Sequence[np.ndarray]) -> jax.Array:
-        """Starts a call; its vectors [g, t, d] come later."""
+        """Starts a call. Returns its vectors [g, t, d], which are computed later."""
         slots = call.rows * max(1, call.size // TOKENS_PER_TEXT)
         arrays = CellArrays((len(call.members),), call.rows, call.size, slots)
         for cell, (members, places) in enumerate(zip(call.members, call.places, strict=True)):
@@ -146,7 +151,7 @@ class Embedder:
 def make_embed_cells(
     experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> Callable[[Params, Cells], jax.Array]:
-    """Cells -> unit vectors [g, t, d] on every device; a run loaded again is not compiled again."""
+    """Cells -> unit vectors [g, t, d] on every device. A run loaded twice is compiled once."""
     encoder = make_encoder(experiment)
 
     def embed_cells(params: Params, cells: Cells) -> jax.Array:
@@ -156,17 +161,17 @@ def make_embed_cells(
 
 
 class Call(NamedTuple):
-    """What the devices do at once: for each data shard, rows of one size."""
+    """One call of the compiled encoder: rows of one size for each data shard."""
 
     size: int
     rows: int
     members: list[list[int]]
-    """Of each data shard, the numbers of its texts."""
+    """The numbers of the texts of each data shard."""
     places: list[list[Place]]
 
 
 def list_row_sizes(longest: int) -> list[int]:
-    """Sizes of rows up to that of the longest text: powers of two from 32, and their halfways."""
+    """Row sizes that cover the longest text: powers of two from 32, and halfway sizes."""
     sizes = [32]
     while sizes[-1] < longest:
         last = sizes[-1]
@@ -175,14 +180,14 @@ def list_row_sizes(longest: int) -> list[int]:
 
 
 def choose_mesh(experiment: Experiment) -> jax.sharding.Mesh:
-    """That of training, or where other devices are here, a copy of the parameters on each."""
+    """The mesh of training; where it does not fit the devices, a copy of the parameters on each."""
     with suppress(UserError):
         return make_mesh(experiment.mesh)
     return make_mesh(config.Mesh())
 
 
 def _cut(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Parts of so many texts or characters that they and their ids fit in memory."""
+    """Parts that fit in memory together with their token ids."""
     part: list[str] = []
     characters = 0
     for text in texts:
@@ -196,8 +201,10 @@ def _cut(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _plan(ids: Sequence[np.ndarray], sizes: Sequence[int], shards: int) -> Iterator[Call]:
-    """Calls that cover all texts. Those of which there are too few to keep the devices busy with
-    rows of their size are put together in longer rows, so that few shapes are ever compiled.
+    """Calls that cover all texts.
+
+    Leftover texts of each size, too few for a whole call, are packed together into longer rows. So
+    few shapes are compiled.
     """
     lengths = [len(text) for text in ids]
     left: list[int] = []
@@ -220,7 +227,7 @@ def _plan(ids: Sequence[np.ndarray], sizes: Sequence[int], shards: int) -> Itera
 def _divide(
     rows: Sequence[Sequence[int]], size: int, shards: int, ids: Sequence[np.ndarray]
 ) -> Call:
-    """A power of two for rows, so that a lone query is cheap and, again, shapes are few."""
+    """One call. Its number of rows is a power of two: one query is cheap, and shapes stay few."""
     count = 1 << (-(-len(rows) // shards) - 1).bit_length()
     count = min(count, max(1, TOKENS_PER_CALL // size))
     cells = [rows[shard::shards] for shard in range(shards)]
@@ -229,7 +236,7 @@ def _divide(
 
 
 def _place(cell: Sequence[Sequence[int]], ids: Sequence[np.ndarray]) -> list[Place]:
-    """Where each text of a cell's rows stands, one after another."""
+    """The place of each text of a cell's rows, in their order."""
     places = []
     for number, row in enumerate(cell):
         column = 0
@@ -239,11 +246,11 @@ def _place(cell: Sequence[Sequence[int]], ids: Sequence[np.ndarray]) -> list[Pla
     return places
 
 
-def read_documents(path: Path, side: Side) -> Iterator[Document]:
-    """The texts of a JSONL file, plain or gzipped, with their ids.
+def read_documents(path: Path, side: Side) -> Iterator[TextWithId]:
+    """The texts of a JSONL file, plain or gzipped, with their ids. Raises UserError.
 
-    The text stands under `text` or the name of the side, a `title` (as in BEIR) comes before it;
-    the id under `_id`, `id` or `source`, and else it is the line's number. Raises UserError.
+    The text is under `text` or under the name of the side. A `title`, as in BEIR, goes before it.
+    The id is under `_id`, `id` or `source`; otherwise it is the line's number.
     """
     number = 0
     for number, row in read_jsonl(path):
@@ -252,7 +259,7 @@ def read_documents(path: Path, side: Side) -> Iterator[Document]:
             raise UserError(f"{path}:{number}: no text under 'text' or '{side}'")
         title = row.get("title")
         name = next((row[key] for key in ("_id", "id", "source") if key in row), number)
-        yield Document(str(name), f"{title} {text}".strip() if title else text)
+        yield TextWithId(str(name), join_title(title, text) if title else text)
     if not number:
         raise UserError(f"{path}: no texts in it; it needs one JSON object a line")
 
@@ -260,7 +267,7 @@ def read_documents(path: Path, side: Side) -> Iterator[Document]:
 def describe(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
     """What vectors of a file's texts are made of, for `vectors.fill`.
 
-    Reads the whole file: a line that does not fit is refused now and not after hours of work.
+    It reads the whole file, so that a bad line is refused now and not after hours of work.
     """
     count = sum(1 for _ in read_documents(path, side))
     return {
@@ -271,11 +278,6 @@ def describe(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
         "input": hash_file(path),
         "path": str(path.resolve()),
     }
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_mesh(text: str | None) -> config.Mesh | None:
@@ -290,7 +292,7 @@ def parse_mesh(text: str | None) -> config.Mesh | None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What all commands that embed with a run have in common."""
+    """The options of every command that embeds with a run."""
     parser.add_argument("--run-dir", required=True, type=Path)
     parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
     parser.add_argument(

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from jaxcpt.config import Experiment
-from jaxcpt.embed import Embedder, add_arguments, hash_file, parse_mesh
+from jaxcpt.embed import Embedder, add_arguments, parse_mesh
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.evals import (
     CorpusFn,
     EmbedFn,
     code_search,
-    files,
     linear_probe,
     mteb_tasks,
     open_qa,
@@ -30,13 +29,15 @@ from jaxcpt.evals import (
 )
 from jaxcpt.evals.table import WORDS, Line, tabulate
 from jaxcpt.experiments import read_experiment
+from jaxcpt.files import hash_file, write_file
+from jaxcpt.lines import find_file
 from jaxcpt.metrics import EVALS_FILE, print_table, read_rows, record_evals
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import open_source
 from jaxcpt.report import write_report
 from jaxcpt.sharding import use_cpu_cores
 from jaxcpt.top_k import top_k
-from jaxcpt.vectors import Document, Storage, fill
+from jaxcpt.vectors import Storage, TextWithId, fill
 
 SUITES: dict[str, Callable[..., dict[str, float]]] = {
     "linear_probe": linear_probe.run,
@@ -110,8 +111,8 @@ def tabulate_suites(
 def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn:
     """Embeds a corpus into shards below `folder`, which a killed evaluation goes on with."""
 
-    def embed(path: Path, documents: Iterable[Document]) -> Iterator[np.ndarray]:
-        file = files.find(path)
+    def embed(path: Path, documents: Iterable[TextWithId]) -> Iterator[np.ndarray]:
+        file = find_file(path)
         assert file is not None  # its ids have been read
         about = {
             "step": embedder.step,
@@ -229,24 +230,31 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder) -> None:
 
 
 def write_json(path: Path | None, written: dict[str, Any]) -> None:
-    """Replaces the file at once, so that a kill leaves the old one or the new one."""
-    if path is None:
-        return
-    # /dev/stdout and the like are written to, not replaced.
-    in_place = path.is_symlink() or (path.exists() and not path.is_file())
-    partial = path if in_place else path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(written, indent=1) + "\n")
-    partial.replace(path)
+    """Writes the scores to the file of --json, where it was given."""
+    if path is not None:
+        write_file(path, json.dumps(written, indent=1) + "\n")
 
 
 def record_tables(run_dir: Path, step: int, tables: dict[str, list[Line]]) -> None:
-    """Puts them into suites.json and the report, beside those of other suites at the same step."""
+    """Adds the tables to suites.json, where those of other suites at the same step stay, and to the
+    report."""
     path = run_dir / "suites.json"
-    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept = _read_tables(path)
     suites = kept["suites"] if kept.get("step") == step else {}
     suites |= {suite: [line._asdict() for line in lines] for suite, lines in tables.items()}
-    path.write_text(json.dumps({"step": step, "suites": suites}, indent=1))
+    write_file(path, json.dumps({"step": step, "suites": suites}, indent=1))
     write_report(run_dir)
+
+
+def _read_tables(path: Path) -> dict[str, Any]:
+    """What suites.json holds. A damaged file is replaced, which a printed line says."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        print(f"{path}: does not parse; writing it anew, without the suites that it held")
+        return {}
 
 
 def score_mteb(arguments: argparse.Namespace, embedder: Embedder) -> None:
@@ -273,10 +281,10 @@ def read_storage(arguments: argparse.Namespace, embedder: Embedder) -> Storage:
 
 
 def store(embedder: Embedder, storage: Storage) -> EmbedFn:
-    """Embeds and loses what storing the vectors so would lose."""
+    """`embedder.embed`, with the precision that vectors of this storage have."""
     if storage == Storage():
         return embedder.embed
-    return lambda texts, side: storage.lose(embedder.embed(texts, side))
+    return lambda texts, side: storage.round_trip(embedder.embed(texts, side))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,7 +11,6 @@ JSON has no NaN: what is not finite is written as the string "nan", "inf" or "-i
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from jaxcpt.errors import UserError
+from jaxcpt.files import write_file
 
 METRICS_FILE, EVALS_FILE = "metrics.jsonl", "evals.jsonl"
 EVALS_SHOWN = 9  # on the screen at each eval; those of the suites are many more
@@ -272,13 +272,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Replaces the file at once: a kill leaves the old one or the new one."""
-    new = path.with_suffix(".new")
-    with open(new, "w", encoding="utf-8") as file:
-        file.writelines(map(_to_line, rows))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    write_file(path, "".join(map(_to_line, rows)))
 
 
 def _to_line(row: Mapping[str, float]) -> str:

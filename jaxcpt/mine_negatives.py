@@ -35,7 +35,7 @@ from jaxcpt.pairs.command import add_source_options, name_sources
 from jaxcpt.sharding import use_cpu_cores
 from jaxcpt.sources import Prefixes, Source
 from jaxcpt.top_k import top_k
-from jaxcpt.vectors import TEXTS_PER_SHARD, Document, Storage, cut_into_blocks, fill
+from jaxcpt.vectors import TEXTS_PER_SHARD, Storage, TextWithId, cut_into_blocks, fill
 
 Shards = list[np.ndarray]
 REASONS = ("passed over: known to be right", "passed over: within the margin")
@@ -108,7 +108,7 @@ def embed_candidates(
     a killed run made are taken as they are; raises UserError where they are of something else."""
     numbered = cut_into_blocks(enumerate(known.first_m.tolist()), PAIRS_AT_ONCE)
     documents = (
-        Document(str(candidate), pair.y)
+        TextWithId(str(candidate), pair.y)
         for block in numbered
         for (candidate, _), pair in zip(block, pairs.read([n for _, n in block]), strict=True)
     )

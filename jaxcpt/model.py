@@ -281,12 +281,6 @@ class Encoder(nn.Module):
         return add(hidden_gsd.astype(jnp.float32), segments_gs)[:, 1:]
 
 
-def normalise(z: jax.Array) -> jax.Array:
-    """To unit length along the last axis; a zero vector stays zero."""
-    square = jnp.sum(z * z, axis=-1, keepdims=True)
-    return z * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
-
-
 def make_encoder(experiment: config.Experiment) -> Encoder:
     t = experiment.tokenizer
     return Encoder(experiment.model, t.vocabulary, t.longest)

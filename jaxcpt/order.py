@@ -1,8 +1,8 @@
-"""Which pair stands in which slot of the batch at a step: a pure function of (seed, step).
+"""Which pair is in which slot of the batch at a step: a pure function of (seed, step).
 
-In: how many slots each source has in a batch, or how often a whole batch is its, and how long its
-pairs are where that is known. Out: indices into all pairs of all sources. Plain NumPy; it knows
-neither texts nor devices.
+In: the slots of each source in a batch or, for homogeneous batches, its share of batches; and the
+tokens of its pairs, where they are known. Out: indices into all pairs of all sources. It is plain
+NumPy, and knows neither texts nor devices.
 """
 
 import itertools
@@ -14,15 +14,17 @@ import numpy as np
 from jaxcpt.errors import UserError
 
 ROUND_STEPS = 1000
-"""Homogeneous batches: steps in which each source has exactly its share of the batches."""
+"""Homogeneous batches: in so many steps, each source has exactly its share of the batches."""
 SAMPLES = 8
+"""The number of batches, of each source if they are homogeneous, that the rows are measured on."""
 
 
 def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Pseudo-random permutations of range(size), one for each key, evaluated at `index`.
 
-    All three uint64, of one shape. A Feistel network over the next power of four, walked until it
-    lands inside: any element of a shuffle of billions without storing it.
+    All three are uint64 of one shape. A Feistel network permutes the next power of four, and is
+    applied until the result is below `size`. So any element of a shuffle of billions is computed
+    without storing the shuffle.
     """
     half_bits = (np.ceil(np.log2(np.maximum(size, 2))).astype(np.uint64) + np.uint64(1)) // 2
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
@@ -45,21 +47,23 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Order:
-    """Which pair stands in which slot of the batch at a step.
+    """Which pair is in which slot of the batch at a step.
 
-    Slots are filled by strata: ranges of `ranking` (all pairs of all sources) that give a fixed
-    number of pairs to every batch, each range shuffled anew every time it is through.
+    A bucket is a range of ranks. Each bucket gives a fixed number of pairs to every batch. It is
+    shuffled, used from first to last, and then shuffled anew.
     """
 
     seed: int
     ranking: np.ndarray | None
-    """Pair at each rank; None: rank and pair are the same."""
+    """The pair at each rank; None: pairs are ranked by their number."""
     first_b: np.ndarray
+    """The first rank of each slot's bucket."""
     size_b: np.ndarray
-    """The stratum of each slot: its first rank and its size."""
+    """The number of ranks in it."""
     share_b: np.ndarray
+    """The number of slots that this bucket fills."""
     turn_b: np.ndarray
-    """Slots that share the slot's stratum, and which of them it is."""
+    """The index of the slot among them."""
 
     def pairs_at(self, step: int, slots: np.ndarray) -> np.ndarray:
         drawn = np.uint64(step) * self.share_b[slots] + self.turn_b[slots]
@@ -69,34 +73,34 @@ class Order:
         return (ranks if self.ranking is None else self.ranking[ranks]).astype(np.int64)
 
     def samples(self) -> Sequence[int]:
-        """A few steps whose batches stand for all."""
+        """A few steps whose batches represent all batches."""
         return range(SAMPLES)
 
 
 @dataclass(frozen=True)
 class HomogeneousOrder:
-    """Each step's batch is of one source, and takes the source's own pairs in their own order.
+    """The batch of a step is from one source, and takes the source's pairs in the source's order.
 
-    In every round of ROUND_STEPS steps each source has its share of them, spread evenly, in an
-    order drawn anew for each round.
+    In every round of ROUND_STEPS steps, each source has its share of the steps, spread evenly. The
+    order of the sources is drawn anew for each round.
     """
 
     seed: int
     orders: Sequence[Order]
     starts: Sequence[int]
-    """Of each source, its first pair among all pairs."""
+    """The number of each source's first pair among all pairs."""
     shares: Sequence[int]
-    """Steps of a round that are each source's."""
+    """The steps of a round that each source has."""
 
     def turn(self, step: int) -> tuple[int, int]:
-        """The source of a step's batch, and how many batches of that source came before."""
+        """The source of a step's batch, and the number of that source's batches before it."""
         number, place = divmod(step, ROUND_STEPS)
         turns = self._round(number)
         source = int(turns[place])
         return source, number * self.shares[source] + int((turns[:place] == source).sum())
 
     def _round(self, number: int) -> np.ndarray:
-        # The j-th of a source's n steps falls somewhere in the j-th n-th of the round.
+        # A round is cut into n equal parts for a source of n steps; each part has one of them.
         sources = np.repeat(np.arange(len(self.shares)), self.shares)
         turns = np.concatenate([np.arange(share) for share in self.shares])
         key = mix(np.array([self.seed << 40], np.uint64) + np.uint64(number))
@@ -108,7 +112,7 @@ class HomogeneousOrder:
         return self.starts[source] + self.orders[source].pairs_at(earlier, slots)
 
     def samples(self) -> Sequence[int]:
-        """Steps that stand for all: a few of each source."""
+        """A few steps of each source, whose batches represent all batches."""
         turns = self._round(0)
         firsts = [np.flatnonzero(turns == source)[:SAMPLES] for source in range(len(self.shares))]
         return np.concatenate(firsts).tolist()
@@ -117,10 +121,13 @@ class HomogeneousOrder:
 def make_order(
     seed: int, pairs_per_batch: int, quotas: Sequence[int], totals: Sequence[np.ndarray | int]
 ) -> Order:
-    """`quotas`: slots of each source. `totals`: of each source, its pairs' tokens, which makes
-    each slot a stratum of length of its own; or only the number of its pairs.
+    """`quotas`: the slots of each source. `totals`: the tokens of each of its pairs, or only their
+    number.
+
+    If tokens are known, each slot has a length bucket of its own, so that batches have nearly equal
+    token counts. Otherwise one bucket per source fills all of its slots.
     """
-    strata: list[tuple[int, int, int, int]] = []
+    buckets: list[tuple[int, int, int, int]] = []
     ranking, start = [], 0
     for source, (quota, total) in enumerate(zip(quotas, totals, strict=True)):
         if not quota:
@@ -135,13 +142,13 @@ def make_order(
                 f"{count}; lower it"
             )
         if isinstance(total, int):
-            strata += [(start, count, quota, turn) for turn in range(quota)]
+            buckets += [(start, count, quota, turn) for turn in range(quota)]
         else:
             ranking.append(start + np.argsort(total, kind="stable"))
             edges = start + np.arange(quota + 1) * count // quota
-            strata += [(a, b - a, 1, 0) for a, b in itertools.pairwise(edges.tolist())]
+            buckets += [(a, b - a, 1, 0) for a, b in itertools.pairwise(edges.tolist())]
         start += count
-    columns = np.array(strata, np.uint64).reshape(pairs_per_batch, 4).T
+    columns = np.array(buckets, np.uint64).reshape(pairs_per_batch, 4).T
     return Order(seed, np.concatenate(ranking) if ranking else None, *columns)
 
 
@@ -151,7 +158,7 @@ def make_homogeneous_order(
     weights: Sequence[float],
     totals: Sequence[np.ndarray | int],
 ) -> HomogeneousOrder:
-    """`weights`: of each source, its share of the batches. `totals`: as for `make_order`."""
+    """`weights`: each source's share of the batches. `totals`: as for `make_order`."""
     shares = share_out(ROUND_STEPS, weights)
     if 0 in shares:
         raise UserError(
@@ -159,7 +166,7 @@ def make_homogeneous_order(
             "batches; raise its weight, or leave it out"
         )
     counts = [total if isinstance(total, int) else len(total) for total in totals]
-    # A key of its own for each source, or those of one size would be shuffled alike.
+    # Each source has a key of its own. With one key, sources of equal size would be shuffled alike.
     orders = [
         make_order((seed + number) % (1 << 24), pairs_per_batch, [pairs_per_batch], [total])
         for number, total in enumerate(totals)
@@ -169,7 +176,7 @@ def make_homogeneous_order(
 
 
 def share_out(slots: int, weights: Sequence[float]) -> list[int]:
-    """Whole slots in proportion to `weights`, by largest remainder."""
+    """Whole slots in proportion to `weights`, rounded by largest remainder."""
     exact = np.asarray(weights, float) / np.sum(weights) * slots
     whole = np.floor(exact).astype(int)
     for source in np.argsort(whole - exact, kind="stable")[: slots - whole.sum()]:

@@ -1,6 +1,7 @@
-"""Where each text goes: pairs into cells, texts into rows, so that few tokens are padding.
+"""Puts pairs into cells and their texts into rows, so that few tokens are padding.
 
-In: lengths in tokens. Out: places. Plain NumPy and Python; it knows neither texts nor devices.
+In: lengths in tokens. Out: places. It is plain NumPy and Python, and knows neither texts nor
+devices.
 """
 
 import bisect
@@ -20,15 +21,15 @@ class Place:
     column: int
 
 
-class Rows:
-    """The rows of one cell, filled best fit: each text into the row that it leaves fullest."""
+class RowFiller:
+    """Fills the rows of a cell by best fit: each text goes into the row that it leaves fullest."""
 
     def __init__(self, rows: int, row_tokens: int) -> None:
         self.row_tokens = row_tokens
         self.free = [(row_tokens, row) for row in range(rows)]  # sorted by free tokens
 
     def place(self, tokens: int) -> Place | None:
-        """Takes room for a text; None where no row has it. No tokens take no room."""
+        """Reserves a place for a text; None if no row has room. A text of 0 tokens always fits."""
         at = bisect.bisect_left(self.free, (tokens, -1))
         if at == len(self.free):
             return None
@@ -39,12 +40,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Packing:
-    """cells: for each cell, its pairs in order. places: of each such pair, its texts' places."""
+    """The result of `pack_pairs`."""
 
     cells: list[list[int]]
+    """The pairs of each cell, in order."""
     places: list[list[list[Place]]]
+    """For each cell and each of its pairs, the places of the pair's texts."""
     overflow: int
-    """Pairs that found no place."""
+    """The number of pairs that found no place."""
 
 
 def pack_pairs(
@@ -52,8 +55,8 @@ def pack_pairs(
 ) -> Packing:
     """Spreads pairs over cells by token count, then packs the texts of each cell.
 
-    lengths_pt: tokens of each pair's texts (x, y, negatives; 0 for an absent negative). The next
-    longest pair goes to the emptiest cell; one that does not fit there tries the others.
+    lengths_pt: tokens of each pair's texts (x, y, negatives; 0 for an absent negative). Longest
+    pairs go first, each to the emptiest cell. A pair that does not fit there tries the other cells.
     """
     members: list[list[int]] = [[] for _ in range(cells)]
     heap = [(0, cell) for cell in range(cells)]
@@ -68,7 +71,7 @@ def pack_pairs(
     places: list[list[list[Place]]] = []
     for cell in range(cells):
         while (found := _pack_cell(lengths_pt[members[cell]], rows, row_tokens)) is None:
-            # The shortest go first: they are the easiest to place elsewhere.
+            # The shortest pair leaves: it is the easiest to place elsewhere.
             left_over.append(members[cell].pop())
         places.append(found)
     overflow = 0
@@ -87,11 +90,11 @@ def pack_pairs(
 
 
 def _pack_cell(lengths_pt: np.ndarray, rows: int, row_tokens: int) -> list[list[Place]] | None:
-    """Places of each pair's texts, given room longest first; None if not all fit."""
+    """The places of each pair's texts, placed longest first; None if not all fit."""
     if lengths_pt.sum() > rows * row_tokens:
         return None
     lengths = lengths_pt.ravel().tolist()
-    cell = Rows(rows, row_tokens)
+    cell = RowFiller(rows, row_tokens)
     places: list[Any] = [None] * len(lengths)
     for text in sorted(range(len(lengths)), key=lambda t: -lengths[t]):
         places[text] = cell.place(lengths[text])
@@ -104,12 +107,12 @@ def _pack_cell(lengths_pt: np.ndarray, rows: int, row_tokens: int) -> list[list[
 def pack_rows(
     lengths: Sequence[int], sizes: Sequence[int], tokens_per_text: int
 ) -> dict[int, list[list[int]]]:
-    """Texts to rows of several sizes, so that neither padding nor long rows of short texts are
-    computed: for each size that is used, the texts of each of its rows.
+    """Packs texts into rows of several sizes. Returns, for each size in use, the texts of each row.
 
-    Longest first, a text goes into the fullest row with room for it; where there is none it opens
-    a row of the smallest of the `sizes` (ascending) that holds it. A row takes at most one text
-    for every `tokens_per_text` of its size.
+    A short text in a long row costs attention over the whole row, so rows are as short as their
+    texts allow. Longest first, each text goes into the fullest row with room for it. If there is
+    none, it opens a row of the smallest of the `sizes` (ascending) that holds it. A row of n tokens
+    takes at most n // `tokens_per_text` texts.
     """
     rows: dict[int, list[list[int]]] = {}
     free: list[tuple[int, int, int]] = []  # free tokens, size, number of the row; sorted
@@ -128,7 +131,7 @@ def pack_rows(
 
 
 class CellArrays:
-    """The int32 arrays of cells that are being filled; see `model.Cells` for what they hold."""
+    """The int32 arrays of cells while they are filled. `model.Cells` says what they hold."""
 
     def __init__(self, cells: tuple[int, ...], rows: int, row_tokens: int, texts: int) -> None:
         self.tokens, self.segments, self.positions = (

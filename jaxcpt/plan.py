@@ -26,6 +26,7 @@ from jaxcpt.checks import validate
 from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import apply_overrides, load_experiment, to_json
+from jaxcpt.files import write_file
 from jaxcpt.metrics import print_table
 from jaxcpt.planning.chips import Topology, parse_topology
 from jaxcpt.planning.layouts import Layout, list_layouts
@@ -65,12 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 show(plan)
                 plans.append(plan)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps([plan.to_json() for plan in plans], indent=1) + "\n")
+        write_file(arguments.json, json.dumps([plan.to_json() for plan in plans], indent=1) + "\n")
     for plan in plans:
         if arguments.write is not None:
             arguments.write.mkdir(parents=True, exist_ok=True)
             path = arguments.write / f"{plan.experiment}.json"
-            path.write_text(json.dumps(summarise(plan), indent=1) + "\n")
+            write_file(path, json.dumps(summarise(plan), indent=1) + "\n")
         if arguments.check is not None:
             refused += check(plan, arguments.check / f"{plan.experiment}.json")
     if refused:

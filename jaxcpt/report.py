@@ -22,6 +22,7 @@ import numpy as np
 from jaxcpt.charts import Chart, draw_chart, show
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.evals.table import WORDS
+from jaxcpt.files import write_file
 from jaxcpt.metrics import EVALS_FILE, METRICS_FILE, Row, read_rows
 
 ACCURACIES = ("accuracy_x_to_y", "accuracy_y_to_x")
@@ -73,7 +74,7 @@ def write_report(run_dir: Path) -> Path:
         name=name, style=CSS, header=_draw_header(experiment, rows, evals), body=body
     )
     path = run_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page)
     return path
 
 

@@ -16,23 +16,23 @@ from jaxcpt.embed import (
     Embedder,
     add_arguments,
     describe,
-    hash_file,
     parse_mesh,
     read_documents,
 )
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import read_experiment
+from jaxcpt.files import hash_file
 from jaxcpt.pairs import JoinedPairs, open_source, read_all
 from jaxcpt.sharding import use_cpu_cores
 from jaxcpt.top_k import top_k
-from jaxcpt.vectors import Document, Storage, VectorFolder, fill, truncate
+from jaxcpt.vectors import Storage, TextWithId, VectorFolder, fill, truncate
 
 SHOWN_LINES = 12
 MOST_OWN_PAIRS = 1_000_000
 """A run's own texts are held in memory, and embedded before the first answer."""
 
 
-def read_own_texts(run_dir: Path) -> list[Document]:
+def read_own_texts(run_dir: Path) -> list[TextWithId]:
     """The y of all pairs of the run, each text once. Raises UserError where they are too many."""
     experiment = read_experiment(run_dir)
     data = experiment.data
@@ -47,14 +47,14 @@ def read_own_texts(run_dir: Path) -> list[Document]:
     texts = {pair.y: pair.source for pair in read_all(pairs)}
     if not texts:
         raise UserError(f"{run_dir}: an empty corpus; it needs at least one text")
-    return [Document(source, text) for text, source in texts.items()]
+    return [TextWithId(source, text) for text, source in texts.items()]
 
 
 def embed_corpus(
     run_dir: Path,
     embedder: Embedder,
     about: dict[str, Any],
-    documents: Iterable[Document],
+    documents: Iterable[TextWithId],
     storage: Storage,
 ) -> VectorFolder:
     """Vectors of the documents, kept in the run folder for the next search."""
@@ -95,12 +95,12 @@ def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
     return vectors
 
 
-def find_texts(documents: Iterable[Document], rows: Container[int]) -> dict[int, Document]:
+def find_texts(documents: Iterable[TextWithId], rows: Container[int]) -> dict[int, TextWithId]:
     """The documents of these row numbers, in one pass."""
     return {row: document for row, document in enumerate(documents) if row in rows}
 
 
-def show(query: str, total: int, found: Iterable[tuple[float, Document]]) -> None:
+def show(query: str, total: int, found: Iterable[tuple[float, TextWithId]]) -> None:
     print(f"{query}  (of {total:,} texts)")
     for score, document in found:
         print(f"\n{score:.3f}  {document.id}")
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--vectors: comes without --corpus, --width and --int8; it has its own")
     use_cpu_cores()
     embedder = Embedder.load(run_dir, arguments.step, parse_mesh(arguments.mesh))
-    documents: Iterable[Document]
+    documents: Iterable[TextWithId]
     if arguments.vectors:
         vectors = open_vectors(arguments.vectors, embedder)
         documents = read_documents(Path(vectors.about["path"]), "y")

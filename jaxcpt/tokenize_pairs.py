@@ -18,12 +18,13 @@ from itertools import islice
 from pathlib import Path
 
 from jaxcpt import config
-from jaxcpt.batches import encode_pairs
 from jaxcpt.errors import UserError, run_command
+from jaxcpt.files import write_file
 from jaxcpt.metrics import show_progress
 from jaxcpt.pairs import PAIRS_AT_ONCE, Pairs, read_all
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
-from jaxcpt.pairs.tokenized import MODEL_FILE, Encoded, TokensAbout, write_about, write_records
+from jaxcpt.pairs.interface import Encoded, encode_pairs
+from jaxcpt.pairs.tokenized import MODEL_FILE, TokensAbout, write_about, write_records
 from jaxcpt.sources import Source
 from jaxcpt.tokenizer import Tokenizer, read_model
 
@@ -33,7 +34,7 @@ def write_tokens(
 ) -> TokensAbout:
     """Writes the records of all pairs, and beside them the tokenizer's model."""
     if tokenizer.template is None:
-        (folder / MODEL_FILE).write_bytes(tokenizer.model)
+        write_file(folder / MODEL_FILE, tokenizer.model)
     else:
         tokenizer.save(folder)
     pairs = (pair for source in sources for pair in read_all(source))

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxcpt import config
 from jaxcpt.errors import UserError
+from jaxcpt.normalise import normalise
 from jaxcpt.sharding import make_mesh
 
 NO_ROW = np.iinfo(np.int32).max
@@ -89,9 +90,9 @@ def _merge(
     is_int8 = tile_nd.dtype == jnp.int8
     tile_nd = tile_nd.astype(jnp.float32)
     if width is not None:
-        tile_nd, blocks_cqd = tile_nd[:, :width], _normalize(blocks_cqd[..., :width])
+        tile_nd, blocks_cqd = tile_nd[:, :width], normalise(blocks_cqd[..., :width])
     if width is not None or is_int8:
-        tile_nd = _normalize(tile_nd)
+        tile_nd = normalise(tile_nd)
     offsets_n = jnp.arange(len(tile_nd), dtype=jnp.int32)
     real_n = offsets_n < count
 
@@ -113,10 +114,6 @@ def _merge(
 
     scores_cqk, rows_cqk, bad_c = jax.lax.map(merge_block, (blocks_cqd, best[0], best[1]))
     return scores_cqk, rows_cqk, jnp.minimum(best[2], bad_c.min())
-
-
-def _normalize(vectors_nd: jax.Array) -> jax.Array:
-    return vectors_nd / jnp.maximum(jnp.linalg.norm(vectors_nd, axis=-1, keepdims=True), 1e-12)
 
 
 def _nothing(blocks: int, rows: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ from jaxcpt.files import write_file
 from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
 from jaxcpt.model import check_model_fits
 from jaxcpt.pair import Pair
-from jaxcpt.pairs import Pairs, TokenizedReader, open_training, sample_texts
+from jaxcpt.pairs import EncodedPairs, open_training, sample_texts
 from jaxcpt.processes import (
     any_process,
     check_agreement,
@@ -236,7 +236,7 @@ def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:
     tables = tabulate_suites(embedder.experiment, run_dir, words)
     show_comparison(summary)
     show_suites(tables)
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
+    write_file(run_dir / "summary.json", json.dumps(summary, indent=1))
     if tables:
         record_tables(run_dir, embedder.experiment.train_steps, tables)
     report = write_report(run_dir)
@@ -244,7 +244,7 @@ def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:
 
 
 def obtain_tokenizer(
-    experiment: Experiment, shared_dir: Path, sources: Sequence[Pairs | TokenizedReader]
+    experiment: Experiment, shared_dir: Path, sources: Sequence[EncodedPairs]
 ) -> Tokenizer:
     """That of the run folder; of what the run starts from; the user's own; or a new one, trained
     on the training pairs."""

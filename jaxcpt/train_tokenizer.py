@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jaxcpt import config
 from jaxcpt.errors import UserError, run_command
+from jaxcpt.files import write_file
 from jaxcpt.pairs import sample_texts
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
 from jaxcpt.tokenizer import read_model, train_tokenizer
@@ -58,9 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed = experiment.seed if experiment else 0
     texts = sample_texts(open_sources(sources, seed), arguments.max_pairs)
     tokenizer = train_tokenizer(texts, settings)
-    partial = output.with_name(f"{output.name}.partial")
-    partial.write_bytes(tokenizer.model)
-    partial.rename(output)
+    write_file(output, tokenizer.model)
     pieces = read_model(str(output), settings.x_tokens, settings.y_tokens).vocabulary
     if pieces < settings.vocabulary:
         print(f"the pairs give only {pieces} of {settings.vocabulary} pieces")

@@ -30,8 +30,8 @@ from jaxcpt.model import (
     initialise,
     make_encoder,
     name_axes,
-    normalise,
 )
+from jaxcpt.normalise import normalise
 from jaxcpt.optimizer import make_optimizer, make_schedule, measure_norm
 from jaxcpt.sharding import constrain, named, partition_spec
 

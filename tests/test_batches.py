@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from conftest import PAIRS, make_experiment
 
-from jaxcpt.batches import Batches, hash_text, size_batches
+from jaxcpt.batches import Batches, size_batches
 from jaxcpt.config import Batching, Mesh
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import PairList
+from jaxcpt.pairs.interface import hash_text
 from jaxcpt.sharding import make_mesh
 
 

@@ -20,7 +20,7 @@ from jaxcpt.experiments import read_experiment, to_json
 from jaxcpt.sharding import make_mesh
 from jaxcpt.sources import BeirPairs, Data, JsonlPairs, TokenizedPairs
 from jaxcpt.update import init_state
-from jaxcpt.vectors import VectorFolder, quantize, scale, truncate
+from jaxcpt.vectors import VectorFolder, normalise_rows, quantize, truncate
 
 TEXTS = [text for pair in PAIRS[:40] for text in (pair.x, pair.y)]
 
@@ -290,7 +290,7 @@ def test_search_command_in_a_corpus(tmp_path, monkeypatch, capsys, corpus, loade
     if "--width" in options:
         vectors_nd, queries_nd = truncate(vectors_nd, 8), truncate(queries_nd, 8)
     if "--int8" in options:
-        vectors_nd = scale(quantize(vectors_nd))
+        vectors_nd = normalise_rows(quantize(vectors_nd))
     scores_qn = queries_nd @ vectors_nd.T
     want = [score for scores_n in np.sort(scores_qn) for score in scores_n[::-1][:5].tolist()]
     results = read_results(said)

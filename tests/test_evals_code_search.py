@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from jaxcpt import beir
 from jaxcpt.errors import UserError
-from jaxcpt.evals import beir, code_search
+from jaxcpt.evals import code_search
 
 
 def write_language(data, language, count, files=2):

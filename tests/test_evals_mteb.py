@@ -10,9 +10,9 @@ from conftest import DATA, needs_data
 from test_evals_real_data import embed_bag
 from tiny_run import copy_run, tiny_run
 
-from jaxcpt import evaluate
+from jaxcpt import beir, evaluate, lines
 from jaxcpt.errors import UserError, run_command
-from jaxcpt.evals import beir, files, mteb_tasks, retrieval, sts
+from jaxcpt.evals import mteb_tasks, retrieval, sts
 
 pytest.importorskip("mteb", reason="needs the mteb extra")
 from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -33,9 +33,9 @@ FACTS = {
 def make_headlines(folder):
     """A task whose data MTEB itself loads, from a folder on this machine."""
     names = ("score", "sentence1", "sentence2")
-    rows = files.read_tsv(DATA / "sts/sts13/headlines.tsv", sts.COLUMNS)
-    lines = [dict(zip(names, (float(s), *texts), strict=True)) for _, (s, *texts) in rows]
-    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = lines.read_tsv(DATA / "sts/sts13/headlines.tsv", sts.COLUMNS)
+    written = [dict(zip(names, (float(s), *texts), strict=True)) for _, (s, *texts) in rows]
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, written)))
 
     class LocalHeadlines(AbsTaskSTS):
         metadata = TaskMetadata(
@@ -53,8 +53,7 @@ class LocalSciFact(AbsTaskRetrieval):
 
     def load_data(self, *_, **__):
         task = beir.read_task(DATA / "retrieval" / "scifact", "test")
-        texts = beir.read_documents(task.folder)
-        self.corpus = {"test": dict(zip(task.document_ids, texts, strict=True))}
+        self.corpus = {"test": dict(beir.read_documents(task.folder))}
         self.queries, self.relevant_docs = {"test": task.queries}, {"test": task.qrels}
         self.data_loaded = True
 

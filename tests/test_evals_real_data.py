@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import DATA, needs_data
 
-from jaxcpt.evals import beir, code_search, files, linear_probe, published, retrieval, sts
+from jaxcpt import beir, lines
+from jaxcpt.evals import code_search, linear_probe, published, retrieval, sts
 
 pytestmark = needs_data
 
@@ -39,7 +40,7 @@ def test_linear_probe_files_have_the_published_rows(task):
     read = [
         int(row[0])
         for name in names - {"train_sentences"}
-        for _, row in files.read_tsv(DATA / "linear_probe" / task / f"{name}.tsv", columns)
+        for _, row in lines.read_tsv(DATA / "linear_probe" / task / f"{name}.tsv", columns)
     ]
     assert len(read) == rows[task]
 
@@ -83,7 +84,7 @@ def test_equals_sentence_transformers():
 
     model = Bag(modules=[torch.nn.Identity()])
     path = DATA / "sts" / "sts13" / "headlines.tsv"
-    rows = [row for _, row in files.read_tsv(path, sts.COLUMNS)]
+    rows = [row for _, row in lines.read_tsv(path, sts.COLUMNS)]
     gold, texts_a, texts_b = zip(*rows, strict=True)
     evaluator = evaluation.EmbeddingSimilarityEvaluator(
         texts_a, texts_b, list(map(float, gold)), similarity_fn_names=["cosine"], write_csv=False
@@ -95,10 +96,9 @@ def test_equals_sentence_transformers():
         assert ours[f"sts13/headlines/{kind}"] == want
 
     task = beir.read_task(DATA / "retrieval" / "scifact", "test")
-    documents = beir.read_documents(task.folder)
     evaluator = evaluation.InformationRetrievalEvaluator(
         task.queries,
-        dict(zip(task.document_ids, documents, strict=True)),
+        dict(beir.read_documents(task.folder)),
         {
             query: {d for d, grade in grades.items() if grade}
             for query, grades in task.qrels.items()

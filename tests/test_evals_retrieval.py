@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from jaxcpt import evals
+from jaxcpt import beir, evals
 from jaxcpt.errors import UserError
-from jaxcpt.evals import beir, retrieval
+from jaxcpt.evals import retrieval
 from jaxcpt.top_k import top_k
 from jaxcpt.vectors import quantize
 

@@ -168,7 +168,7 @@ def test_scores_of_cut_and_rounded_vectors(tmp_path, data, call, options):
     _, written = call("--run-dir", run_dir, "--data", data, *options)
     storage = Storage(8 if "--width" in options else None, "--int8" in options)
     embed = Embedder.load(run_dir).embed
-    want = retrieval.run(lambda texts, side: storage.lose(embed(texts, side)), data)
+    want = retrieval.run(lambda texts, side: storage.round_trip(embed(texts, side)), data)
     scores = {k: v for k, v in written["scores"].items() if k.startswith("retrieval/")}
     assert scores == pytest.approx({f"retrieval/{k}": v for k, v in want.items()}, abs=1e-9)
     assert (run_dir / "evals.jsonl").read_bytes() == before  # they are not the run's own scores
@@ -210,3 +210,15 @@ def test_what_was_done_before_a_refusal_is_kept(tmp_path, data, call, capsys):
     assert list(kept["suites"]) == ["sts", "retrieval"]
     call(*arguments, "--suite", "retrieval", "--step", 3)
     assert list(json.loads((run_dir / "suites.json").read_text())["suites"]) == ["retrieval"]
+
+
+def test_a_damaged_table_of_suites_is_written_anew(tmp_path, capsys):
+    run_dir = copy_run(tmp_path)
+    path = run_dir / "suites.json"
+    for damaged in ('{"step": 6, "suites": {"sts', "[1]"):
+        path.write_text(damaged)
+        evaluate.record_tables(run_dir, 6, {"retrieval": []})
+        assert json.loads(path.read_text()) == {"step": 6, "suites": {"retrieval": []}}
+        assert capsys.readouterr().out == (
+            f"{path}: does not parse; writing it anew, without the suites that it held\n"
+        )

@@ -73,7 +73,7 @@ def test_of_a_set_with_qrels_the_judged_texts_alone_are_read(folder):
         texts = [text for _, text in read_evaluations(str(below))]
         assert texts[-4:] == ["d1", "d3", "q1", "q3"]
     (made / "qrels/dev.tsv").write_text("q3\td3\t0\nq4\td4\t0\n")
-    with pytest.raises(UserError, match=r"dev.tsv: a row without corpus-id"):
+    with pytest.raises(UserError, match=r"dev.tsv:1: expected the header \['query-id', "):
         list(read_evaluations(str(folder)))
 
 
@@ -156,12 +156,20 @@ def test_queries_and_code_of_codesearchnet_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, at or after line 2: Expecting value"),
-        ("a.jsonl", b'["a"]\n', "a.jsonl, at or after line 1: expected an object, found list"),
-        ("a.jsonl", b'{"text": "\xe9"}\n', "a.jsonl, at or after line 0: 'utf-8' codec can't"),
-        ("a.tsv", b"text\n\xe9\n", "a.tsv, at or after line 0: 'utf-8' codec can't"),
-        ("a.tsv.gz", gzip.compress(b"text\na\n")[:-9], "a.tsv.gz, at or after line"),
-        ("a.tsv.gz", b"no gzip", "a.tsv.gz, at or after line 0: Not a gzipped file"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": \n',
+            "a.jsonl:2: does not parse as JSON: Expecting value",
+        ),
+        ("a.jsonl", b'["a"]\n', "a.jsonl:1: expected an object, found list"),
+        (
+            "a.jsonl",
+            b'{"text": "\xe9"}\n',
+            "a.jsonl:1: not UTF-8 at byte 10 of the text; convert it",
+        ),
+        ("a.tsv", b"text\n\xe9\n", "a.tsv:2: not UTF-8 at byte 5 of the text; convert it"),
+        ("a.tsv.gz", gzip.compress(b"text\na\n")[:-9], "a.tsv.gz: broken gzip after line"),
+        ("a.tsv.gz", b"no gzip", "a.tsv.gz: broken gzip after line 0 (Not a gzipped file"),
     ],
 )
 def test_refuses_sets_that_cannot_be_read_whole(tmp_path, name, content, told):

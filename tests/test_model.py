@@ -13,9 +13,9 @@ from jaxcpt.model import (
     make_cells,
     make_encoder,
     name_axes,
-    normalise,
 )
-from jaxcpt.packing import CellArrays, Rows
+from jaxcpt.normalise import normalise
+from jaxcpt.packing import CellArrays, RowFiller
 from jaxcpt.sharding import RULES
 
 # Hidden states are about 1, so what is near zero in them is exact to float32's 1e-6 and no better.
@@ -62,7 +62,7 @@ def draw_texts(lengths=(9, 2, 24, 13, 1, 17, 5, 24, 11)):
 
 
 def pack(texts, rows=4, row_tokens=32):
-    arrays, free = CellArrays((1,), rows, row_tokens, len(texts)), Rows(rows, row_tokens)
+    arrays, free = CellArrays((1,), rows, row_tokens, len(texts)), RowFiller(rows, row_tokens)
     for number in sorted(range(len(texts)), key=lambda t: -len(texts[t])):
         arrays.put((0,), number, texts[number], free.place(len(texts[number])))
     return make_cells(arrays)

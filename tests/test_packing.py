@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcpt.packing import CellArrays, Place, Rows, pack_pairs, pack_rows
+from jaxcpt.packing import CellArrays, Place, RowFiller, pack_pairs, pack_rows
 
 
 def check(lengths_pt, cells, pairs_per_cell, rows, row_tokens):
@@ -87,7 +87,7 @@ def test_fills_rows_and_balances_cells():
 
 
 def test_best_fit():
-    rows = Rows(2, 10)
+    rows = RowFiller(2, 10)
     assert rows.place(6) == Place(0, 0)
     assert rows.place(7) == Place(1, 0)
     assert rows.place(3) == Place(1, 7)  # fills the second row to its end

@@ -16,8 +16,9 @@ from jaxcpt.checks import validate
 from jaxcpt.config import Data, JsonlPairs, PythonPackages, TfdsPairs
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import load_experiment
+from jaxcpt.lines import read_jsonl
 from jaxcpt.pair import Pair
-from jaxcpt.pairs import open_source, open_training, read_jsonl, read_pairs, write_pairs
+from jaxcpt.pairs import open_source, open_training, read_pairs, write_pairs
 
 GOOD = '{"x": "a", "y": "b"}\n'
 
@@ -73,9 +74,12 @@ def test_reads_other_keys_blank_lines_and_windows_lines(tmp_path):
         ('{"x": null, "y": "b"}\n', ":1: no text under 'x'; keys: x, y"),
         (GOOD[:-2] + ', "negatives": "c"}\n', ":1: 'negatives' must be a list of texts"),
         (GOOD[:-2] + ', "negatives": [1]}\n', ":1: 'negatives' must be a list of texts"),
-        (GOOD.encode() + b'{"x": "\xe9"}\n', ": byte 28 is not UTF-8; convert the file"),
-        (GOOD.encode() * 9 + b'{"x": "\xe2\x82', ": byte 196 is not UTF-8; convert the file"),
-        (GOOD.encode("utf-16"), ": byte 0 is not UTF-8; convert the file"),
+        (GOOD.encode() + b'{"x": "\xe9"}\n', ":2: not UTF-8 at byte 28 of the text; convert it"),
+        (
+            GOOD.encode() * 9 + b'{"x": "\xe2\x82',
+            ":10: not UTF-8 at byte 196 of the text; convert it",
+        ),
+        (GOOD.encode("utf-16"), ":1: not UTF-8 at byte 0 of the text; convert it"),
     ],
 )
 def test_refuses_a_bad_line(tmp_path, content, message):
@@ -181,7 +185,9 @@ def test_refuses_another_kind_of_dataset(array_records, tmp_path):
 def test_mined_pairs_stay_with_the_run(tmp_path):
     source = PythonPackages(packages=("json", "argparse"), heldout_functions=5)
     train = open_source(source, tmp_path, 0)
-    heldout = open_source(PythonPackages("heldout", 5, ("json", "argparse")), tmp_path, 0)
+    heldout = open_source(
+        PythonPackages("heldout", heldout_functions=5, packages=("json", "argparse")), tmp_path, 0
+    )
     assert len(heldout) == 5
     ys = {pair.y for pair in train.read(range(len(train)))}
     assert not ys & {pair.y for pair in heldout.read(range(5))}

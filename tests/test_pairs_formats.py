@@ -332,8 +332,14 @@ def test_search_tasks_are_pairs_with_judged_and_listed_negatives(tmp_path):
     ("qrels", "message"),
     [
         ("", "train: no"),
-        ("q1\td1\t1\n", "train.tsv:1: expected query-id, corpus-id, score between tabs, found ['q"),
-        (JUDGED + "q1\td1\n", "train.tsv:6: expected query-id, corpus-id, score between tabs"),
+        (
+            "q1\td1\t1\n",
+            "train.tsv:1: expected the header ['query-id', 'corpus-id', 'score'], found ['q",
+        ),
+        (
+            JUDGED + "q1\td1\n",
+            "train.tsv:6: expected 3 fields (query-id, corpus-id, score), found 2",
+        ),
         (JUDGED + "q1\td1\tyes\n", "train.tsv:6: score must be a number, found 'yes'"),
         (JUDGED + "q1\td9\t1\n", "corpus.jsonl.gz: lacks 'd9', which the judgements name"),
         (JUDGED + "q9\td1\t1\n", "queries.jsonl: lacks 'q9', which the judgements name"),

@@ -117,7 +117,7 @@ def test_experiment_files(refuse, tmp_path, monkeypatch, name, text, line):
     ("content", "line"),
     [
         (None, ": no such file"),
-        (GOOD.encode() + b'{"x": "\xff"}\n', ": byte 41 is not UTF-8; convert the file"),
+        (GOOD.encode() + b'{"x": "\xff"}\n', ":2: not UTF-8 at byte 41 of the text; convert it"),
         (GOOD + "{", ":2: does not parse as JSON: Expecting property name enclosed in double "
          "quotes: line 1 column 2 (char 1)"),
         (GOOD + '{"x": "a"}', ":2: no text under 'y'; keys: x"),
@@ -276,7 +276,7 @@ def test_no_checkpoint_yet_and_none_that_is_whole(refuse, tmp_path):
         (GOOD + "c\n", ":2: does not parse as JSON: Expecting value: line 1 column 1 (char 0)"),
         (GOOD + '{"z": "c"}\n', ":2: no text under 'text' or 'y'"),
         (GOOD + '{"text": 1}\n', ":2: no text under 'text' or 'y'"),
-        (b"\xff\xfe", ": byte 0 is not UTF-8; convert the file"),
+        (b"\xff\xfe", ":1: not UTF-8 at byte 0 of the text; convert it"),
     ],
 )
 def test_texts_to_embed_and_to_search(refuse, tmp_path, content, line):

@@ -21,11 +21,11 @@ from jaxcpt.model import make_encoder, name_axes
 
 # A module may import only those above it; this is also the order to read them in.
 ORDER = """
-errors pair files sources config checks smoke experiments run_folder mining pairs tokenizer packing
-order sharding processes attention model batches loss_terms loss_streaming loss optimizer update
-budget checkpoint interop start metrics top_k vectors embed search evals charts report evaluate
-planning train plan mine_text mine_code clean_pairs mine_negatives train_tokenizer tokenize_pairs
-cli __main__
+errors pair files lines beir sources config checks smoke experiments run_folder mining tokenizer
+pairs packing order sharding processes normalise attention model batches loss_terms loss_streaming
+loss optimizer update budget checkpoint interop start metrics top_k vectors embed search evals
+charts report evaluate planning train plan mine_text mine_code clean_pairs mine_negatives
+train_tokenizer tokenize_pairs cli __main__
 """.split()  # noqa: SIM905
 
 HOMES = {
@@ -220,6 +220,32 @@ print(json.dumps([missing, early]))
 def test_configuration_needs_no_jax():
     code = "import sys, jaxcpt.config, jaxcpt.mining; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+OPENED_FOR_WRITING = {
+    "files.py": "it holds write_file",
+    "metrics.py": "appends lines to metrics.jsonl while a run goes on",
+    "mining/grouping.py": "appends records to the buckets that Beam's workers share",
+    "mining/pipeline.py": "opens a lock file, which stays empty, and /dev/null",
+}
+"""Modules that open files for writing, and why they do not call `write_file`."""
+
+
+def writes_a_file(call):
+    """Whether the call is `write_text`, `write_bytes`, or `open` with a mode that writes."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    texts = [node.value for node in arguments if isinstance(node, ast.Constant)]
+    modes = [text for text in texts if re.fullmatch(r"[rbt]*[wax+][bt+]*", str(text))]
+    return name in ("write_text", "write_bytes") or (name in ("open", "fdopen") and bool(modes))
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_files_are_written_by_write_file(path):
+    """A killed process leaves half a file where anything else writes."""
+    writing = [n for n in ast.walk(parse(path)) if isinstance(n, ast.Call) and writes_a_file(n)]
+    named = path.relative_to(PACKAGE).as_posix() in OPENED_FOR_WRITING
+    assert bool(writing) == named, [node.lineno for node in writing]
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)

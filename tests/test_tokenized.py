@@ -19,9 +19,10 @@ from jaxcpt.batches import Batches
 from jaxcpt.config import JsonlPairs, Mesh, TokenizedPairs
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.pairs import TokenizedReader, find_source, open_training, write_pairs
-from jaxcpt.pairs.tokenized import Encoded, _decode, encode_record, hash_text
+from jaxcpt.pairs.interface import Encoded, hash_text
+from jaxcpt.pairs.tokenized import _decode, encode_record
 from jaxcpt.sharding import make_mesh
-from jaxcpt.tokenizer import DELIMITERS, read_model
+from jaxcpt.tokenizer import DELIMITERS, Tokenizer, read_model
 from jaxcpt.train import obtain_tokenizer
 
 
@@ -121,12 +122,12 @@ def refuse(function, *arguments):
 
 def test_refuses_what_the_tokenizer_would_not_give(tokens, tokenizer):
     reader = TokenizedReader(TokenizedPairs(str(tokens)))
-    reader.check(tokenizer.fingerprint, 20, 60)
-    assert refuse(reader.check, "another", 20, 60) == (
+    reader.check(tokenizer)
+    assert refuse(reader.check, replace(tokenizer, model=b"another")) == (
         f"{tokens}: made with another tokenizer; set tokenizer.model_file to "
         f"{tokens}/tokenizer.model, or tokenize the pairs anew"
     )
-    assert refuse(reader.check, tokenizer.fingerprint, 20, 61) == (
+    assert refuse(reader.check, replace(tokenizer, y_tokens=61)) == (
         f"tokenizer.y_tokens: 61, but {tokens} holds at most 60 of each text; lower it, or "
         "tokenize the pairs anew"
     )
@@ -228,7 +229,8 @@ def test_each_source_of_an_experiment_has_a_folder(files, monkeypatch, capsys):
     assert (code, said) == (2, "--source 2: there are 2, and the first is 0")
     code, said = run_tool(tokenize_pairs, monkeypatch, capsys, *arguments, "--source", 1)
     assert code == 0
-    (pair,) = TokenizedReader(TokenizedPairs("tokens")).read([0], 512, 512, 0)
+    limits = Tokenizer(b"", 0, 512, 512)
+    (pair,) = TokenizedReader(TokenizedPairs("tokens")).read_encoded([0], limits, 0)
     assert pair.hashes[0] == hash_text(f"q: {PAIRS[0].x}")
 
 

@@ -110,6 +110,16 @@ def test_training_is_deterministic_and_survives_the_disk(tokenizer, tmp_path):
     assert train_tokenizer(TEXTS[:1], SETTINGS).fingerprint != tokenizer.fingerprint
 
 
+def test_saving_again_leaves_equal_files_alone(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+    tokenizer.save(tmp_path)
+    assert {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == before
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.model[:-1])
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path) == tokenizer
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_a_small_corpus_keeps_the_configured_vocabulary(kind):
     small = train_tokenizer(["two words"], config.Tokenizer(vocabulary=5000, kind=kind))

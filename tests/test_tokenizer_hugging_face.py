@@ -20,7 +20,8 @@ from jaxcpt import config, tokenize_pairs
 from jaxcpt.batches import Batches
 from jaxcpt.config import JsonlPairs, Mesh, TokenizedPairs
 from jaxcpt.errors import UserError
-from jaxcpt.pairs import open_training, read_jsonl, write_pairs
+from jaxcpt.lines import read_jsonl
+from jaxcpt.pairs import open_training, write_pairs
 from jaxcpt.sharding import make_mesh
 from jaxcpt.tokenizer import Delimiters, Tokenizer, read_model, read_tokenizer, train_tokenizer
 from jaxcpt.train import obtain_tokenizer

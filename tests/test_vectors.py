@@ -17,16 +17,16 @@ from jaxcpt import embed as embed_command
 from jaxcpt import vectors
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.top_k import top_k
-from jaxcpt.vectors import Document, Storage, VectorFolder, fill, quantize, scale
+from jaxcpt.vectors import Storage, TextWithId, VectorFolder, fill, normalise_rows, quantize
 
 FLOATS = Storage()
-DOCUMENTS = [Document(f"d{i}", f"text {i}") for i in range(100)]
+DOCUMENTS = [TextWithId(f"d{i}", f"text {i}") for i in range(100)]
 
 
 def embed(texts):
     """A unit vector for each text, the same whatever stands beside it."""
     numbers = [int(text.split()[1]) for text in texts]
-    return scale(np.stack([np.random.default_rng(n).normal(size=12) for n in numbers]))
+    return normalise_rows(np.stack([np.random.default_rng(n).normal(size=12) for n in numbers]))
 
 
 def fill_some(folder, about=None, storage=FLOATS, documents=DOCUMENTS, size=30, embed=embed):
@@ -48,7 +48,7 @@ def test_shards_hold_all_vectors_and_ids_in_order(tmp_path, storage):
     assert list(folder.ids()) == [document.id for document in DOCUMENTS]
     assert len(folder) == 100
     assert folder.storage == storage
-    np.testing.assert_allclose(storage.lose(whole), scale(np.concatenate(shards)))
+    np.testing.assert_allclose(storage.round_trip(whole), normalise_rows(np.concatenate(shards)))
 
 
 def test_says_how_far_it_is(tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_refusals(tmp_path):
     with refuse(f"{tmp_path}: holds something else than vectors; choose a new folder"):
         fill_some(tmp_path)
     with refuse("id 'a\\nb': holds a line break; ids are kept one a line"):
-        fill_some(tmp_path / "ids", documents=[Document("a\nb", "text 1")])
+        fill_some(tmp_path / "ids", documents=[TextWithId("a\nb", "text 1")])
     folder = tmp_path / "v"
     fill_some(folder)
     (folder / "00001.npy").rename(tmp_path / "gone.npy")
@@ -199,7 +199,7 @@ def test_export(tmp_path, monkeypatch, capsys):
 def test_faiss_finds_the_same_in_what_is_exported(tmp_path, monkeypatch, storage):
     faiss = pytest.importorskip("faiss", reason="needs the faiss extra")
     folder = fill_some(tmp_path / "v", storage=storage)
-    queries_qd = storage.lose(embed([f"text {i}" for i in range(200, 220)]))
+    queries_qd = storage.round_trip(embed([f"text {i}" for i in range(200, 220)]))
     ours, our_rows = top_k(queries_qd, folder.shards(), 10)
     for name in ("all.fvecs", "all.npy"):
         export(monkeypatch, tmp_path / "v", tmp_path / name)
@@ -220,12 +220,12 @@ def test_search_of_a_folder_takes_memory_for_a_tile_alone(tmp_path):
     program = (
         "import sys, re; from pathlib import Path; import numpy as np\n"
         "from jaxcpt.top_k import top_k\n"
-        "from jaxcpt.vectors import Document, Storage, fill\n"
+        "from jaxcpt.vectors import Storage, TextWithId, fill\n"
         "def peak(): return int(re.findall(r'RssAnon:\\s+(\\d+)', "
         "Path('/proc/self/status').read_text())[0]) // 1024\n"
         "def embed(texts): return np.full((len(texts), 1024), 1 / 32, np.float32)\n"
         "def run(count, name):\n"
-        "    documents = (Document(str(i), 'text') for i in range(count))\n"
+        "    documents = (TextWithId(str(i), 'text') for i in range(count))\n"
         "    folder = fill(Path(sys.argv[1]) / name, {}, documents, embed, Storage(), 4096)\n"
         "    return top_k(np.ones((1, 1024), np.float32), folder.shards(), 5)\n"
         "run(4096, 'small'); before = peak()\n"

@@ -20,7 +20,7 @@ from jaxcpt.batches import Batches
 from jaxcpt.config import Batching, Data, Experiment, Model, Optimizer
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.metrics import show_progress
-from jaxcpt.pairs import JoinedPairs, Pairs, TokenizedReader
+from jaxcpt.pairs import EncodedPairs, JoinedPairs, TokenizedReader
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
 from jaxcpt.pairs.tokenized import write_about
 from jaxcpt.sharding import make_mesh
@@ -30,7 +30,7 @@ from jaxcpt.tokenizer import Tokenizer, read_model
 
 
 def make_batches(
-    pairs: Pairs | TokenizedReader, tokenizer: Tokenizer, row_tokens: int, pairs_per_batch: int
+    pairs: EncodedPairs, tokenizer: Tokenizer, row_tokens: int, pairs_per_batch: int
 ) -> Batches:
     experiment = Experiment(
         name="bench",

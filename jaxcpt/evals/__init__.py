@@ -14,21 +14,21 @@ import numpy as np
 
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Side
-from jaxcpt.vectors import Document, cut_into_blocks
+from jaxcpt.vectors import TextWithId, cut_into_blocks
 
 DOCUMENTS_PER_BLOCK = 16_384
 
 EmbedFn = Callable[[Sequence[str], Side], np.ndarray]
 """Texts and their side -> float32 [n, d] of unit length, in the order of the texts."""
 
-CorpusFn = Callable[[Path, Iterable[Document]], Iterable[np.ndarray]]
+CorpusFn = Callable[[Path, Iterable[TextWithId]], Iterable[np.ndarray]]
 """A corpus's file and its documents -> their vectors [n, d] in order, shard by shard."""
 
 
 def embed_blocks(embed_fn: EmbedFn) -> CorpusFn:
     """Embeds a corpus a block at a time and keeps nothing."""
 
-    def embed(_: Path, documents: Iterable[Document]) -> Iterator[np.ndarray]:
+    def embed(_: Path, documents: Iterable[TextWithId]) -> Iterator[np.ndarray]:
         for block in cut_into_blocks(documents, DOCUMENTS_PER_BLOCK):
             yield embed_finite(embed_fn, [document.text for document in block], "y")
 

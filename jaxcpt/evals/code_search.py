@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcpt.beir import list_folders, read_documents, read_task
 from jaxcpt.errors import UserError
-from jaxcpt.evals import EmbedFn, beir, embed_finite, files, ranks, words
+from jaxcpt.evals import EmbedFn, embed_finite, ranks, words
+from jaxcpt.lines import read_jsonl
 
 LANGUAGES = ("go", "java", "javascript", "php", "python", "ruby")
 CANDIDATES = 1_000
@@ -48,7 +50,7 @@ def bm25(data: Path, split: str = "test") -> dict[str, float]:
 
 def _score_all(rank: Callable[..., np.ndarray], data: Path, split: str) -> dict[str, float]:
     parent = Path(data) / "code_search"
-    folders = beir.list_folders(parent)
+    folders = list_folders(parent)
     languages = [name for name in LANGUAGES if (parent / "codesearchnet" / name).is_dir()]
     if not folders and not languages:
         raise UserError(
@@ -69,7 +71,7 @@ def _score_all(rank: Callable[..., np.ndarray], data: Path, split: str) -> dict[
 
 
 def _read_whole_corpus(folder: Path, split: str) -> Search:
-    task = beir.read_task(folder, split)
+    task = read_task(folder, split)
     row = {name: i for i, name in enumerate(task.document_ids)}
     right = [
         [row[name] for name, grade in grades.items() if grade > 0] for grades in task.qrels.values()
@@ -77,7 +79,7 @@ def _read_whole_corpus(folder: Path, split: str) -> Search:
     if not all(right):
         query = list(task.qrels)[[bool(rows) for rows in right].index(False)]
         raise UserError(f"{folder}/qrels/{split}.tsv: query {query!r} has no right answer; drop it")
-    return list(task.queries.values()), list(beir.read_documents(folder)), right
+    return list(task.queries.values()), [text for _, text in read_documents(folder)], right
 
 
 def _read_codesearchnet(folder: Path) -> Iterator[Search]:
@@ -92,7 +94,7 @@ def _read_codesearchnet(folder: Path) -> Iterator[Search]:
     pairs = [
         (" ".join(row["docstring_tokens"]), " ".join(row["code_tokens"]))
         for path in paths
-        for _, row in files.read_jsonl(path, kinds)
+        for _, row in read_jsonl(path, kinds)
     ]
     if len(pairs) < CANDIDATES:
         raise UserError(

@@ -17,7 +17,8 @@ import numpy as np
 from scipy import sparse
 
 from jaxcpt.errors import UserError
-from jaxcpt.evals import EmbedFn, embed_finite, files, import_extra, words
+from jaxcpt.evals import EmbedFn, embed_finite, import_extra, words
+from jaxcpt.lines import parse_int, read_tsv
 
 CROSS_VALIDATED = ("mr", "cr", "subj", "mpqa")
 TASKS = (*CROSS_VALIDATED, "sst2", "trec", "mrpc")
@@ -146,8 +147,8 @@ def _read(path: Path, pairs: bool, folds: int = 0) -> tuple[np.ndarray, list[lis
     """
     columns = ("label", "text_a", "text_b") if pairs else ("label", "text")
     labels, texts = [], []
-    for number, (label, *row) in files.read_tsv(path, columns):
-        labels.append(files.parse_int(label, path, number, "label"))
+    for number, (label, *row) in read_tsv(path, columns):
+        labels.append(parse_int(label, path, number, "label"))
         texts.append(row)
     if len(set(labels)) < 2:
         raise UserError(

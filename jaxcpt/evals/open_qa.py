@@ -6,7 +6,6 @@ and searched a block at a time. It knows no model.
 """
 
 import ast
-import csv
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,13 +18,13 @@ from jaxcpt.evals import (
     EmbedFn,
     embed_blocks,
     embed_finite,
-    files,
     import_extra,
     ranks,
     words,
 )
+from jaxcpt.lines import find_file, read_quoted, require_file
 from jaxcpt.top_k import top_k
-from jaxcpt.vectors import Document
+from jaxcpt.vectors import TextWithId
 
 PASSAGES = "wikipedia_split/psgs_w100.tsv"
 QUESTIONS = "retriever/qas/{}-test.csv"
@@ -66,7 +65,7 @@ def bm25(data: Path) -> dict[str, float]:
 def _score_sets(find: Callable[[Sequence[str], Path], Best], data: Path) -> dict[str, float]:
     """`find`: questions and the file of passages -> the best of these for each."""
     folder = Path(data) / "dpr"
-    found = [name for name in SETS if files.find(folder / QUESTIONS.format(name))]
+    found = [name for name in SETS if find_file(folder / QUESTIONS.format(name))]
     if not found:
         raise UserError(f"{folder}: no question set; expected {QUESTIONS.format('nq')}, or trivia")
     read = {name: read_questions(folder / QUESTIONS.format(name)) for name in found}
@@ -81,10 +80,10 @@ def _score_sets(find: Callable[[Sequence[str], Path], Best], data: Path) -> dict
     return scores
 
 
-def read_documents(path: Path) -> Iterator[Document]:
+def read_documents(path: Path) -> Iterator[TextWithId]:
     """Title and text of each passage, as DPR's encoder reads them."""
     for number, (text, title) in enumerate(read_passages(path)):
-        yield Document(str(number), f"{title} {text}")
+        yield TextWithId(str(number), f"{title} {text}")
 
 
 def measure(
@@ -115,7 +114,7 @@ def split_words(text: str) -> list[str]:
 def read_questions(path: Path) -> tuple[list[str], list[list[str]]]:
     """Questions and the answers of each, from lines `question<TAB>['answer', ...]`."""
     questions, answers = [], []
-    for number, row in _read_quoted(path, 2):
+    for number, row in _read_rows(path, 2):
         try:
             listed = ast.literal_eval(row[1])
         except (ValueError, SyntaxError):
@@ -131,24 +130,17 @@ def read_questions(path: Path) -> tuple[list[str], list[list[str]]]:
 
 def read_passages(path: Path) -> Iterator[tuple[str, str]]:
     """(text, title) of each passage, from lines `id<TAB>text<TAB>title` below a header."""
-    for number, (name, text, title) in _read_quoted(path, 3):
+    for number, (name, text, title) in _read_rows(path, 3):
         if number > 1 or name != "id":
             yield text, title
 
 
-def _read_quoted(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
-    """DPR's files are tab-separated, but quoted as in CSV."""
-    layout = f"the DPR download's tab-separated file of {columns} columns"
-    lines: Iterable[str] = (line + "\n" for _, line in files.read_lines(path, layout))
-    reader = csv.reader(lines, delimiter="\t")
-    try:
-        for row in reader:
-            if len(row) != columns:
-                found = f"expected {columns} columns, found {len(row)}"
-                raise UserError(f"{path}:{reader.line_num}: {found}")
-            yield reader.line_num, row
-    except csv.Error as error:  # a quote without its partner takes in all that follows
-        raise UserError(f"{path}:{reader.line_num}: {error}; is a quote left open?") from error
+def _read_rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
+    path = require_file(path, f"the DPR download's tab-separated file of {columns} columns")
+    for number, row in read_quoted(path):
+        if len(row) != columns:
+            raise UserError(f"{path}:{number}: expected {columns} columns, found {len(row)}")
+        yield number, row
 
 
 def _holds_any(tokens: Sequence[str], phrases: Iterable[Sequence[str]]) -> bool:

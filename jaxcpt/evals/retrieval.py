@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcpt.beir import CORPUS, Task, list_folders, read_documents, read_task
 from jaxcpt.errors import UserError
 from jaxcpt.evals import (
     CorpusFn,
     EmbedFn,
-    beir,
     embed_blocks,
     embed_finite,
     import_extra,
@@ -22,7 +22,7 @@ from jaxcpt.evals import (
     words,
 )
 from jaxcpt.top_k import top_k
-from jaxcpt.vectors import Document
+from jaxcpt.vectors import TextWithId
 
 DEPTH = 1_000
 SPLITS = {"msmarco": "dev"}  # its test split has no public judgements but TREC's 43 queries
@@ -58,8 +58,8 @@ def run(
     embed_corpus = corpus_fn or embed_blocks(embed_fn)
     scores: dict[str, float] = {}
     for task in _read_tasks(data, split):
-        texts = zip(task.document_ids, beir.read_documents(task.folder), strict=True)
-        vectors = embed_corpus(task.folder / "corpus.jsonl", map(Document._make, texts))
+        texts = map(TextWithId._make, read_documents(task.folder))
+        vectors = embed_corpus(task.folder / CORPUS, texts)
         queries_qd = embed_finite(embed_fn, list(task.queries.values()), "x")
         scores |= _name(task, measure(task, *top_k(queries_qd, vectors, DEPTH + 2)))
     return scores | _average(scores)
@@ -70,13 +70,13 @@ def bm25(data: Path, split: str | None = None) -> dict[str, float]:
     scores: dict[str, float] = {}
     for task in _read_tasks(data, split):
         if words.can_search(task.folder, len(task.document_ids)):
-            texts = beir.read_documents(task.folder)
+            texts = (text for _, text in read_documents(task.folder))
             best = words.search(list(task.queries.values()), texts, DEPTH + 2)
             scores |= _name(task, measure(task, *best))
     return scores | _average(scores)
 
 
-def measure(task: beir.Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str, float]:
+def measure(task: Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str, float]:
     """The four scores of the best documents of each of the task's queries, best first.
 
     k is more than `DEPTH` by 2, or the whole corpus: one document may be the query itself, which
@@ -99,7 +99,7 @@ def measure(task: beir.Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict
     }
 
 
-def _rate(task: beir.Task, run_of: dict[str, list[str]], measures: set[str]) -> dict[str, float]:
+def _rate(task: Task, run_of: dict[str, list[str]], measures: set[str]) -> dict[str, float]:
     """Means over the queries. Ranks go in as scores, so that the library finds no ties."""
     evaluator = import_extra("pytrec_eval").RelevanceEvaluator(task.qrels, measures)
     rated = evaluator.evaluate(
@@ -109,17 +109,17 @@ def _rate(task: beir.Task, run_of: dict[str, list[str]], measures: set[str]) -> 
     return {name: sum(row[name] for row in rated.values()) / len(task.qrels) for name in measures}
 
 
-def _read_tasks(data: Path, split: str | None) -> Iterable[beir.Task]:
-    folders = beir.list_folders(Path(data) / "retrieval")
+def _read_tasks(data: Path, split: str | None) -> Iterable[Task]:
+    folders = list_folders(Path(data) / "retrieval")
     if not folders:
         raise UserError(
             f"{Path(data) / 'retrieval'}: no folder with a corpus.jsonl; expected "
             f"<set>/corpus.jsonl, queries.jsonl and qrels/{split or 'test'}.tsv"
         )
-    return (beir.read_task(folder, split or SPLITS.get(folder.name, "test")) for folder in folders)
+    return (read_task(folder, split or SPLITS.get(folder.name, "test")) for folder in folders)
 
 
-def _name(task: beir.Task, scores: dict[str, float]) -> dict[str, float]:
+def _name(task: Task, scores: dict[str, float]) -> dict[str, float]:
     return {f"{task.folder.name}/{name}": value for name, value in scores.items()}
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from scipy import stats
 
 from jaxcpt.errors import UserError
-from jaxcpt.evals import EmbedFn, embed_finite, files, words
+from jaxcpt.evals import EmbedFn, embed_finite, words
+from jaxcpt.lines import parse_float, read_tsv
 
 SETS = ("sts12", "sts13", "sts14", "sts15", "sts16", "sick-r")
 COLUMNS = ("score", "text_a", "text_b")
@@ -78,8 +79,8 @@ def correlate(cosines_n: np.ndarray, gold_n: np.ndarray) -> tuple[float, float]:
 def _read_subset(path: Path) -> tuple[np.ndarray, list[str], list[str]]:
     """Scores [n] and the two texts of each pair."""
     gold, texts_a, texts_b = [], [], []
-    for number, (score, text_a, text_b) in files.read_tsv(path, COLUMNS):
-        gold.append(files.parse_float(score, path, number, "score"))
+    for number, (score, text_a, text_b) in read_tsv(path, COLUMNS):
+        gold.append(parse_float(score, path, number, "score"))
         texts_a.append(text_a)
         texts_b.append(text_b)
     if len(set(gold)) < 2:

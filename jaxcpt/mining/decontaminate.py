@@ -5,19 +5,19 @@ a row; a text of fewer words, when the side holds it whole; one of fewer than WH
 only when it is the whole side, since such texts ("read a file") occur by chance.
 """
 
-import csv
 import functools
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxcpt.beir import read_judgements
 from jaxcpt.errors import UserError
+from jaxcpt.files import write_file
+from jaxcpt.lines import read_jsonl, read_lines, read_quoted
 from jaxcpt.mining.words import split_words
 
 FIELDS = ("text", "title", "code", "intent", "docstring")
@@ -54,9 +54,12 @@ def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
     found = False
     for path in sorted(path for below in roots for path in below.rglob("*")):
         if not TRAIN.search(path.relative_to(root).as_posix()):
-            for text in _read_texts(path):
-                found = True
-                yield path.parent.relative_to(root).as_posix(), text
+            try:
+                for text in _read_texts(path):
+                    found = True
+                    yield path.parent.relative_to(root).as_posix(), text
+            except UserError as error:  # a set read in part would be decontaminated in part
+                raise UserError(f"--decontaminate: {error}") from None
     if not found:
         raise UserError(
             f"--decontaminate {folder}: no evaluation texts in it, only training text if any; "
@@ -85,39 +88,26 @@ def _read_judged(qrels: Path, column: str) -> set[str]:
     judged = set()
     for path in sorted(qrels.glob("*.tsv*")):
         if not TRAIN.search(path.name):
-            for row in _read_rows(path):
-                if column not in row:
-                    raise UserError(f"--decontaminate: {path}: a row without {column}")
-                judged.add(row[column])
+            for _, query, document, _ in read_judgements(path):
+                judged.add(query if column == "query-id" else document)
     return judged
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file. Raises UserError: a set read in part would be decontaminated in part."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opened(path, "rt", encoding="utf-8", newline="\n") as file:
-            names = None
-            if path.name.removesuffix(".gz").endswith(".csv"):  # tabs, but quoted as in CSV
-                for row in csv.reader(file, delimiter="\t"):
-                    number += 1
-                    yield {"text": row[0]} if row else {}
-                return
-            for line in file:
-                number += 1
-                if not path.name.removesuffix(".gz").endswith(".tsv"):
-                    row = json.loads(line) if line.strip() else {}
-                    if not isinstance(row, dict):
-                        raise ValueError(f"expected an object, found {type(row).__name__}")
-                    yield row
-                elif names is None:
-                    names = line.rstrip("\r\n").split("\t")
-                else:
-                    yield dict(zip(names, line.rstrip("\r\n").split("\t"), strict=False))
-    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
-        where = f"{path}, at or after line {number}"
-        raise UserError(f"--decontaminate: {where}: {error}") from error
+    """The rows of a file, by column or field."""
+    plain = path.name.removesuffix(".gz")
+    if plain.endswith(".jsonl"):
+        yield from (row for _, row in read_jsonl(path))
+    elif plain.endswith(".csv"):
+        yield from ({"text": row[0]} for _, row in read_quoted(path) if row)
+    else:
+        names: list[str] | None = None
+        for line in read_lines(path):
+            fields = line.text.split("\t")
+            if names is None:
+                names = fields
+            else:
+                yield dict(zip(names, fields, strict=False))
 
 
 class Index:
@@ -148,8 +138,8 @@ class Index:
         return Index(np.unique(np.concatenate(arrays)), list(names), ngram_words)
 
     def save(self, path: Path) -> None:
-        np.save(path.with_suffix(".npy"), self.entries)
-        path.with_suffix(".json").write_text(json.dumps([self.names, self.ngram_words]))
+        write_file(path.with_suffix(".npy"), lambda file: np.save(file, self.entries))
+        write_file(path.with_suffix(".json"), json.dumps([self.names, self.ngram_words]))
 
     @staticmethod
     @functools.cache

@@ -20,13 +20,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 from urllib.parse import urlsplit
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from jaxcpt.errors import UserError
+from jaxcpt.files import write_file
 from jaxcpt.mining.decontaminate import Index
 from jaxcpt.mining.dedupe import find_duplicates, fingerprint
 from jaxcpt.mining.documents import Document, Problem, Reading, read_part
@@ -161,9 +162,7 @@ class MineUnit(beam.DoFn):
                 counts["documents read"] += 1
                 counts["characters read"] += len(found.text)
                 yield from self._mine(found, counts)
-        path = self.job.folder / "units" / f"{number}.json"
-        path.with_suffix(".part").write_text(json.dumps(counts))
-        os.replace(path.with_suffix(".part"), path)
+        write_file(self.job.folder / "units" / f"{number}.json", json.dumps(counts))
 
     def _list(self, problem: Problem, counts: Counter[str], what: str = "problem") -> Any:
         counts[f"{what}: {problem.reason}"] += 1
@@ -232,11 +231,14 @@ def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> Pipelin
 
 def _write_units(job: Job, units: Sequence[Unit]) -> list[int]:
     """Where each unit stands in the file that holds them all."""
-    places = []
-    with open(job.units, "wb") as file:
+    places: list[int] = []
+
+    def write(file: IO[bytes]) -> None:
         for unit in units:
             places.append(file.tell())
             pickle.dump(unit, file)
+
+    write_file(job.units, write)
     return places
 
 

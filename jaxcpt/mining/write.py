@@ -4,7 +4,6 @@ The dataset is a tensorflow-datasets folder with the features x, y and source, a
 has no time, no host and no count of workers in it: the same input gives the same bytes.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,6 +16,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+from jaxcpt.files import hash_file, write_file
 
 SPLITS = ("train", "heldout")
 SAMPLES = 10
@@ -66,9 +67,9 @@ def write_shard(folder: Path, name: str, shard: tuple[int, int], values: Iterabl
     ]
     (folder / LISTED).mkdir(exist_ok=True)
     list_file = f"{LISTED}/{LISTED}-{suffix}.jsonl"
-    (folder / list_file).write_text("".join(line + "\n" for line in lines))
+    write_file(folder / list_file, "".join(line + "\n" for line in lines))
     report: dict[str, Any] = {"drops": drops, "rows": {}, "bytes": {}, "sha256": {}}
-    report["sha256"][list_file] = _sha256(folder / list_file)
+    report["sha256"][list_file] = hash_file(folder / list_file)
     for split in SPLITS:
         rows = [pair for at, *pair in pairs.values() if at == split]
         file = f"{name}-{split}.array_record-{suffix}"
@@ -81,7 +82,7 @@ def write_shard(folder: Path, name: str, shard: tuple[int, int], values: Iterabl
             writer.write(example)
         writer.close()
         report["rows"][split], report["bytes"][split] = len(rows), size
-        report["sha256"][file] = _sha256(folder / file)
+        report["sha256"][file] = hash_file(folder / file)
     report["samples"] = [
         {"id": pair_id.hex(), "split": split, "x": x, "y": y, "source": source}
         for pair_id, (split, x, y, source) in list(pairs.items())[:SAMPLES]
@@ -90,9 +91,7 @@ def write_shard(folder: Path, name: str, shard: tuple[int, int], values: Iterabl
         side: Counter(len(pair[place]).bit_length() for pair in pairs.values())
         for place, side in ((1, "x"), (2, "y"))
     }
-    path = folder / f"report-{suffix}.json"
-    path.with_suffix(".part").write_text(json.dumps(report, sort_keys=True))
-    os.replace(path.with_suffix(".part"), path)
+    write_file(folder / f"report-{suffix}.json", json.dumps(report, sort_keys=True))
 
 
 def _settle(
@@ -118,11 +117,6 @@ def _settle(
         else:
             pairs[pair_id] = tuple(pair)
     return pairs, drops, listed
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_dataset(
@@ -180,8 +174,8 @@ def write_dataset(
         description="Pairs mined by jaxcpt; see data_card.md.",
         check_data=False,  # it would read with TensorFlow
     )
-    (folder / "data_card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    (folder / "data_card.md").write_text("\n".join(_markdown(card)) + "\n")
+    write_file(folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_file(folder / "data_card.md", "\n".join(_markdown(card)) + "\n")
     for path in paths:
         path.unlink()
     return card

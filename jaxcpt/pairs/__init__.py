@@ -1,12 +1,11 @@
 """Sources of (x, y) pairs with random access: index -> pair, and how many there are.
 
-In: a source of `jaxcpt.sources` and the run folder, where mined pairs are kept. Out: `Pairs`, or
-`TokenizedReader`, whose pairs have been tokenised before. It knows no batches.
+In: a source of `jaxcpt.sources` and the run folder, where mined pairs are kept. Out: `Pairs`, which
+are texts, or for training `EncodedPairs`, which are token ids. The package knows no batches.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -15,7 +14,8 @@ from jaxcpt.mining.python_packages import mine_packages
 from jaxcpt.pair import Pair
 from jaxcpt.pairs.beir import read_beir
 from jaxcpt.pairs.columns import DatasetsReader, ParquetReader
-from jaxcpt.pairs.jsonl import JsonlReader, read_jsonl, read_pairs, write_pairs
+from jaxcpt.pairs.interface import PAIRS_AT_ONCE, EncodedPairs, Pairs, read_all
+from jaxcpt.pairs.jsonl import JsonlReader, read_pairs, write_pairs
 from jaxcpt.pairs.records import ArrayRecordReader, TfdsReader
 from jaxcpt.pairs.tokenized import ABOUT_FILE, TokenizedReader
 from jaxcpt.sources import (
@@ -33,6 +33,8 @@ from jaxcpt.sources import (
 )
 
 __all__ = [
+    "PAIRS_AT_ONCE",
+    "EncodedPairs",
     "JoinedPairs",
     "PairList",
     "Pairs",
@@ -42,24 +44,13 @@ __all__ = [
     "open_source",
     "open_training",
     "read_all",
-    "read_jsonl",
     "read_pairs",
     "sample_texts",
     "write_pairs",
 ]
 
-PAIRS_AT_ONCE = 4096
 
-
-class Pairs(Protocol):
-    """A fixed sequence of pairs, read many at a time."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: Sequence[int]) -> list[Pair]: ...
-
-
-class PairList:
+class PairList(Pairs):
     """Pairs held in memory."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -72,8 +63,8 @@ class PairList:
         return [self.pairs[index] for index in indices]
 
 
-class JoinedPairs:
-    """Several sources, one after another."""
+class JoinedPairs(Pairs):
+    """The pairs of several sources, one source after another."""
 
     def __init__(self, sources: Sequence[Pairs]) -> None:
         self.sources = sources
@@ -92,8 +83,8 @@ class JoinedPairs:
         return [pairs[at] for at in range(len(indices))]
 
 
-class PrefixedPairs:
-    """The same pairs with their source's prefixes before every text."""
+class PrefixedPairs(Pairs):
+    """The pairs of a source with its prefixes before every text."""
 
     def __init__(self, pairs: Pairs, prefixes: Prefixes) -> None:
         self.pairs, self.x, self.y = pairs, prefixes.x_prefix, prefixes.y_prefix
@@ -113,9 +104,9 @@ class PrefixedPairs:
         ]
 
 
-def open_training(data: Data, run_dir: Path, seed: int) -> list[Pairs | TokenizedReader]:
+def open_training(data: Data, run_dir: Path, seed: int) -> list[EncodedPairs]:
     """The training sources in their order. Raises UserError where one is missing or empty."""
-    opened = [
+    opened: list[EncodedPairs] = [
         TokenizedReader(source)
         if isinstance(source, TokenizedPairs)
         else open_source(source, run_dir, seed)
@@ -154,29 +145,17 @@ def _open(source: Source, run_dir: Path, seed: int) -> Pairs:
     raise TypeError(source)
 
 
-def sample_texts(
-    sources: Sequence[Pairs | TokenizedReader], most_pairs: int = 1_000_000
-) -> Iterator[str]:
-    """Both texts of pairs spread evenly over each source, which stand for it: a million are plenty
-    for a vocabulary. Raises UserError for a source without texts."""
+def sample_texts(sources: Sequence[EncodedPairs], most_pairs: int = 1_000_000) -> Iterator[str]:
+    """The texts of at most `most_pairs` pairs of each source, spread evenly over it.
+
+    A million pairs are enough to train a vocabulary. Raises UserError for a source without texts.
+    """
     for source in sources:
-        if isinstance(source, TokenizedReader):
-            raise UserError(
-                f"{source.where}: holds no texts; set tokenizer.model_file to the model beside it"
-            )
-        every = -(-len(source) // most_pairs)
-        for pair in read_all(source, every):
-            yield from (pair.x, pair.y)
-
-
-def read_all(pairs: Pairs, every: int = 1) -> Iterator[Pair]:
-    """All pairs, or each n-th, from first to last; few are in memory at a time."""
-    for first in range(0, len(pairs), PAIRS_AT_ONCE * every):
-        yield from pairs.read(range(first, min(first + PAIRS_AT_ONCE * every, len(pairs)), every))
+        yield from source.sample_texts(every=-(-len(source) // most_pairs))
 
 
 def name_source(source: Source) -> str:
-    """What a user calls it: its path, or its name."""
+    """What a user calls the source: its path, or its name."""
     match source:
         case JsonlPairs() | ArrayRecordPairs() | ParquetPairs():
             return source.path
@@ -189,7 +168,7 @@ def name_source(source: Source) -> str:
 
 
 def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> Source:
-    """The source that lies at a path, of whatever kind. Raises UserError where there is none."""
+    """The source at a path; its files show of which kind it is. Raises UserError for no source."""
     place = Path(path)
     if place.is_file():
         if ".array_record" in place.name:
@@ -219,8 +198,10 @@ def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> 
 
 
 def _mined(source: PythonPackages, run_dir: Path, seed: int) -> list[Pair]:
-    """Mines both splits once and keeps them in the run folder: a later start sees the same pairs
-    whatever has been installed since."""
+    """Mines both splits once and keeps them in the run folder.
+
+    So a later start sees the same pairs, also where other packages have been installed since.
+    """
     files = {split: run_dir / "pairs" / f"{split}.jsonl" for split in ("train", "heldout")}
     if not all(file.is_file() for file in files.values()):
         mined = mine_packages(source.packages, source.heldout_functions, seed, source.neighbours)

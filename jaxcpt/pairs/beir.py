@@ -1,19 +1,18 @@
 """A search task in BEIR layout in, training pairs with hard negatives out."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
+from jaxcpt.beir import CORPUS, QUERIES, read_judgements, read_unique
 from jaxcpt.errors import UserError
+from jaxcpt.lines import find_file, parse_float
 from jaxcpt.pair import Pair
-from jaxcpt.pairs.jsonl import read_jsonl
 from jaxcpt.sources import BeirPairs
-
-COLUMNS = ("query-id", "corpus-id", "score")
 
 
 def read_beir(source: BeirPairs) -> list[Pair]:
     """A pair for each document that the qrels grade above 0, in their order.
 
+    `source.negatives` names a file of listed hard negatives; documents graded 0 come after them.
     Only texts that a judgement names are held in memory. Raises UserError naming file and line.
     """
     folder = Path(source.directory)
@@ -21,9 +20,9 @@ def read_beir(source: BeirPairs) -> list[Pair]:
         raise UserError(
             f"{folder}: no such folder; it holds corpus.jsonl, queries.jsonl and qrels/"
         )
-    judged = list(_read_judgements(folder / "qrels" / f"{source.split}.tsv"))
-    listed = list(_read_judgements(folder / source.negatives)) if source.negatives else []
-    # The query's relevant documents are no negatives of it, whatever else lists them.
+    judged = _read_grades(folder / "qrels" / f"{source.split}.tsv")
+    listed = _read_grades(folder / source.negatives) if source.negatives else []
+    # A list may name a document that the qrels call relevant: it is no negative of that query.
     relevant = {(query, document) for query, document, grade in judged if grade > 0}
     negatives: dict[str, dict[str, None]] = {}
     for query, document, _ in listed + [row for row in judged if row[2] <= 0]:
@@ -31,8 +30,8 @@ def read_beir(source: BeirPairs) -> list[Pair]:
             negatives.setdefault(query, {})[document] = None
     named = {document for _, document in relevant}
     named |= {document for of_query in negatives.values() for document in of_query}
-    documents = _read_texts(folder, "corpus.jsonl", named)
-    queries = _read_texts(folder, "queries.jsonl", {query for query, _ in relevant})
+    documents = _read_texts(folder, CORPUS, named)
+    queries = _read_texts(folder, QUERIES, {query for query, _ in relevant})
     return [
         Pair(
             queries[query],
@@ -44,41 +43,18 @@ def read_beir(source: BeirPairs) -> list[Pair]:
     ]
 
 
-def _read_judgements(path: Path) -> Iterator[tuple[str, str, float]]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected lines of {', '.join(COLUMNS)}")
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            fields = line.rstrip("\r\n").split("\t")
-            if number == 1 and fields == list(COLUMNS):
-                continue
-            if number == 1 or len(fields) != len(COLUMNS):
-                raise UserError(
-                    f"{path}:{number}: expected {', '.join(COLUMNS)} between tabs, found {fields}"
-                )
-            try:
-                yield fields[0], fields[1], float(fields[2])
-            except ValueError:
-                raise UserError(
-                    f"{path}:{number}: score must be a number, found '{fields[2]}'"
-                ) from None
+def _read_grades(path: Path) -> list[tuple[str, str, float]]:
+    """(query id, document id, grade) of each judgement."""
+    return [
+        (query, document, parse_float(score, path, number, "score"))
+        for number, query, document, score in read_judgements(path)
+    ]
 
 
-def _read_texts(folder: Path, name: str, wanted: set[str]) -> dict[str, str]:
-    """Title and text by id. Raises UserError where one that is wanted is missing."""
-    path = folder / name
-    if not path.is_file() and (folder / f"{name}.gz").is_file():
-        path = folder / f"{name}.gz"
-    texts = {}
-    for number, row in read_jsonl(path):
-        if not isinstance(row.get("text"), str) or not isinstance(row.get("_id"), str):
-            raise UserError(f"{path}:{number}: expected texts under '_id' and 'text'")
-        if row["_id"] in texts:
-            raise UserError(
-                f"{path}:{number}: the id '{row['_id']}' occurred before; ids are unique"
-            )
-        if row["_id"] in wanted:
-            texts[row["_id"]] = f"{row.get('title') or ''} {row['text']}".strip()
+def _read_texts(folder: Path, file: str, wanted: set[str]) -> dict[str, str]:
+    """Text by id. Raises UserError where one that is wanted is missing."""
+    texts = dict(read_unique(folder, file, wanted))
     if missing := sorted(wanted - texts.keys()):
+        path = find_file(folder / file)
         raise UserError(f"{path}: lacks '{missing[0]}', which the judgements name")
     return texts

@@ -1,6 +1,7 @@
-"""Parquet files and Hugging Face datasets in, pairs out, read from disk as asked.
+"""Parquet files and Hugging Face datasets in, pairs out, read from disk by index.
 
-Both need `pip install 'jaxcpt[sources]'`; the one part of `pairs` that knows either library.
+Both need `pip install 'jaxcpt[sources]'`. This is the only module of `pairs` that knows pyarrow and
+datasets.
 """
 
 import bisect
@@ -13,19 +14,20 @@ from typing import Any
 
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Pair
+from jaxcpt.pairs.interface import Pairs
 from jaxcpt.pairs.records import check_columns, list_files, make_pair
 from jaxcpt.sources import DatasetsPairs, ParquetPairs
 
 CACHE_BYTES = 2**30
-"""Of decoded row groups. Parquet decodes a row together with its whole row group."""
+"""Of decoded row groups. To read one row, Parquet decodes the row's whole group."""
 INSTALL = "pip install 'jaxcpt[sources]'"
 
 
-class ParquetReader:
-    """Parquet files, of which only the row groups asked for are read, and the last ones kept.
+class ParquetReader(Pairs):
+    """Parquet files. Row groups are decoded when a pair in them is read; the last ones are kept.
 
-    Larger data in random order would decode nearly all of itself for every batch: turn it into
-    ArrayRecord first, with jaxcpt tokenize-pairs, which reads it from front to back.
+    Where the data is larger than CACHE_BYTES, a batch in random order decodes most row groups anew.
+    Turn such data into ArrayRecord first: jaxcpt tokenize-pairs reads it from front to back.
     """
 
     def __init__(self, source: ParquetPairs) -> None:
@@ -62,7 +64,7 @@ class ParquetReader:
     def read(self, indices: Sequence[int]) -> list[Pair]:
         pairs: list[Pair | None] = [None] * len(indices)
         order = sorted(range(len(indices)), key=lambda at: indices[at])
-        for at in order:  # in order of rows, so that each row group is decoded at most once
+        for at in order:  # by row, so that each row group is decoded at most once
             group = bisect.bisect_right(self.starts, indices[at]) - 1
             table, row = self._read_group(group), indices[at] - self.starts[group]
             record = {name: table[name][row].as_py() for name in self.columns}
@@ -84,7 +86,7 @@ class ParquetReader:
             return self.cache[group]
 
 
-class DatasetsReader:
+class DatasetsReader(Pairs):
     """A Hugging Face dataset as `save_to_disk` wrote it."""
 
     def __init__(self, source: DatasetsPairs) -> None:

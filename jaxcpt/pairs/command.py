@@ -1,4 +1,4 @@
-"""What commands that read pairs share: the options that name them, and opening what they name."""
+"""The options by which commands name pairs, and the opening of the pairs that they name."""
 
 import argparse
 import tempfile
@@ -23,7 +23,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def name_sources(arguments: argparse.Namespace) -> tuple[list[Source], Experiment | None]:
-    """The sources that the options name, and the experiment where one does. Raises UserError."""
+    """The sources that the options name, and the experiment if the options name one."""
     if bool(arguments.experiment) == bool(arguments.pairs):
         raise UserError("name the pairs by either --experiment FILE or --pairs PATH...")
     if arguments.experiment:
@@ -39,7 +39,7 @@ def name_sources(arguments: argparse.Namespace) -> tuple[list[Source], Experimen
 
 
 def open_sources(sources: list[Source], seed: int = 0) -> list[Pairs]:
-    """Their texts; what is mined on the way is not kept. Raises UserError for one without pairs."""
+    """The sources' texts; mined pairs are not kept. Raises UserError where there are no pairs."""
     with tempfile.TemporaryDirectory() as folder:
         opened = [open_source(source, Path(folder), seed) for source in sources]
     if not sum(map(len, opened)):

@@ -1,5 +1,7 @@
-"""ArrayRecord files in, pairs out, read from disk as asked: within a tensorflow-datasets dataset,
-or bare. TensorFlow itself is not needed. The one part of `pairs` that knows either format.
+"""ArrayRecord files in, pairs out, read from disk by index.
+
+The files are those of a tensorflow-datasets dataset, or stand alone. TensorFlow is not needed. This
+is the only module of `pairs` that knows either format.
 """
 
 import json
@@ -9,13 +11,14 @@ from typing import Any
 
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Pair
+from jaxcpt.pairs.interface import Pairs
 from jaxcpt.sources import ArrayRecordPairs, TfdsPairs
 
 NEGATIVES = "negatives"
-"""The name of the column that may be absent."""
+"""The default name of the column of hard negatives. A column of this name may be absent."""
 
 
-class TfdsReader:
+class TfdsReader(Pairs):
     """A prepared tensorflow-datasets dataset."""
 
     def __init__(self, source: TfdsPairs) -> None:
@@ -65,7 +68,7 @@ def _open_builder(source: TfdsPairs) -> Any:
         raise UserError(f"{source.directory}: damaged dataset: {error}") from error
 
 
-class ArrayRecordReader:
+class ArrayRecordReader(Pairs):
     """ArrayRecord files whose records are tf.train.Examples or JSON objects."""
 
     def __init__(self, source: ArrayRecordPairs) -> None:
@@ -130,7 +133,7 @@ def _parse(record: bytes, where: str) -> Mapping[str, Any]:
 
 
 def check_columns(have: Any, source: Any, where: str) -> None:
-    """Raises UserError where a column that the source names is not among those that there are."""
+    """Raises UserError where the source names a column that is not in `have`."""
     needed = [source.x, source.y] + [source.negatives] * (source.negatives != NEGATIVES)
     if missing := [name for name in needed if name not in have]:
         there = ", ".join(sorted(have)) or "none"
@@ -138,7 +141,7 @@ def check_columns(have: Any, source: Any, where: str) -> None:
 
 
 def make_pair(row: Mapping[str, Any], source: Any, where: str, index: int) -> Pair:
-    """A row's pair: its columns as the source names them, as str or UTF-8. Raises UserError."""
+    """The pair in a row, by the source's names of columns; texts are str or bytes of UTF-8."""
 
     def text(name: str, value: Any) -> str:
         try:

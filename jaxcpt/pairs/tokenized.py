@@ -1,43 +1,32 @@
-"""Pairs as token ids, in memory and in ArrayRecord files.
+"""Pairs as token ids in ArrayRecord files: written, and read by index.
 
-A folder of them holds `tokens-NNNNN.array_record`, the tokenizer's model, and `tokens.json`, whose
-presence says that all is there. A record is, in little-endian numbers: the count of its texts
-(uint16), the length of each (uint32), the hash of each (two uint32), and all ids, as uint16 where
-the vocabulary allows it, else uint32. It knows no tokenizer but by its fingerprint.
+A folder of them holds `tokens-NNNNN.array_record`, the tokenizer's model, and `tokens.json`, which
+is written last. A record holds, in little-endian numbers: the count of its texts (uint16), the
+length of each (uint32), the hash of each (two uint32), and all ids, as uint16 where the vocabulary
+allows it, else as uint32. The module uses a tokenizer only to compare it with the one that made the
+ids.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from jaxcpt.errors import UserError
+from jaxcpt.files import write_file
+from jaxcpt.pairs.interface import Encoded, hash_text
 from jaxcpt.pairs.records import open_records, read_records
 from jaxcpt.sources import TokenizedPairs
+from jaxcpt.tokenizer import Tokenizer
 
 ABOUT_FILE, MODEL_FILE = "tokens.json", "tokenizer.model"
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A pair as token ids: x, y and hard negatives; an absent negative has none."""
-
-    ids: list[np.ndarray]
-    hashes: list[tuple[int, int]]
-    """Of each text, which may be longer than its ids."""
-
-
-def hash_text(text: str) -> tuple[int, int]:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
-
-
-@dataclass(frozen=True)
 class TokensAbout:
-    """What `tokens.json` tells."""
+    """What `tokens.json` holds."""
 
     pairs: int
     tokens: int
@@ -76,15 +65,15 @@ class TokenizedReader:
     def __len__(self) -> int:
         return self.about.pairs
 
-    def check(self, fingerprint: str, x_tokens: int, y_tokens: int) -> None:
-        """Raises UserError unless these ids are what the tokenizer would give now."""
-        if fingerprint != self.about.fingerprint:
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError unless the tokenizer would give these ids now."""
+        if tokenizer.fingerprint != self.about.fingerprint:
             raise UserError(
                 f"{self.where}: made with another tokenizer; set tokenizer.model_file to "
                 f"{self._find_model()}, or tokenize the pairs anew"
             )
-        for side, asked in (("x_tokens", x_tokens), ("y_tokens", y_tokens)):
-            held = getattr(self.about, side)
+        for side in ("x_tokens", "y_tokens"):
+            asked, held = getattr(tokenizer, side), getattr(self.about, side)
             if asked > held:
                 raise UserError(
                     f"tokenizer.{side}: {asked}, but {self.where} holds at most {held} of each "
@@ -96,17 +85,22 @@ class TokenizedReader:
         file = Path(self.where) / MODEL_FILE
         return file if file.is_file() else file.parent
 
-    def read(
-        self, indices: Sequence[int], x_tokens: int, y_tokens: int, negatives: int
+    def read_encoded(
+        self, indices: Sequence[int], tokenizer: Tokenizer, negatives: int
     ) -> list[Encoded]:
-        """The ids, cut as the tokenizer cuts them; exactly so many negatives, or absent ones."""
+        """The ids, cut where the tokenizer would cut them."""
         dtype = np.dtype("<u2" if self.about.vocabulary <= 1 << 16 else "<u4")
-        x_limit = (x_tokens, self.about.x_closing)
-        y_limit = (y_tokens, self.about.y_closing)
+        x_limit = (tokenizer.x_tokens, self.about.x_closing)
+        y_limit = (tokenizer.y_tokens, self.about.y_closing)
         return [
             _cut(_decode(record, dtype), x_limit, y_limit, negatives)
             for record in read_records(self.records, indices, self.where)
         ]
+
+    def sample_texts(self, every: int) -> Iterator[str]:
+        raise UserError(
+            f"{self.where}: holds no texts; set tokenizer.model_file to the model beside it"
+        )
 
 
 def _decode(record: bytes, dtype: np.dtype) -> Encoded:
@@ -150,7 +144,7 @@ def write_records(path: Path, pairs: Iterable[Encoded], vocabulary: int) -> int:
     """Writes the records of `pairs` into one file. Returns the number of their tokens."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    writer = ArrayRecordWriter(str(path), "group_size:1")  # so that each record is readable alone
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # each record can be read alone
     tokens = 0
     for pair in pairs:
         tokens += sum(map(len, pair.ids))
@@ -160,4 +154,4 @@ def write_records(path: Path, pairs: Iterable[Encoded], vocabulary: int) -> int:
 
 
 def write_about(folder: Path, about: TokensAbout) -> None:
-    (folder / ABOUT_FILE).write_text(json.dumps(asdict(about), indent=1) + "\n")
+    write_file(folder / ABOUT_FILE, json.dumps(asdict(about), indent=1) + "\n")

@@ -129,13 +129,15 @@ class Tokenizer:
         return self.processor.decode([int(i) for i in ids])
 
     def save(self, folder: Path) -> None:
-        """Writes the model and, last, the limits, whose presence says that all is there."""
+        """Writes the model and, last, the limits. Files that are equal already stay untouched."""
         folder.mkdir(parents=True, exist_ok=True)
         limits: dict[str, Any] = {k: getattr(self, k) for k in _LIMITS}
         if self.template is not None:
             limits["template"] = asdict(self.template)
-        write_file(folder / self.file_name, self.model)
-        write_file(folder / LIMITS_FILE, json.dumps(limits, indent=2) + "\n")
+        limits_json = (json.dumps(limits, indent=2) + "\n").encode()
+        for name, content in ((self.file_name, self.model), (LIMITS_FILE, limits_json)):
+            if not (folder / name).is_file() or (folder / name).read_bytes() != content:
+                write_file(folder / name, content)
 
     @staticmethod
     def load(folder: Path) -> "Tokenizer":

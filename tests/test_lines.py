@@ -1,4 +1,4 @@
-"""Readers of evaluation files: TSV without quoting, gzip or plain, and every refusal's text."""
+"""Readers of text files and of search tasks: plain or gzip, and the text of each refusal."""
 
 import gzip
 import json
@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from jaxcpt import beir, lines
 from jaxcpt.errors import UserError
-from jaxcpt.evals import beir, files
 
 COLUMNS = ("label", "text")
 
@@ -17,7 +17,7 @@ def refuse(text):
 
 
 def read(path):
-    return list(files.read_tsv(path, COLUMNS))
+    return list(lines.read_tsv(path, COLUMNS))
 
 
 def test_quotes_are_characters_and_texts_may_be_empty(tmp_path):
@@ -51,10 +51,10 @@ def test_refuses_what_is_missing_or_malformed(tmp_path):
     with refuse(f"{path}:2: not UTF-8 at byte 14"):
         read(path)
     with refuse(f"{path}:7: label must be an integer, found 'yes'"):
-        files.parse_int("yes", path, 7, "label")
+        lines.parse_int("yes", path, 7, "label")
     for text in ("", "high", "nan", "-inf"):
         with refuse(f"{path}:7: score must be a number, found {text!r}"):
-            files.parse_float(text, path, 7, "score")
+            lines.parse_float(text, path, 7, "score")
 
 
 def test_refuses_a_broken_gzip(tmp_path):
@@ -72,16 +72,19 @@ def test_refuses_json_that_does_not_fit(tmp_path):
     path = tmp_path / "corpus.jsonl"
     fields = {"_id": str}
     path.write_text('{"_id": "1"}\n{"_id": \n')
-    with refuse(f"{path}:2: not JSON: "):
-        list(files.read_jsonl(path, fields))
+    with refuse(f"{path}:2: does not parse as JSON: "):
+        list(lines.read_jsonl(path, fields))
     for line in ('{"_id": "a", "text": "\\ud800"}', "[" * 100_000, "1" * 5_000):
         path.write_text(line + "\n")
-        with refuse(f"{path}:1: not JSON: "):
-            list(files.read_jsonl(path, fields))
-    for line in ('{"id": "1"}', '{"_id": 1}', "[]"):
+        with refuse(f"{path}:1: does not parse as JSON: "):
+            list(lines.read_jsonl(path, fields))
+    for line in ('{"id": "1"}', '{"_id": 1}'):
         path.write_text(line)
         with refuse(f"{path}:1: expected an object with a str '_id', found {line}"):
-            list(files.read_jsonl(path, fields))
+            list(lines.read_jsonl(path, fields))
+    path.write_text("[]")
+    with refuse(f"{path}:1: expected an object, found list"):
+        list(lines.read_jsonl(path, fields))
 
 
 def write_task(folder, corpus=("a", "b"), queries=("q",), qrels=(("q", "a", "1"),)):
@@ -100,7 +103,7 @@ def test_beir_keeps_the_queries_of_its_split(tmp_path):
     assert task.queries == {"q": "q"}
     assert task.qrels == {"q": {"a": 1}}
     assert task.document_ids == ["a", "b"]
-    assert list(beir.read_documents(tmp_path)) == ["T of a", "T of b"]
+    assert list(beir.read_documents(tmp_path)) == [("a", "T of a"), ("b", "T of b")]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""Search tasks in BEIR layout: corpus.jsonl, queries.jsonl and qrels/<split>.tsv, or those .gz.
+
+In: a task's folder. Out: its judgements, queries and documents, one row at a time, so that a corpus
+need not fit in memory. The module knows neither training pairs nor metrics.
+"""
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxcpt.errors import UserError
+from jaxcpt.lines import parse_int, read_jsonl, read_tsv, require_file
+
+CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
+QRELS = ("query-id", "corpus-id", "score")
+FIELDS = {"_id": str, "text": str}
+
+
+@dataclass(frozen=True)
+class Task:
+    folder: Path
+    document_ids: list[str]
+    queries: dict[str, str]
+    """Text by id, of the split's queries alone."""
+    qrels: dict[str, dict[str, int]]
+    """Grade of each judged document by query id, then document id; 0 is irrelevant."""
+
+
+def list_folders(parent: Path) -> list[Path]:
+    """The folders below `parent` that hold a corpus."""
+    return sorted(path.parent for path in parent.glob(f"*/{CORPUS}*"))
+
+
+def read_task(folder: Path, split: str) -> Task:
+    """Everything but the documents' texts. Raises UserError for ids that repeat or are unknown."""
+    document_ids = [name for name, _ in read_unique(folder, CORPUS)]
+    queries = dict(read_unique(folder, QUERIES))
+    for file, rows in ((CORPUS, document_ids), (QUERIES, queries)):
+        if not rows:
+            raise UserError(f"{folder / file}: empty; it needs at least one line")
+    path = folder / "qrels" / f"{split}.tsv"
+    known = set(document_ids)
+    qrels: dict[str, dict[str, int]] = {}
+    for number, query, document, score in read_judgements(path):
+        if query not in queries:
+            raise UserError(f"{path}:{number}: query {query!r} is not in queries.jsonl")
+        if document not in known:
+            raise UserError(f"{path}:{number}: document {document!r} is not in corpus.jsonl")
+        if document in qrels.get(query, {}):
+            raise UserError(f"{path}:{number}: query {query!r} judges {document!r} twice; keep one")
+        qrels.setdefault(query, {})[document] = parse_int(score, path, number, "score")
+    if not qrels:
+        raise UserError(f"{path}: the split is empty; it needs at least one judged document")
+    if not any(grade > 0 for grades in qrels.values() for grade in grades.values()):
+        raise UserError(f"{path}: no document is relevant; a score above 0 marks one that is")
+    return Task(folder, document_ids, {query: queries[query] for query in qrels}, qrels)
+
+
+def read_judgements(path: Path) -> Iterator[tuple[int, str, str, str]]:
+    """(line number, query id, document id, score) of a file such as qrels/<split>.tsv."""
+    for number, (query, document, score) in read_tsv(path, QRELS):
+        yield number, query, document, score
+
+
+def read_documents(folder: Path) -> Iterator[tuple[str, str]]:
+    """(id, title and text) of each document, in the corpus's order. Ids may repeat."""
+    for _, name, text in _read_rows(folder, CORPUS):
+        yield name, text
+
+
+def read_unique(
+    folder: Path, file: str, wanted: Container[str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """(id, text) of the `wanted` rows of CORPUS or of QUERIES; None: of all rows.
+
+    The ids that it has given stay in memory. Raises UserError where one of them repeats.
+    """
+    seen: set[str] = set()
+    for number, name, text in _read_rows(folder, file):
+        if name in seen:
+            where = f"{_find(folder / file)}:{number}"
+            raise UserError(f"{where}: the id {name!r} occurred before; ids are unique")
+        if wanted is None or name in wanted:
+            seen.add(name)
+            yield name, text
+
+
+def join_title(title: str | None, text: str) -> str:
+    """A document as the model reads it: its title, where it has one, and its text."""
+    return f"{title or ''} {text}".strip()
+
+
+def _find(path: Path) -> Path:
+    return require_file(path, f"one JSON object a line with {', '.join(FIELDS)}")
+
+
+def _read_rows(folder: Path, file: str) -> Iterator[tuple[int, str, str]]:
+    """(line number, id, text). A document's title is part of its text; queries have none."""
+    for number, row in read_jsonl(_find(folder / file), FIELDS):
+        text = join_title(row.get("title"), row["text"]) if file == CORPUS else row["text"]
+        yield number, row["_id"], text

@@ -1,0 +1,143 @@
+"""A text file in, its lines out: as text, as JSON objects, or as fields between tabs.
+
+Files are UTF-8, as they are or gzipped. A fault raises UserError that names the file and the line,
+what was found and what was expected. The module does not know what the lines mean.
+"""
+
+import csv
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxcpt.errors import UserError
+
+
+class Line(NamedTuple):
+    number: int
+    """The first line is 1."""
+    start: int
+    """The line's first byte in the text; in a gzipped file, in the text that it holds."""
+    text: str
+    """Without its end."""
+
+
+def find_file(path: Path) -> Path | None:
+    """`path`, or else `path` with .gz after it; None where neither exists."""
+    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
+
+
+def require_file(path: Path, layout: str) -> Path:
+    """`path` or `path`.gz. Raises UserError that says which `layout` was expected there."""
+    found = find_file(path)
+    if found is None:
+        raise UserError(f"{path}: no such file, nor {path.name}.gz; expected {layout}")
+    return found
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """All lines. Only \\n ends a line; a \\r before it belongs to the end."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    number = start = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, content in enumerate(file, 1):
+                yield decode_line(content, path, number, start)
+                start += len(content)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(
+            f"{path}: broken gzip after line {number} ({error}); copy it anew"
+        ) from error
+
+
+def decode_line(content: bytes, path: Path, number: int, start: int) -> Line:
+    """The line of these bytes. Raises UserError where they are not UTF-8."""
+    try:
+        return Line(number, start, content.decode().rstrip("\r\n"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}:{number}: not UTF-8 at byte {start + error.start} of the text; convert it"
+        ) from None
+
+
+def read_jsonl(
+    path: Path, fields: Mapping[str, type] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank.
+
+    Each object has `fields` of these types, and perhaps others.
+    """
+    for line in read_lines(path):
+        if line.text.strip():
+            yield line.number, parse_object(line, path, fields)
+
+
+def parse_object(
+    line: Line, path: Path, fields: Mapping[str, type] | None = None
+) -> dict[str, Any]:
+    """The JSON object of a line. Raises UserError, also for half a surrogate pair in a text."""
+    where = f"{path}:{line.number}"
+    try:
+        row = json.loads(line.text)
+        if "\\u" in line.text:  # only an escape can stand for half a surrogate pair
+            json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
+        raise UserError(f"{where}: does not parse as JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object, found {type(row).__name__}")
+    for field, kind in (fields or {}).items():
+        if not isinstance(row.get(field), kind):
+            raise UserError(
+                f"{where}: expected an object with a {kind.__name__} '{field}', "
+                f"found {line.text[:60]}"
+            )
+    return row
+
+
+def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) below the header. Tabs separate; quotes have no meaning."""
+    path = require_file(path, f"tab-separated lines below the header {' '.join(columns)}")
+    for line in read_lines(path):
+        fields = line.text.split("\t")
+        where = f"{path}:{line.number}"
+        if line.number == 1 and fields != list(columns):
+            raise UserError(f"{where}: expected the header {list(columns)}, found {fields}")
+        if len(fields) != len(columns):
+            raise UserError(
+                f"{where}: expected {len(columns)} fields ({', '.join(columns)}), "
+                f"found {len(fields)}"
+            )
+        if line.number > 1:
+            yield line.number, fields
+
+
+def read_quoted(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, fields) of each row of a file quoted as CSV is, but with tabs."""
+    reader = csv.reader((f"{line.text}\n" for line in read_lines(path)), delimiter="\t")
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:  # a quote without its partner takes in all that follows
+        raise UserError(f"{path}:{reader.line_num}: {error}; is a quote left open?") from error
+
+
+def parse_int(text: str, path: Path, number: int, name: str) -> int:
+    """The integer in a field. Raises UserError with file and line."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"{path}:{number}: {name} must be an integer, found {text!r}") from error
+
+
+def parse_float(text: str, path: Path, number: int, name: str) -> float:
+    """The finite number in a field. Raises UserError with file and line."""
+    try:
+        if math.isfinite(value := float(text)):
+            return value
+    except ValueError:
+        pass
+    raise UserError(f"{path}:{number}: {name} must be a number, found {text!r}")

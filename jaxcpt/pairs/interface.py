@@ -1,0 +1,94 @@
+"""What every source of pairs offers: pairs by index as texts, as token ids, or as both.
+
+`Batches` asks for token ids alone and so treats every source alike. The module knows no format.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from jaxcpt.pair import Pair
+from jaxcpt.tokenizer import Tokenizer
+
+PAIRS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A pair as token ids: x, y and hard negatives. An absent negative has no ids."""
+
+    ids: list[np.ndarray]
+    hashes: list[tuple[int, int]]
+    """Of each whole text; its ids may be cut."""
+
+
+class EncodedPairs(Protocol):
+    """A fixed sequence of pairs, read as token ids."""
+
+    def __len__(self) -> int: ...
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError where the source cannot give the ids of this tokenizer."""
+
+    def read_encoded(
+        self, indices: Sequence[int], tokenizer: Tokenizer, negatives: int
+    ) -> list[Encoded]:
+        """The pairs at these places, in this order, each with so many negatives or absent ones."""
+
+    def sample_texts(self, every: int) -> Iterator[str]:
+        """Both texts of each n-th pair. Raises UserError for a source without texts."""
+
+
+class Pairs(ABC):
+    """A fixed sequence of pairs, read as texts. As `EncodedPairs`, it tokenises what it reads."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, indices: Sequence[int]) -> list[Pair]:
+        """The pairs at these places, in this order. A place may occur more than once."""
+
+    def check(self, tokenizer: Tokenizer) -> None:  # noqa: B027 - nothing can be wrong
+        """Any tokenizer can encode texts."""
+
+    def read_encoded(
+        self, indices: Sequence[int], tokenizer: Tokenizer, negatives: int
+    ) -> list[Encoded]:
+        return encode_pairs(self.read(indices), tokenizer, negatives)
+
+    def sample_texts(self, every: int) -> Iterator[str]:
+        for pair in read_all(self, every):
+            yield from (pair.x, pair.y)
+
+
+def read_all(pairs: Pairs, every: int = 1) -> Iterator[Pair]:
+    """All pairs, or each n-th, from first to last. Only a few are in memory at a time."""
+    for first in range(0, len(pairs), PAIRS_AT_ONCE * every):
+        yield from pairs.read(range(first, min(first + PAIRS_AT_ONCE * every, len(pairs)), every))
+
+
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, negatives: int) -> list[Encoded]:
+    """Tokenises many pairs at once, each with so many hard negatives or absent ones."""
+    columns = [[pair.x for pair in pairs], [pair.y for pair in pairs]]
+    ids = [tokenizer.encode(columns[0], "x"), tokenizer.encode(columns[1], "y")]
+    for number in range(negatives):
+        texts = [p.negatives[number] if number < len(p.negatives) else "" for p in pairs]
+        absent = [number >= len(pair.negatives) for pair in pairs]
+        columns.append(texts)
+        encoded = tokenizer.encode(texts, "y")
+        ids.append([e[:0] if a else e for e, a in zip(encoded, absent, strict=True)])
+    return [
+        Encoded(list(of_pair), [hash_text(text) for text in texts])
+        for of_pair, texts in zip(zip(*ids, strict=True), zip(*columns, strict=True), strict=True)
+    ]
+
+
+def hash_text(text: str) -> tuple[int, int]:
+    """A 64-bit hash as two unsigned 32-bit numbers, low first."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
