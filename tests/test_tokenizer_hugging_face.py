@@ -430,7 +430,7 @@ def test_tokenize_pairs_gives_the_batches_of_the_texts(byte_level_file, tmp_path
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     other = read_model(byte_level_file, 12, 24)
     reader = open_training(make_experiment(data__train=(source,)).data, tmp_path, 0)[0]
-    assert refuse(reader.check, other.fingerprint, 12, 24) == (
+    assert refuse(reader.check, other) == (
         f"{tokens}: made with another tokenizer; set tokenizer.model_file to {tokens}, or "
         "tokenize the pairs anew"
     )
