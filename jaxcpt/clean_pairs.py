@@ -1,10 +1,10 @@
-"""Dedupes and decontaminates pairs that somebody else made, into a tensorflow-datasets folder.
+"""Removes duplicates and evaluation texts from existing pairs; writes a tensorflow-datasets folder.
 
     jaxcpt clean-pairs --input PATH... --x NAME --y NAME --output DIR [-- RUNNER OPTIONS]
 
 Inputs are JSONL and Parquet, gzip or zstd of JSONL, archives and folders of these, and
-tfds:NAME#SPLIT. What is dropped, counted and listed is as docs/mining.md tells of mined pairs.
-Hard negatives are not carried over; jaxcpt mine-negatives finds them anew.
+tfds:NAME#SPLIT. Pairs are dropped, counted and listed by the same rules as mined pairs (see
+docs/mining.md). Hard negatives are not copied; find new ones with jaxcpt mine-negatives.
 """
 
 from collections import Counter
@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 
 from jaxcpt.errors import run_command
 from jaxcpt.mining.command import make_parser, run_mining
-from jaxcpt.mining.documents import Document, Reading
+from jaxcpt.mining.documents import RawDocument, Reading
 
 
-def take_pair(document: Document, drops: Counter[str]) -> Iterator[tuple[str, str]]:
+def take_pair(document: RawDocument, drops: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Yields the pair that the document is, or counts it in `drops` if it is not a pair."""
     if document.y:
         yield document.text, document.y
     else:
@@ -24,8 +25,8 @@ def take_pair(document: Document, drops: Counter[str]) -> Iterator[tuple[str, st
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("jaxcpt clean-pairs", __doc__)
-    parser.add_argument("--x", default="x", metavar="NAME", help="column or field of x")
-    parser.add_argument("--y", default="y", metavar="NAME", help="column or field of y")
+    parser.add_argument("--x", default="x", metavar="NAME", help="column or field of x; default: x")
+    parser.add_argument("--y", default="y", metavar="NAME", help="column or field of y; default: y")
     arguments = parser.parse_args(argv)
     reading = Reading(text_field=arguments.x, y_field=arguments.y)
     run_mining(arguments, reading, take_pair, {"x": arguments.x, "y": arguments.y})

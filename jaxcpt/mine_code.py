@@ -2,25 +2,32 @@
 
     jaxcpt mine-code --input PATH... --output DIR [options] [-- RUNNER OPTIONS]
 
-Inputs are source files, folders of them, and tar and zip archives, wheels among them.
-docs/mining.md tells what is left out and why.
+Inputs are source files, folders of them, and tar and zip archives (also wheels). docs/mining.md
+explains which functions are left out and why.
 """
 
 from collections.abc import Sequence
 
 from jaxcpt.errors import run_command
-from jaxcpt.mining.code import LANGUAGES, check_languages, mine_code, source_suffixes
+from jaxcpt.mining.code import LANGUAGES, check_languages, list_source_suffixes, mine_code
 from jaxcpt.mining.command import make_parser, run_mining
 from jaxcpt.mining.documents import Reading
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("jaxcpt mine-code", __doc__)
-    parser.add_argument("--languages", nargs="+", default=list(LANGUAGES), metavar="LANGUAGE")
+    languages_help = f"programming languages to read; default: {' '.join(LANGUAGES)}"
+    parser.add_argument(
+        "--languages",
+        nargs="+",
+        default=list(LANGUAGES),
+        metavar="LANGUAGE",
+        help=languages_help,
+    )
     parser.set_defaults(split_by="module")
     arguments = parser.parse_args(argv)
     languages = check_languages(tuple(arguments.languages))
-    reading = Reading(source_suffixes=source_suffixes(languages))
+    reading = Reading(source_suffixes=list_source_suffixes(languages))
     run_mining(arguments, reading, mine_code, {"languages": languages})
 
 

@@ -1,17 +1,17 @@
-"""Finds hard negatives for pairs with a trained run: texts that it ranks high for x and that are
-not y.
+"""Finds hard negatives for pairs: texts that a trained run ranks high for x, but that are not y.
 
     jaxcpt mine-negatives --run-dir DIR --output FILE.jsonl
     jaxcpt mine-negatives --run-dir DIR --pairs PATH... --output FILE.jsonl
 
-Candidates are the y of all pairs: each x searches all of them, exactly, and keeps the best that are
-left when likely positives are out. A text that scores above `--relative-margin` times the score of
-the pair's own y, or closer to it than `--absolute-margin`, is taken for one (NV-Retriever,
-2407.15831: most of what ranks highest without being labelled is right, too). So is a text with the
-words of x, of y, or of another y of the same x. Negatives that a pair has already stand first.
+The candidates are the y of all pairs. For each x, all candidates are searched exactly, and the best
+ones that are not likely positives are kept. A candidate is a likely positive if its score is more
+than `--relative-margin` times the score of the pair's own y, or less than `--absolute-margin` below
+it: most unlabelled texts that rank highest are in fact right (NV-Retriever, arXiv 2407.15831). A
+candidate with the same words as x, as y, or as another y of the same x is also left out. Negatives
+that a pair already has come first.
 
-Vectors lie in OUTPUT.unfinished while it works, and a killed run goes on with those it has. Memory
-holds some 60 bytes for each pair.
+While the command runs, vectors are kept in OUTPUT.unfinished. If it is killed, run it again, and it
+continues with these vectors. It needs about 60 bytes of memory for each pair.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import show_progress
-from jaxcpt.mining.words import digest, split_words
+from jaxcpt.mining.words import digest, fold_words
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import PAIRS_AT_ONCE, JoinedPairs, Pairs, open_source, read_all, write_pairs
 from jaxcpt.pairs.command import add_source_options, name_sources
@@ -38,74 +38,93 @@ from jaxcpt.top_k import top_k
 from jaxcpt.vectors import TEXTS_PER_SHARD, Storage, TextWithId, cut_into_blocks, fill
 
 Shards = list[np.ndarray]
-REASONS = ("passed over: known to be right", "passed over: within the margin")
+KNOWN_POSITIVE = "passed over: known to be right"
+WITHIN_MARGIN = "passed over: within the margin"
 
 
 @dataclass(frozen=True)
 class Margins:
+    """How far below the positive a negative must score."""
+
     relative: float
-    """Highest score of a negative, as a share of the positive's."""
+    """The highest score of a negative, as a share of the positive's score."""
     absolute: float
-    """By how much it must score less than the positive."""
+    """The least difference between the positive's score and a negative's score."""
 
     def limit(self, positive: np.ndarray) -> np.ndarray:
-        """Highest scores of negatives. A negative score's share lies below it, as any other's."""
+        """Returns the highest score that a negative may have, for each positive's score.
+
+        The limit is below the positive's score even if that score is less than 0.
+        """
         relative = positive - (1 - self.relative) * np.abs(positive)
         return np.minimum(relative, positive - self.absolute)
 
 
 class Known:
-    """What equals what among n pairs, by digests of the words of their texts."""
+    """Which texts of n pairs are equal, found by hashes of their words."""
 
     def __init__(self, pairs: Pairs) -> None:
-        """Reads all pairs once. Raises UserError where there are none."""
+        """Reads all pairs once. Raises UserError if there are none."""
         if not len(pairs):
-            raise UserError("no pairs in what was named; it needs at least one")
+            raise UserError("found no pairs to read; name a source with at least one pair")
         texts = (text for pair in read_all(pairs) for text in (pair.x, pair.y))
-        digests = (int.from_bytes(digest(*split_words(text))[:8]) for text in texts)
+        digests = (int.from_bytes(digest(*fold_words(text))[:8]) for text in texts)
         digest_n2 = np.fromiter(digests, np.uint64, 2 * len(pairs)).reshape(-1, 2)
         self.x_n = digest_n2[:, 0].copy()
         self.y_m, self.first_m, self.candidate_n = np.unique(
             digest_n2[:, 1], return_index=True, return_inverse=True
         )
-        """Of the m distinct y: digest, first pair that has it. Of each pair: which of them."""
+        """y_m and first_m: the hash of each of the m distinct y, and the first pair that has it.
+        candidate_n: the index of each pair's y among them."""
         self.by_x = np.argsort(self.x_n, kind="stable")
 
-    def right(self, pair: int) -> set[int]:
-        """Candidates that are y to this x in some pair, or have the very words of x."""
+    def find_positives(self, pair: int) -> set[int]:
+        """Returns the candidates that are the y of this x in any pair, or have the words of x."""
         x = self.x_n[pair]
         same_x = slice(
             np.searchsorted(self.x_n, x, "left", sorter=self.by_x),
             np.searchsorted(self.x_n, x, "right", sorter=self.by_x),
         )
-        found = set(self.candidate_n[self.by_x[same_x]].tolist())
-        at = int(np.searchsorted(self.y_m, x))
-        return found | {at} if at < len(self.y_m) and self.y_m[at] == x else found
+        positives = set(self.candidate_n[self.by_x[same_x]].tolist())
+        same_words = int(np.searchsorted(self.y_m, x))
+        if same_words < len(self.y_m) and self.y_m[same_words] == x:
+            positives.add(same_words)
+        return positives
 
 
-def choose(
-    scores_k: Sequence[float], found_k: Sequence[int], limit: float, right: set[int], count: int
+def choose_negatives(
+    scores_k: Sequence[float],
+    candidate_k: Sequence[int],
+    limit: float,
+    positives: set[int],
+    count: int,
 ) -> tuple[list[int], Counter[str]]:
-    """The first `count` candidates that may be negatives; why others were passed over."""
+    """Returns the first `count` negatives of the k best candidates, best first.
+
+    Also returns how many candidates were passed over, by reason.
+    """
     chosen: list[int] = []
-    passed: Counter[str] = Counter()
-    for score, candidate in zip(scores_k, found_k, strict=True):
+    passed_over: Counter[str] = Counter()
+    for score, candidate in zip(scores_k, candidate_k, strict=True):
         if len(chosen) == count:
             break
-        if candidate in right:
-            passed[REASONS[0]] += 1
+        if candidate in positives:
+            passed_over[KNOWN_POSITIVE] += 1
         elif score > limit:
-            passed[REASONS[1]] += 1
+            passed_over[WITHIN_MARGIN] += 1
         else:
             chosen.append(candidate)
-    return chosen, passed
+    return chosen, passed_over
 
 
 def embed_candidates(
     embedder: Embedder, pairs: Pairs, known: Known, prefixes: list[str], folder: Path
 ) -> Shards:
-    """Vectors of the distinct y as memory maps [TEXTS_PER_SHARD, d], one after another. Those that
-    a killed run made are taken as they are; raises UserError where they are of something else."""
+    """Returns the vectors of the distinct y as memory maps [TEXTS_PER_SHARD, d], in their order.
+
+    Uses the vectors that a killed run left in `folder`. Raises UserError if these belong to other
+    texts or to another checkpoint.
+    """
     numbered = cut_into_blocks(enumerate(known.first_m.tolist()), PAIRS_AT_ONCE)
     documents = (
         TextWithId(str(candidate), pair.y)
@@ -122,40 +141,48 @@ def embed_candidates(
     return list(fill(folder, about, documents, embed, Storage()).shards())
 
 
-def mine(
+def add_negatives(
     embedder: Embedder,
-    told: Pairs,
-    plain: Pairs,
+    prefixed: Pairs,
+    bare: Pairs,
     known: Known,
     shards: Shards,
     options: argparse.Namespace,
 ) -> Iterator[tuple[Pair, Counter[str]]]:
-    """The pairs in their order, with negatives, and what was passed over for each. `told` are the
-    pairs with the prefixes that the model knows them by."""
+    """Yields each pair with its negatives, and the number of candidates passed over by reason.
+
+    `prefixed` and `bare` are the same pairs with and without the prefixes of their sources. The
+    model embeds the prefixed texts, and the negatives are bare texts.
+    """
     margins = Margins(options.relative_margin, options.absolute_margin)
-    for start in range(0, len(told), PAIRS_AT_ONCE):
-        block = range(start, min(start + PAIRS_AT_ONCE, len(told)))
-        zx_qd = embedder.embed([pair.x for pair in told.read(block)], "x")
+    for start in range(0, len(prefixed), PAIRS_AT_ONCE):
+        block = range(start, min(start + PAIRS_AT_ONCE, len(prefixed)))
+        zx_qd = embedder.embed([pair.x for pair in prefixed.read(block)], "x")
         places = [divmod(own, TEXTS_PER_SHARD) for own in known.candidate_n[block].tolist()]
         own_qd = np.stack([shards[shard][row] for shard, row in places])
         limits_q = margins.limit(np.einsum("qd,qd->q", zx_qd, own_qd)).tolist()
-        scores_qk, found_qk = top_k(zx_qd, iter(shards), options.depth)
-        chosen = [
-            choose(scores_k, found_k, limit, known.right(pair), options.negatives)
-            for pair, scores_k, found_k, limit in zip(
-                block, scores_qk.tolist(), found_qk.tolist(), limits_q, strict=True
+        scores_qk, candidate_qk = top_k(zx_qd, iter(shards), options.depth)
+        choices = [
+            choose_negatives(
+                scores_k, candidate_k, limit, known.find_positives(pair), options.negatives
+            )
+            for pair, scores_k, candidate_k, limit in zip(
+                block, scores_qk.tolist(), candidate_qk.tolist(), limits_q, strict=True
             )
         ]
-        wanted = sorted({candidate for found, _ in chosen for candidate in found})
-        read = plain.read(known.first_m[wanted].tolist())
-        texts = {candidate: pair.y for candidate, pair in zip(wanted, read, strict=True)}
-        for pair, (found, passed) in zip(plain.read(block), chosen, strict=True):
-            negatives = dict.fromkeys((*pair.negatives, *(texts[at] for at in found)))
-            yield replace(pair, negatives=tuple(negatives)[: options.negatives]), passed
+        needed = sorted({candidate for chosen, _ in choices for candidate in chosen})
+        first_pairs = bare.read(known.first_m[needed].tolist())
+        texts = {candidate: pair.y for candidate, pair in zip(needed, first_pairs, strict=True)}
+        for pair, (chosen, passed_over) in zip(bare.read(block), choices, strict=True):
+            negatives = dict.fromkeys((*pair.negatives, *(texts[at] for at in chosen)))
+            yield replace(pair, negatives=tuple(negatives)[: options.negatives]), passed_over
 
 
 def open_pairs(arguments: argparse.Namespace) -> tuple[Pairs, Pairs, list[str]]:
-    """The pairs named, or else the run's own, with prefixes and without; the prefixes of y."""
+    """Returns the pairs with prefixes, the same pairs without prefixes, and the prefixes of y.
+
+    The pairs are those that the options name, or else the run's own training pairs.
+    """
     run = read_experiment(arguments.run_dir)
     sources = list(run.data.train)
     if arguments.pairs or arguments.experiment:
@@ -175,14 +202,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--run-dir", required=True, type=Path, help="a trained run; its pairs are the default")
-    add("--step", type=int, help="default: the newest whole checkpoint")
+    run_dir = "folder of a trained run; its own pairs are the default"
+    add("--run-dir", required=True, type=Path, metavar="DIR", help=run_dir)
+    step = "step of the checkpoint; default: newest whole checkpoint"
+    add("--step", type=int, metavar="N", help=step)
     add_source_options(parser)
-    add("--output", required=True, type=Path, metavar="FILE", help="JSONL; must not exist")
-    add("--negatives", type=int, default=8, help="of each pair, at most")
-    add("--depth", type=int, default=100, help="how many of the best are looked at")
-    add("--relative-margin", type=float, default=0.95, help="1: off")
-    add("--absolute-margin", type=float, default=0.0)
+    add("--output", required=True, type=Path, metavar="FILE", help="new JSONL file to write")
+    most = "most negatives of a pair; default: %(default)s"
+    add("--negatives", type=int, default=8, metavar="N", help=most)
+    depth = "number of best candidates to check for each pair; default: %(default)s"
+    add("--depth", type=int, default=100, metavar="N", help=depth)
+    relative = "highest score of a negative, as a share of the score of the pair's own y; 1: no "
+    relative += "such limit; default: %(default)s"
+    add("--relative-margin", type=float, default=0.95, metavar="SHARE", help=relative)
+    absolute = "least difference between the two scores; default: %(default)s"
+    add("--absolute-margin", type=float, default=0.0, metavar="SCORE", help=absolute)
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
     rules = [
@@ -206,28 +240,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not holds:
             raise UserError(message)
     use_cpu_cores()
-    told, plain, prefixes = open_pairs(arguments)
+    prefixed, bare, prefixes = open_pairs(arguments)
     embedder = Embedder.load(arguments.run_dir, arguments.step)
     unfinished = output.with_name(f"{output.name}.unfinished")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
-    known = Known(plain)
-    shards = embed_candidates(embedder, told, known, prefixes, unfinished)
-    passed: Counter[str] = Counter()
+    known = Known(bare)
+    shards = embed_candidates(embedder, prefixed, known, prefixes, unfinished)
+    totals: Counter[str] = Counter()
+    too_few = f"pairs with fewer than {arguments.negatives} negatives"
 
     def count(advance: Callable[[int], None]) -> Iterator[Pair]:
-        for pair, of_pair in mine(embedder, told, plain, known, shards, arguments):
-            passed.update(of_pair)
-            passed["negatives"] += len(pair.negatives)
-            passed["pairs with fewer than asked for"] += len(pair.negatives) < arguments.negatives
+        mined = add_negatives(embedder, prefixed, bare, known, shards, arguments)
+        for pair, passed_over in mined:
+            totals.update(passed_over)
+            totals["negatives"] += len(pair.negatives)
+            totals[too_few] += len(pair.negatives) < arguments.negatives
             advance(1)
             yield pair
 
-    with show_progress("searching", len(plain), True) as advance:
+    with show_progress("searching", len(bare), True) as advance:
         write_pairs(output, count(advance))
     shutil.rmtree(unfinished)
-    for what in ("negatives", "pairs with fewer than asked for", *sorted(REASONS)):
-        print(f"{passed[what]:>12,}  {what}")
-    print(f"{output}: {len(plain):,} pairs, {passed['negatives'] / len(plain):.2f} negatives each")
+    for what in ("negatives", too_few, KNOWN_POSITIVE, WITHIN_MARGIN):
+        print(f"{totals[what]:>12,}  {what}")
+    print(f"{output}: {len(bare):,} pairs, {totals['negatives'] / len(bare):.2f} negatives each")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Turns pairs into token ids on disk, for where the tokenizer is the limit of the input.
+"""Writes pairs as token ids, for runs in which tokenizing is the slowest part of the input.
 
     jaxcpt tokenize-pairs --pairs PATH... --tokenizer FILE.model --output DIR
     jaxcpt tokenize-pairs --pairs PATH... --tokenizer tokenizer.json --delimiters own --output DIR
     jaxcpt tokenize-pairs --experiment FILE --output DIR
 
 An experiment then names TokenizedPairs(DIR) as a source. Its `tokenizer.model_file` is
-DIR/tokenizer.model for SentencePiece, and DIR for a Hugging Face tokenizer. Batches are those of
-the texts, to the bit. A source is read from front to back, so this is also how Parquet too large
-for random access becomes fit for it. Prefixes are part of the ids. The same pairs give the same
-bytes.
+DIR/tokenizer.model for SentencePiece, and DIR for a Hugging Face tokenizer. Its batches equal those
+of the texts, bit for bit. A source is read from front to back, so this also prepares Parquet files
+that are too large for random access. The ids include the source's prefixes. The same pairs give the
+same files.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from jaxcpt.tokenizer import Tokenizer, read_model
 def write_tokens(
     sources: list[Pairs], tokenizer: Tokenizer, folder: Path, negatives: int, shard_pairs: int
 ) -> TokensAbout:
-    """Writes the records of all pairs, and beside them the tokenizer's model."""
+    """Writes the records of all pairs and the tokenizer. Returns what they contain."""
     if tokenizer.template is None:
         write_file(folder / MODEL_FILE, tokenizer.model)
     else:
@@ -52,28 +52,29 @@ def write_tokens(
             part = islice(encoded, shard_pairs)
             tokens += write_records(folder / file, part, tokenizer.vocabulary)
     return TokensAbout(
-        total,
-        tokens,
-        tokenizer.fingerprint,
-        tokenizer.vocabulary,
-        tokenizer.x_tokens,
-        tokenizer.y_tokens,
-        tuple(files),
-        len(tokenizer.delimiters("x").closing),
-        len(tokenizer.delimiters("y").closing),
+        pairs=total,
+        tokens=tokens,
+        fingerprint=tokenizer.fingerprint,
+        vocabulary=tokenizer.vocabulary,
+        x_tokens=tokenizer.x_tokens,
+        y_tokens=tokenizer.y_tokens,
+        files=tuple(files),
+        x_closing=len(tokenizer.delimiters("x").closing),
+        y_closing=len(tokenizer.delimiters("y").closing),
     )
 
 
-def choose(sources: list[Source], number: int | None) -> Source:
-    """One of an experiment's sources: each keeps a folder, and so a weight, of its own."""
-    if number is None and len(sources) > 1:
-        raise UserError(f"--source: which of the {len(sources)} sources? the first is 0")
-    if not 0 <= (number or 0) < len(sources):
-        raise UserError(f"--source {number}: there are {len(sources)}, and the first is 0")
+def choose_source(sources: list[Source], number: int | None) -> Source:
+    """Returns one of an experiment's sources. Each gets its own folder, so it keeps its weight."""
+    last = len(sources) - 1
+    if number is None and last > 0:
+        raise UserError(f"--source: missing; the experiment has the sources 0 to {last}; give one")
+    if not 0 <= (number or 0) <= last:
+        raise UserError(f"--source {number}: not found; the experiment has the sources 0 to {last}")
     return sources[number or 0]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxcpt tokenize-pairs",
         description=__doc__,
@@ -81,48 +82,52 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_source_options(parser)
     add = parser.add_argument
-    add("--output", required=True, type=Path, metavar="DIR", help="folder to make; must not exist")
-    add(
-        "--tokenizer",
-        metavar="FILE",
-        help="SentencePiece model, Hugging Face tokenizer.json, or the tokenizer folder of a run; "
-        "default: the experiment's",
-    )
-    add(
-        "--delimiters",
-        choices=("brackets", "own"),
-        help="of a tokenizer.json, as in an experiment; default: brackets",
-    )
-    add("--x-tokens", type=int, help="longest x, delimiters included; default: 512")
-    add("--y-tokens", type=int, help="longest y and negatives; an experiment may cut them further")
-    add("--negatives", type=int, default=8, help="hard negatives kept of each pair, at most")
-    add("--source", type=int, help="which of the experiment's sources, from 0; if it has several")
-    add("--shard-pairs", type=int, default=1_000_000, help="pairs in a file")
-    arguments = parser.parse_args(argv)
+    add("--output", required=True, type=Path, metavar="DIR", help="new folder to write")
+    model = "SentencePiece model, Hugging Face tokenizer.json, or the tokenizer folder of a run; "
+    model += "default: the experiment's"
+    add("--tokenizer", metavar="FILE", help=model)
+    delimiters = "delimiters to use with a tokenizer.json; default: brackets, or the experiment's"
+    add("--delimiters", choices=("brackets", "own"), help=delimiters)
+    longest_x = "most tokens of an x, with delimiters; default: the experiment's, or 512"
+    add("--x-tokens", type=int, metavar="N", help=longest_x)
+    longest_y = "the same for y and negatives; an experiment that reads them may use fewer"
+    add("--y-tokens", type=int, metavar="N", help=longest_y)
+    most = "most hard negatives to keep for a pair; default: %(default)s"
+    add("--negatives", type=int, default=8, metavar="N", help=most)
+    source = "number of one of the experiment's sources, from 0; needed if it has several"
+    add("--source", type=int, metavar="N", help=source)
+    shard = "pairs in each file; default: %(default)s"
+    add("--shard-pairs", type=int, default=1_000_000, metavar="N", help=shard)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _make_parser().parse_args(argv)
     output: Path = arguments.output
     if output.exists():
         raise UserError(f"{output}: exists; remove it or give another --output")
     for name, least in (("negatives", 0), ("shard_pairs", 1)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"--{name.replace('_', '-')}: must be at least {least}")
+        if (value := getattr(arguments, name)) < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     sources, experiment = name_sources(arguments)
     if experiment:
-        sources = [choose(sources, arguments.source)]
+        sources = [choose_source(sources, arguments.source)]
     settings = experiment.tokenizer if experiment else config.Tokenizer(vocabulary=0)
     model = arguments.tokenizer or settings.model_file
     if model is None:
-        raise UserError("--tokenizer: name a model; jaxcpt train-tokenizer makes one")
+        raise UserError("--tokenizer: missing; name a model; jaxcpt train-tokenizer makes one")
     x_tokens = arguments.x_tokens or settings.x_tokens
     y_tokens = arguments.y_tokens or settings.y_tokens
-    if min(x_tokens, y_tokens) < 3:
-        raise UserError("--x-tokens, --y-tokens: must be at least 3")
+    for option, value in (("--x-tokens", x_tokens), ("--y-tokens", y_tokens)):
+        if value < 3:
+            raise UserError(f"{option} {value}: must be at least 3")
     delimiters = arguments.delimiters
     if delimiters is None and experiment and settings.kind == "hugging_face":
         delimiters = settings.delimiters
     tokenizer = read_model(model, x_tokens, y_tokens, delimiters=delimiters)
     opened = open_sources(sources, experiment.seed if experiment else 0)
     unfinished = output.with_name(f"{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(unfinished, ignore_errors=True)  # A killed run may have left it.
     unfinished.mkdir(parents=True)
     try:
         about = write_tokens(
@@ -131,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_about(unfinished, about)
         unfinished.rename(output)
     except RuntimeError as error:
-        if "write() failed" not in str(error):  # as ArrayRecord tells of a full disk
+        if "write() failed" not in str(error):  # ArrayRecord's error for a full disk.
             raise
         raise UserError(f"{output}: cannot be written: {str(error).split(';')[0]}") from error
     finally:

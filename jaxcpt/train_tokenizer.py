@@ -3,10 +3,10 @@
     jaxcpt train-tokenizer --pairs PATH... --vocabulary 32000 --output FILE.model
     jaxcpt train-tokenizer --experiment FILE --output FILE.model
 
-It has byte fallback, so that every text can be written in it; the four delimiters as control
-symbols, which no text can inject; and, unless identifiers are split, white space as it is, with
-pieces for line ends and for indentation. The same pairs give the same bytes. An experiment's own
-values stand where an option is not given. Without this tool a run trains its own tokenizer.
+The tokenizer has byte fallback, so it can encode every text. The four delimiters are control
+symbols, which no text can inject. Unless identifiers are split, white space is kept, and there are
+pieces for line ends and indentation. The same pairs give the same file. If an option is missing,
+the experiment's own value is used. A run without a `model_file` trains its own tokenizer.
 """
 
 import argparse
@@ -31,12 +31,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_source_options(parser)
     add = parser.add_argument
     flag = argparse.BooleanOptionalAction
-    add("--output", required=True, type=Path, metavar="FILE", help="the model; must not exist")
-    add("--vocabulary", type=int, help="pieces, with 256 bytes, 4 delimiters and 2 more among them")
-    add("--kind", choices=("bpe", "unigram"))
-    add("--split-identifiers", action=flag, help="lower-case, and cut parseDate into words")
-    add("--split-digits", action=flag, help="each digit a piece of its own")
-    add("--max-pairs", type=int, default=1_000_000, help="pairs read of each source, spread evenly")
+    add("--output", required=True, type=Path, metavar="FILE", help="new model file to write")
+    vocabulary = "number of pieces, including 256 bytes, 4 delimiters and 2 other special pieces"
+    add("--vocabulary", type=int, metavar="N", help=vocabulary)
+    add("--kind", choices=("bpe", "unigram"), help="algorithm; default: bpe, or the experiment's")
+    identifiers = "lower-case all text, and cut names such as parseDate into words"
+    add("--split-identifiers", action=flag, help=identifiers)
+    add("--split-digits", action=flag, help="make each digit a piece of its own")
+    most = "most pairs to read from each source, spread evenly over it; default: %(default)s"
+    add("--max-pairs", type=int, default=1_000_000, metavar="N", help=most)
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
     if output.exists():
@@ -45,16 +48,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--max-pairs {arguments.max_pairs}: must be at least 1")
     sources, experiment = name_sources(arguments)
     if experiment is None and arguments.vocabulary is None:
-        raise UserError("--vocabulary: how many pieces? 32000 suits a language and some code")
+        raise UserError(
+            "--vocabulary: missing; give the number of pieces, such as 32000 for text and code"
+        )
     settings = (
         experiment.tokenizer if experiment else config.Tokenizer(vocabulary=0, split_digits=True)
     )
-    given = {
+    changes = {
         name: value
         for name in ("vocabulary", "kind", "split_identifiers", "split_digits")
         if (value := getattr(arguments, name)) is not None
     }
-    settings = replace(settings, **given)
+    settings = replace(settings, **changes)
     output.parent.mkdir(parents=True, exist_ok=True)
     seed = experiment.seed if experiment else 0
     texts = sample_texts(open_sources(sources, seed), arguments.max_pairs)
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_file(output, tokenizer.model)
     pieces = read_model(str(output), settings.x_tokens, settings.y_tokens).vocabulary
     if pieces < settings.vocabulary:
-        print(f"the pairs give only {pieces} of {settings.vocabulary} pieces")
+        print(f"the pairs give only {pieces} of the {settings.vocabulary} pieces")
     print(f'{output}: use it with Tokenizer(vocabulary={pieces}, model_file="{output}")')
 
 

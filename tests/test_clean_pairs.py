@@ -28,7 +28,9 @@ def make_rows(first, last):
 
 def clean(inputs, output, reading=READING, **changes):
     """(card, pairs); `output` must not exist."""
-    mining = Mining(tuple(map(str, inputs)), "cleaned", **{"heldout_share": 0.0} | changes)
+    mining = Mining(
+        inputs=tuple(map(str, inputs)), name="cleaned", **{"heldout_share": 0.0} | changes
+    )
     card = mine(mining, reading, take_pair, output)
     rows = tfds.builder_from_directory(output).as_data_source("train")
     return card, {(row["x"].decode(), row["y"].decode()) for row in rows}

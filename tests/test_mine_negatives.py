@@ -1,4 +1,4 @@
-"""Hard negatives: what a trained run ranks high, without what is right or likely to be."""
+"""Hard negatives: texts that a trained run ranks high, without known and likely positives."""
 
 import json
 import shutil
@@ -14,33 +14,33 @@ from jaxcpt import mine_negatives
 from jaxcpt.config import JsonlPairs
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError
-from jaxcpt.mine_negatives import Known, Margins, choose
+from jaxcpt.mine_negatives import Known, Margins, choose_negatives
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import PairList, open_source, read_pairs, write_pairs
 
 
-def test_margins():
+def test_the_limit_of_negatives_is_below_the_positive():
     positive = np.array([0.8, 0.0, -0.4])
     np.testing.assert_allclose(Margins(0.95, 0.0).limit(positive), [0.76, 0.0, -0.42])
     np.testing.assert_allclose(Margins(1.0, 0.1).limit(positive), [0.7, -0.1, -0.5])
     np.testing.assert_allclose(Margins(0.5, 0.5).limit(positive), [0.3, -0.5, -0.9])
 
 
-def test_chooses_the_best_that_are_neither_right_nor_likely():
-    scores, found = [0.9, 0.8, 0.7, 0.6, 0.5], [4, 2, 9, 1, 7]
-    assert choose(scores, found, 0.75, {9}, 2) == (
+def test_chooses_the_best_candidates_that_are_not_known_or_likely_positives():
+    scores, candidates = [0.9, 0.8, 0.7, 0.6, 0.5], [4, 2, 9, 1, 7]
+    assert choose_negatives(scores, candidates, 0.75, {9}, 2) == (
         [1, 7],
         Counter({"passed over: known to be right": 1, "passed over: within the margin": 2}),
     )
-    assert choose(scores, found, 1.0, set(), 2) == ([4, 2], Counter())
-    assert choose(scores, found, 0.1, set(), 2)[0] == []
+    assert choose_negatives(scores, candidates, 1.0, set(), 2) == ([4, 2], Counter())
+    assert choose_negatives(scores, candidates, 0.1, set(), 2)[0] == []
 
 
-def test_knows_what_is_right():
+def test_known_positives_are_found_by_their_words():
     pairs = [
         Pair("how", "An Answer"),
         Pair("how", "another"),
-        Pair("what", "an  answer!"),  # the words of the first
+        Pair("what", "an  answer!"),  # It has the words of the first y.
         Pair("another", "third"),
     ]
     known = Known(PairList(pairs))
@@ -48,16 +48,18 @@ def test_knows_what_is_right():
     answer, another, third = (known.candidate_n[n] for n in (0, 1, 3))
     assert known.candidate_n[2] == answer
     assert known.first_m[answer] == 0
-    assert [known.right(n) for n in range(4)] == [
+    assert [known.find_positives(n) for n in range(4)] == [
         {answer, another}, {answer, another}, {answer}, {third, another},
     ]  # fmt: skip
-    with pytest.raises(UserError, match="no pairs in what was named"):
+    with pytest.raises(
+        UserError, match="found no pairs to read; name a source with at least one pair"
+    ):
         Known(PairList([]))
 
 
 @pytest.fixture
 def mined(tmp_path, monkeypatch, capsys):
-    # The session has its devices already.
+    # The test session has already chosen its devices.
     monkeypatch.setattr(mine_negatives, "use_cpu_cores", lambda: None)
 
     def mine(*options, output="out.jsonl"):
@@ -68,8 +70,8 @@ def mined(tmp_path, monkeypatch, capsys):
     return mine
 
 
-def test_mines_what_an_exact_search_finds(mined, tmp_path):
-    # Without margins and with pairs that have none, they are the first of all y but the right.
+def test_negatives_equal_those_of_an_exact_search(mined, tmp_path):
+    # Without margins, negatives are the best of all y except the known positives.
     pairs = [Pair(p.x, p.y, "here") for p in PAIRS]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
     found = mined("--pairs", tmp_path / "pairs.jsonl", "--relative-margin", 1, "--negatives", 3)
@@ -86,12 +88,12 @@ def test_mines_what_an_exact_search_finds(mined, tmp_path):
             and pairs[n].x != pair.x
         ]
         assert list(pair.negatives) == [pairs[n].y for n in below[:3]]
-    # The file is a source of training pairs as it is.
+    # Training can read the file as a source of pairs.
     assert open_source(JsonlPairs(str(tmp_path / "out.jsonl")), tmp_path, 0).read([5]) == [found[5]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "pairs.jsonl"]
 
 
-def test_margins_leave_out_more_and_negatives_there_stay_first(mined):
+def test_a_larger_margin_leaves_out_more_and_a_pairs_own_negatives_come_first(mined):
     own, strict = mined(), mined("--absolute-margin", 0.05, output="strict.jsonl")
     assert sum(len(p.negatives) for p in strict) <= sum(len(p.negatives) for p in own)
     for before, after in zip(PAIRS, own, strict=True):
@@ -100,9 +102,9 @@ def test_margins_leave_out_more_and_negatives_there_stay_first(mined):
         assert len(set(after.negatives)) == len(after.negatives) <= 8
 
 
-def test_prefixes_are_for_the_model_and_not_for_the_file(mined, tmp_path, monkeypatch):
+def test_the_model_embeds_prefixes_and_the_file_has_none(mined, tmp_path, monkeypatch):
     write_pairs(tmp_path / "pairs.jsonl", PAIRS)
-    experiment = tmp_path / "told.py"
+    experiment = tmp_path / "prefixed.py"
     experiment.write_text(
         "from jaxcpt.config import *\nfrom jaxcpt.config import Tokenizer\n"
         "def experiment():\n"
@@ -112,14 +114,16 @@ def test_prefixes_are_for_the_model_and_not_for_the_file(mined, tmp_path, monkey
         "        model=Model(width=8, layers=1, heads=1),\n"
         "        optimizer=Optimizer(learning_rate=1e-3))\n"
     )
-    told = mined("--experiment", experiment)
-    plain = mined("--pairs", tmp_path / "pairs.jsonl", output="plain.jsonl")
-    assert [p.y for p in told] == [p.y for p in plain]
-    assert not any(n.startswith("w1 w2 w3") for p in told for n in p.negatives)
-    assert told != plain  # the vectors are others
+    prefixed = mined("--experiment", experiment)
+    bare = mined("--pairs", tmp_path / "pairs.jsonl", output="bare.jsonl")
+    assert [p.y for p in prefixed] == [p.y for p in bare]
+    assert not any(n.startswith("w1 w2 w3") for p in prefixed for n in p.negatives)
+    assert prefixed != bare  # The vectors differ.
 
 
-def test_a_killed_run_goes_on_and_never_with_other_vectors(mined, tmp_path, monkeypatch):
+def test_a_killed_run_continues_with_its_own_vectors_and_refuses_others(
+    mined, tmp_path, monkeypatch
+):
     class Killed(BaseException):
         pass
 
@@ -161,7 +165,7 @@ def test_a_killed_run_goes_on_and_never_with_other_vectors(mined, tmp_path, monk
         (("--step", "4"), ""),
     ],
 )
-def test_refuses(options, message, mined, tmp_path, monkeypatch):
+def test_refuses_in_one_line(options, message, mined, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.jsonl").write_text(json.dumps({"x": "a", "y": "b"}) + "\n")
     assert mined(*options).startswith(message)

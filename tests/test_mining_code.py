@@ -13,15 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcpt.errors import UserError
-from jaxcpt.mining.code import LANGUAGES, check_languages, describe, mine_code, source_suffixes
-from jaxcpt.mining.documents import Document, Problem
-from jaxcpt.mining.words import split_words
+from jaxcpt.mining.code import (
+    LANGUAGES,
+    check_languages,
+    extract_description,
+    list_source_suffixes,
+    mine_code,
+)
+from jaxcpt.mining.documents import Problem, RawDocument
+from jaxcpt.mining.words import fold_words
 
 
 def mine(name, source):
     """(pairs, problems, drops)"""
     drops = Counter()
-    found = list(mine_code(Document(name, source), drops))
+    found = list(mine_code(RawDocument(name, source), drops))
     problems = [item for item in found if isinstance(item, Problem)]
     return [item for item in found if not isinstance(item, Problem)], problems, drops
 
@@ -132,7 +138,7 @@ def test_documentation_on_the_line_of_code():
     ],
 )
 def test_descriptions(doc, description):
-    assert describe(doc) == description
+    assert extract_description(doc) == description
 
 
 WORDS = st.lists(
@@ -161,7 +167,7 @@ def test_no_documentation_remains(words, body, language, crlf):
     assert not problems
     assert [x for x, _ in pairs] == [doc]
     for x, y in pairs:
-        assert f" {' '.join(split_words(x))} " not in f" {' '.join(split_words(y))} "
+        assert f" {' '.join(fold_words(x))} " not in f" {' '.join(fold_words(y))} "
 
 
 def test_half_a_character_in_documentation():
@@ -196,6 +202,6 @@ def test_the_standard_library():
 
 def test_languages():
     assert check_languages(("go", "php")) == ("go", "php")
-    assert source_suffixes(("go", "php")) == {".go", ".php"}
+    assert list_source_suffixes(("go", "php")) == {".go", ".php"}
     with pytest.raises(UserError, match=r"unknown language 'cobol'; known: python, java"):
         check_languages(("go", "cobol"))

@@ -63,11 +63,12 @@ def start(verb, *arguments):
         ("mine-code", ["--max-bad-share", "2"], "--max-bad-share 2.0: expected a number in"),
         ("mine-code", ["--shards", "0"], "--shards 0: expected a number 1 or more"),
         ("mine-code", ["--workers", "0"], "--workers 0: expected a number 1 or more"),
-        ("mine-text", ["--document-start", "["], "--document-start [: no pattern: unterminated"),
+        ("mine-text", ["--document-start", "["],
+         "--document-start [: not a regular expression: unterminated"),
         ("mine-code", ["--", "--runner", "No"], "--runner No: Unexpected pipeline runner: No."),
-        ("mine-code", ["--", "--shards", "2"], "--shards: no option of Beam; this command's"),
-        ("mine-code", ["--", "stray"], "stray: stray argument; paths follow --input"),
-        ("mine-code", ["--input"], "--input: no input; no file there can be mined"),
+        ("mine-code", ["--", "--shards", "2"], "--shards: not an option of Beam; give this"),
+        ("mine-code", ["--", "stray"], "stray: unexpected argument; give paths after --input"),
+        ("mine-code", ["--input"], "--input: no input files; name files of a type"),
     ],
 )  # fmt: skip
 def test_commands_refuse_in_one_line(tmp_path, verb, arguments, told):

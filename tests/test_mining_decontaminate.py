@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxcpt.errors import UserError
 from jaxcpt.mining.decontaminate import Index, hash_ngrams, read_evaluations
-from jaxcpt.mining.words import split_words
+from jaxcpt.mining.words import fold_words
 
 WORDS = st.lists(st.text("aäz_1数", min_size=1, max_size=3), min_size=1, max_size=20)
 
@@ -90,7 +90,9 @@ def test_training_files_are_passed_over(folder):
     assert len(list(read_evaluations(str(folder / "sts/sts12_train")))) == 2
     for path in (folder / "sts/sts12").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="no evaluation texts in it, only training text if any"):
+    with pytest.raises(
+        UserError, match=r"found no evaluation texts \(training text is not read\); expected"
+    ):
         list(read_evaluations(str(folder / "sts")))
 
 
@@ -114,7 +116,7 @@ def test_planted_texts_are_caught(folder, tmp_path):
     index = Index.load(tmp_path / "index")
 
     def find(text):
-        return index.find(split_words(text))
+        return index.find(fold_words(text))
 
     thirteen = " ".join(f"l{n}" for n in range(5, 18))
     assert find(f"Before it {thirteen.upper()}, and after.") == ("linear_probe/mr", thirteen)
@@ -184,7 +186,7 @@ def test_refuses_sets_that_cannot_be_read_whole(tmp_path, name, content, told):
 def test_sentences_of_the_real_sets_are_caught():
     index = Index.build([str(DATA / "sts"), str(DATA / "linear_probe" / "mr")], 13)
     rng = random.Random(0)
-    texts = [split_words(text) for _, text in read_evaluations(str(DATA / "sts" / "sts14"))]
+    texts = [fold_words(text) for _, text in read_evaluations(str(DATA / "sts" / "sts14"))]
     for words in rng.sample([words for words in texts if words], 300):
         planted = ["so", "it", "was", "said", *words, "and", "that", "was", "all"]
         assert index.find(planted if len(words) >= 8 else words)
@@ -196,7 +198,7 @@ def test_refusals(folder, tmp_path):
         Index.build([str(tmp_path / "nowhere")], 13)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match=r"empty: no evaluation texts in it"):
+    with pytest.raises(UserError, match=r"empty: found no evaluation texts"):
         Index.build([str(empty)], 13)
     with pytest.raises(UserError, match=r"--ngram-words 7: expected 8 or more"):
         Index.build([str(folder)], 7)

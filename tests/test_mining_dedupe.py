@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcpt.mining.dedupe import SHINGLE_WORDS, find_duplicates, fingerprint
-from jaxcpt.mining.words import digest, split_words
+from jaxcpt.mining.words import digest, fold_words
 
 
 def shingles(words):
@@ -29,7 +29,7 @@ def find(texts, threshold=0.8):
     for text in texts:
         pair_id = digest(text)
         names[pair_id] = text
-        for key, *record in fingerprint(pair_id, split_words(text), [text], threshold > 0):
+        for key, *record in fingerprint(pair_id, fold_words(text), [text], threshold > 0):
             groups[key].append(tuple(record))
     found = [item for group in groups.values() for item in find_duplicates(group, threshold)]
     return {names[pair_id]: (reason, names[kept]) for pair_id, reason, kept in sorted(found)[::-1]}
@@ -81,7 +81,7 @@ def test_exact_duplicates_on_either_side():
     pairs |= {b"3" * 16: ("one text more", "ﬁne"), b"4" * 16: ("fine!", "quite else")}
     groups = defaultdict(list)
     for pair_id, sides in pairs.items():
-        for key, *record in fingerprint(pair_id, *map(split_words, sides), near=False):
+        for key, *record in fingerprint(pair_id, *map(fold_words, sides), near=False):
             groups[key].append(tuple(record))
     found = [item for group in groups.values() for item in find_duplicates(group, 0.8)]
     assert sorted(found) == [

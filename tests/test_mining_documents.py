@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcpt.errors import UserError
-from jaxcpt.mining.documents import CHUNK_BYTES, RECORD_BYTES, Document, Part, Reading, read_part
+from jaxcpt.mining.documents import CHUNK_BYTES, RECORD_BYTES, Part, RawDocument, Reading, read_part
 from jaxcpt.mining.inputs import PART_BYTES, UNIT_BYTES, list_units
 
 READING = Reading()
@@ -30,8 +30,8 @@ def read(path, reading=READING):
     """(documents, problems) of a file or folder, and those found while listing."""
     units, _, problems = list_units([str(path)], reading)
     found = [item for unit in units for part in unit for item in read_part(part, reading)]
-    documents = [item for item in found if isinstance(item, Document)]
-    return documents, problems + [item for item in found if not isinstance(item, Document)]
+    documents = [item for item in found if isinstance(item, RawDocument)]
+    return documents, problems + [item for item in found if not isinstance(item, RawDocument)]
 
 
 def texts_of(path, reading=READING):
@@ -125,7 +125,7 @@ def test_parquet_in_row_groups(tmp_path):
 
 
 def texts_of_items(parts):
-    return [item.text for part in parts for item in part if isinstance(item, Document)]
+    return [item.text for part in parts for item in part if isinstance(item, RawDocument)]
 
 
 def warc_record(kind, uri, body, headers=""):
@@ -179,7 +179,7 @@ def test_tfds_by_folder_and_by_name(tmp_path, monkeypatch):
         assert [item.text for item in found] == TEXTS
         assert found[0].name == name.removeprefix("tfds:").partition("#")[0] + "@0"
     # Neither known, known and not prepared here, without that split, nor in another format.
-    told = "no prepared ArrayRecord dataset with a split '(train|tset)' here; prepare it with"
+    told = "found no prepared ArrayRecord dataset with a split '(train|tset)'; prepare it with"
     about = folder / "dataset_info.json"
     for name in ("no_such_set", "imdb_reviews", f"{folder}#tset", str(folder)):
         if name == str(folder):
@@ -364,9 +364,11 @@ def test_sources_only(tmp_path):
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such file or folder; --input takes paths"):
         list_units([str(tmp_path / "nowhere")], Reading())
-    with pytest.raises(UserError, match=r"no input; no file there can be mined"):
+    with pytest.raises(
+        UserError, match=r"no input files; name files of a type that this command reads"
+    ):
         list_units([str(tmp_path)], Reading())
-    with pytest.raises(UserError, match=r"--input: no input"):
+    with pytest.raises(UserError, match=r"--input: no input files; name files"):
         list_units([], Reading())
 
 

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 
 from jaxcpt.mining.code import LANGUAGES, mine_code
-from jaxcpt.mining.documents import Document
+from jaxcpt.mining.documents import RawDocument
 
 PYTHON = '''# Copyright somebody.
 """Module docstring, of no function."""
@@ -353,5 +353,5 @@ def test_planted_functions(language, ends):
     name = f"repo/src/file{LANGUAGES[language].suffixes[0]}"
     source = SOURCES[language].replace("\n", ends)
     expected = re.split(r"^>>> ", EXPECTED[language], flags=re.M)[1:]
-    pairs = list(mine_code(Document(name, source), Counter()))
+    pairs = list(mine_code(RawDocument(name, source), Counter()))
     assert pairs == [tuple(pair.strip("\n").split("\n", 1)) for pair in expected]

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from jaxcpt.errors import UserError
 from jaxcpt.mining import pipeline
-from jaxcpt.mining.code import LANGUAGES, mine_code, source_suffixes
-from jaxcpt.mining.documents import Document, Reading
+from jaxcpt.mining.code import LANGUAGES, list_source_suffixes, mine_code
+from jaxcpt.mining.documents import RawDocument, Reading
 from jaxcpt.mining.inputs import Mining
 from jaxcpt.mining.pipeline import choose_split, mine
 from jaxcpt.mining.text import TextOptions, mine_text
@@ -61,7 +61,9 @@ def run(inputs, output, **changes):
     """(card, {split: [(x, y, source)]}) of a run; `output` must not exist."""
     keys = ("miner", "reading", "workers", "runner_arguments")
     given = {key: changes.pop(key) for key in keys if key in changes}
-    mining = Mining(tuple(map(str, inputs)), "mined", **{"heldout_share": 0.2, **changes})
+    mining = Mining(
+        inputs=tuple(map(str, inputs)), name="mined", **{"heldout_share": 0.2, **changes}
+    )
     miner, reading = given.pop("miner", TEXT), given.pop("reading", Reading())
     return mine(mining, reading, miner, output, **given), read_pairs(output)
 
@@ -147,7 +149,7 @@ def test_every_pair_is_of_one_document_and_documents_stay_in_one_split(corpus, t
 
 
 def mine_plain(texts):
-    return [pair for text in texts for pair in TEXT(Document("", text), Counter())]
+    return [pair for text in texts for pair in TEXT(RawDocument("", text), Counter())]
 
 
 def test_near_duplicates_in_other_files_go_and_distinct_pairs_stay(corpus, tmp_path):
@@ -185,22 +187,22 @@ def test_order_and_sharding_change_nothing_but_names(tmp_path_factory, order, fi
 @pytest.mark.parametrize(
     ("split_by", "document", "group"),
     [
-        ("module", Document("in/repo/pkg/a.py", "x"), Document("in/repo/pkg/b.py", "y")),
-        ("repository", Document("in/repo/a.py", "x"), Document("in/repo/pkg/b.py", "y")),
-        ("repository", Document("http://a.org/1", "x"), Document("http://a.org/b/2", "y")),
-        ("document", Document("in/a", "x"), Document("in/b", "x")),
-        ("document", Document("in/a", "x", "in/long"), Document("in/b", "y", "in/long")),
+        ("module", RawDocument("in/repo/pkg/a.py", "x"), RawDocument("in/repo/pkg/b.py", "y")),
+        ("repository", RawDocument("in/repo/a.py", "x"), RawDocument("in/repo/pkg/b.py", "y")),
+        ("repository", RawDocument("http://a.org/1", "x"), RawDocument("http://a.org/b/2", "y")),
+        ("document", RawDocument("in/a", "x"), RawDocument("in/b", "x")),
+        ("document", RawDocument("in/a", "x", "in/long"), RawDocument("in/b", "y", "in/long")),
     ],
 )
 def test_splits(split_by, document, group):
     def split(item, share):
-        mining = Mining((), "m", split_by=split_by, heldout_share=share)
+        mining = Mining(inputs=(), name="m", split_by=split_by, heldout_share=share)
         return choose_split(item, pipeline.digest(item.text), mining)
 
     shares = [n / 50 for n in range(50)]
     assert [split(document, n) for n in shares] == [split(group, n) for n in shares]
     assert split(document, 0) == "train"
-    many = [Document(f"in/{n}/m/f", str(n)) for n in range(1000)]
+    many = [RawDocument(f"in/{n}/m/f", str(n)) for n in range(1000)]
     heldout = sum(split(item, 0.3) == "heldout" for item in many)
     assert 240 < heldout < 360
 
@@ -235,7 +237,7 @@ def test_code(tmp_path):
         (source / repo / f"{name}.py").write_text(function + f"    return w + {ord(name)}\n")
     shutil.copy(source / "r1" / "a.py", source / "r2" / "copy.py")
     (source / "r2" / "broken.rb").write_text("def a(\n")
-    reading = Reading(source_suffixes=source_suffixes(tuple(LANGUAGES)))
+    reading = Reading(source_suffixes=list_source_suffixes(tuple(LANGUAGES)))
     changes = {"miner": mine_code, "reading": reading, "split_by": "repository"}
     card, pairs = run([source], tmp_path / "out", max_bad_share=0.5, **changes)
     rows = sorted(row for rows in pairs.values() for row in rows)
@@ -291,7 +293,9 @@ def test_a_full_disk(corpus, tmp_path, monkeypatch, workers, evaluations):
     if mounted.returncode:
         pytest.skip("may not mount here")
     try:
-        with pytest.raises(UserError, match=r"out: the disk is full; nothing was kept of this run"):
+        with pytest.raises(
+            UserError, match=r"out: the disk is full; free some space; this run has left no output"
+        ):
             run([corpus], small / "out", workers=workers, decontaminate=evaluations)
         assert os.listdir(small) == []
     finally:

@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxcpt.mining.code import LANGUAGES, mine_code
-from jaxcpt.mining.documents import Document, Reading
+from jaxcpt.mining.documents import RawDocument, Reading
 from jaxcpt.mining.inputs import Mining
 from jaxcpt.mining.pipeline import mine
 from jaxcpt.mining.text import TextOptions, mine_text
-from jaxcpt.mining.words import split_words
+from jaxcpt.mining.words import fold_words
 
-TEXT = partial(mine_text, options=TextOptions((30, 90), languages=(), quality=False))
+TEXT = partial(mine_text, options=TextOptions(piece_chars=(30, 90), languages=(), quality=False))
 SPACES = st.sampled_from([" ", " ", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", ". ", "! "])
 WORDS = st.sampled_from(["one", "two", "größe", "数", "naïve", "Ωmega", "seven", "eight"])
 
@@ -63,7 +63,7 @@ def write_files(folder, texts, forms):
 
 def mine_files(folder, output, workers=1):
     """{split: [(x, y)]}"""
-    mining = Mining((str(folder),), "mined", heldout_share=0.3, shards=2)
+    mining = Mining(inputs=(str(folder),), name="mined", heldout_share=0.3, shards=2)
     mine(mining, Reading(), TEXT, output, workers=workers)
     splits = tfds.builder_from_directory(output).as_data_source()
     return {
@@ -88,7 +88,7 @@ def test_pairs_of_any_documents_in_any_files(tmp_path_factory, texts, forms, ord
         for x, y in rows:
             assert len(set(re.findall(r"by\d", x + y))) == 1  # of one author, and of one document
             assert any(y in text[text.find(x) + len(x) :] for text in normal if x in text)
-    assert len({tuple(split_words(side)) for side in sides}) == len(sides)
+    assert len({tuple(fold_words(side)) for side in sides}) == len(sides)
     shuffled = list(texts)
     order.shuffle(shuffled)
     again = mine_files(write_files(folder / "b", shuffled, forms[1]), folder / "mined_b", workers=2)
@@ -157,14 +157,14 @@ def sources(draw):
 def test_functions_of_any_file(made):
     language, source, expected = made
     name = f"a/b{LANGUAGES[language].suffixes[0]}"
-    pairs = list(mine_code(Document(name, source), Counter()))
+    pairs = list(mine_code(RawDocument(name, source), Counter()))
     assert [x for x, _ in pairs] == [doc for doc, _ in expected]
-    words = " ".join(split_words(source))
+    words = " ".join(fold_words(source))
     normal = " ".join(source.split())
     docstrings = re.compile(r"""r?(\"{3}|'{3})(?=\w+doc\d).*?\1 ?""")
     without = docstrings.sub("", normal) if language == "python" else normal
     for (x, y), (_, body) in zip(pairs, expected, strict=True):
-        assert " ".join(split_words(x)) in words
+        assert " ".join(fold_words(x)) in words
         assert " ".join(y.split()) in without
         assert not re.search(r"doc\d|rest of the documentation", y)
         assert set(re.findall(r"\w+body\d", y)) == body

@@ -18,11 +18,11 @@ pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 import tensorflow_datasets as tfds
 
 from jaxcpt.mining.dedupe import SHINGLE_WORDS
-from jaxcpt.mining.documents import Document, Reading
+from jaxcpt.mining.documents import RawDocument, Reading
 from jaxcpt.mining.inputs import Mining
 from jaxcpt.mining.pipeline import mine
 from jaxcpt.mining.text import TextOptions, mine_text
-from jaxcpt.mining.words import split_words
+from jaxcpt.mining.words import fold_words
 
 TEXT = partial(mine_text, options=TextOptions(pairs_per_document=1000, languages=()))
 MOST_CHANGED = 0.05
@@ -56,7 +56,7 @@ def similarities(pairs):
     """{(i, j): Jaccard similarity of the shingles}, i < j, of pairs that share rare ones."""
     shingles, holders = [], defaultdict(list)
     for number, (x, y) in enumerate(pairs):
-        words = split_words(x) + split_words(y)
+        words = fold_words(x) + fold_words(y)
         shingles.append({tuple(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - 2)})
         for shingle in shingles[-1]:
             holders[shingle].append(number)
@@ -78,7 +78,7 @@ def write(path, texts):
 
 def mine_with(inputs, output, near_duplicate):
     """The pairs of a run."""
-    mining = Mining(inputs, "mined", near_duplicate=near_duplicate)
+    mining = Mining(inputs=inputs, name="mined", near_duplicate=near_duplicate)
     mine(mining, Reading(), TEXT, output, workers=2)
     splits = tfds.builder_from_directory(output).as_data_source().values()
     return {(row["x"].decode(), row["y"].decode()) for rows in splits for row in rows}
@@ -91,7 +91,7 @@ def test_recall_and_precision_on_real_pairs(tmp_path):
     words = " ".join(originals).split()
     copies = [edit(rng, text, words) for text in originals]
     inputs = (write(tmp_path / "a.jsonl", originals), write(tmp_path / "b.jsonl", copies))
-    found = (pair for text in originals + copies for pair in TEXT(Document("", text), Counter()))
+    found = (pair for text in originals + copies for pair in TEXT(RawDocument("", text), Counter()))
     mined = sorted(set(found))
     kept, unique = (mine_with(inputs, tmp_path / f"near{near}", near) for near in (0.8, 0.0))
     assert kept < unique <= set(mined)

@@ -1,6 +1,7 @@
 """Pieces of planted and of generated documents: where they come from, and what is left out."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcpt.errors import UserError
-from jaxcpt.mining.documents import Document
+from jaxcpt.mining.documents import RawDocument
 from jaxcpt.mining.text import TextOptions, check_text_options, cut_pieces, mine_text
 
 PLAIN = TextOptions(piece_chars=(20, 60), pairs_per_document=1000, languages=(), quality=False)
@@ -26,7 +27,7 @@ TEXTS = st.lists(
 
 def mine(text, options):
     drops = Counter()
-    return list(mine_text(Document("d", text), drops, options)), drops
+    return list(mine_text(RawDocument("d", text), drops, options)), drops
 
 
 @settings(max_examples=300, deadline=None)
@@ -38,7 +39,8 @@ def mine(text, options):
 )
 def test_pairs_are_slices_of_their_document(text, gap, count, lengths):
     shortest, longest = lengths[0], sum(lengths)
-    pairs, _ = mine(text, TextOptions((shortest, longest), gap, count, (), False))
+    options = replace(PLAIN, piece_chars=(shortest, longest), gap=gap, pairs_per_document=count)
+    pairs, _ = mine(text, options)
     normal = " ".join(text.split())
     assert len(pairs) <= count
     for pair in pairs:
@@ -60,7 +62,7 @@ def test_no_piece_is_used_twice_and_the_gap_is_kept(text, gap):
     assert all(start >= end for (start, _), end in zip(spans, ends, strict=False))
     unique = {piece: place for place, piece in enumerate(pieces)}
     if len(unique) == len(pieces):
-        options = TextOptions((1, 60), gap, 1000, (), False)
+        options = replace(PLAIN, piece_chars=(1, 60), gap=gap, pairs_per_document=1000)
         pairs, _ = mine(text, options)
         normal, spans = cut_pieces(text, (1, 60))
         place = {normal[start:end]: index for index, (start, end) in enumerate(spans)}
@@ -100,7 +102,7 @@ def test_a_copy_with_another_beginning_is_cut_alike():
 
 def test_pairs_over_the_limit_are_left_out_evenly():
     text = "\n".join(f"Line {n} of the long document has words." for n in range(100))
-    options = TextOptions((10, 45), 0, 5, (), False)
+    options = replace(PLAIN, piece_chars=(10, 45), gap=0, pairs_per_document=5)
     pairs, drops = mine(text, options)
     assert [int(x.split()[1]) for x, _ in pairs] == [0, 20, 40, 60, 80]
     assert drops["pair over --pairs-per-document"] == 45
@@ -120,16 +122,18 @@ GOOD = "The farmers sold their wool in the town before the winter came over the 
 )
 def test_quality(bad, reason):
     text = f"{GOOD}\n{bad}"
-    options = TextOptions((60, 88), languages=("en",))
+    options = TextOptions(piece_chars=(60, 88), languages=("en",))
     pairs, drops = mine(text, options)
     assert not pairs
     assert drops[f"pair with a piece {reason}"] == 1
-    unfiltered, _ = mine(text, TextOptions((1, 100), languages=(), quality=False))
+    unfiltered, _ = mine(text, TextOptions(piece_chars=(1, 100), languages=(), quality=False))
     assert unfiltered == [(GOOD.strip(), " ".join(bad.split()))]
 
 
 def test_a_short_piece_breaks_the_chain():
-    pairs, drops = mine(f"{GOOD}\nShort.\n{GOOD}", TextOptions((60, 80), gap=0, languages=()))
+    pairs, drops = mine(
+        f"{GOOD}\nShort.\n{GOOD}", TextOptions(piece_chars=(60, 80), gap=0, languages=())
+    )
     assert not pairs
     assert drops["pair with a piece too short"] == 1
 
@@ -154,9 +158,9 @@ def test_a_document_without_neighbours_is_counted():
 def test_refusals():
     with pytest.raises(UserError, match=r"--piece-chars 9 3: expected 0 < MIN <= MAX"):
         check_text_options(TextOptions(piece_chars=(9, 3)))
-    with pytest.raises(UserError, match=r"--gap must be 0 or more"):
+    with pytest.raises(UserError, match=r"--gap -1: must be 0 or more"):
         check_text_options(TextOptions(gap=-1))
-    with pytest.raises(UserError, match=r"--pairs-per-document 1 or more"):
+    with pytest.raises(UserError, match=r"--pairs-per-document 0: must be 1 or more"):
         check_text_options(TextOptions(pairs_per_document=0))
     with pytest.raises(
         UserError, match=r"--languages: unknown language 'english'; known: all, .*en"

@@ -272,9 +272,9 @@ def test_refuses_a_split_that_would_be_ignored(tmp_path):
     assert name("--pairs", many)[0].split == "train"
     assert name("--pairs", many, plain, "--split", "test")[0].split == "test"
     said = refuse(name, "--pairs", plain, single, "--split", "test")
-    assert said == "--split test: no pairs that were named have splits; leave it out"
+    assert said == "--split test: none of the --pairs have splits; remove the option"
     said = refuse(name, "--experiment", "any.py", "--split", "test")
-    assert said.startswith("--split: comes with --pairs")
+    assert said.startswith("--split: works only with --pairs; an experiment names its own splits")
 
 
 @pytest.mark.parametrize("library", ["pyarrow", "datasets"])

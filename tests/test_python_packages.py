@@ -65,7 +65,6 @@ async def wait(z):
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    mine_packages.cache_clear()
 
     def make(files, name="planted"):
         for file, text in files.items():
@@ -151,7 +150,7 @@ def test_refuses_an_unknown_package():
 
 def test_refuses_to_hold_out_more_than_there_is(package):
     with pytest.raises(
-        UserError, match=r"3 documented functions in planted, too few to hold out 3;"
+        UserError, match=r"found 3 documented functions in planted, too few to hold out 3;"
     ):
         mine_packages(package({"__init__.py": SECOND}), 3, seed=0)
 
@@ -161,7 +160,6 @@ def test_refuses_when_jaxcpt_is_not_installed(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
-    mine_packages.cache_clear()
     with pytest.raises(UserError, match=r"jaxcpt is not installed, .* `pip install -e .`"):
         mine_packages((), 0, seed=0)
 

@@ -158,7 +158,7 @@ def test_a_package_that_is_not_installed(refuse, tmp_path):
         "def experiment(): return replace(make_experiment(), data=Data((mined,)))\n"
     )
     said = refuse(train, "--experiment", path, "--run-dir", tmp_path / "run")
-    assert said == "data: no package 'nothing_here' is installed; `pip install` it or drop it"
+    assert said == "data: no package 'nothing_here' is installed; `pip install` it or remove it"
 
 
 def test_a_run_folder_of_another_experiment(refuse, experiment_file, tmp_path):

@@ -161,13 +161,16 @@ def test_refuses_a_damaged_folder(tokens):
         (("--output", "tokens"), "tokens: exists; remove it or give another --output"),
         (("--tokenizer", "none.model"), "none.model: no such file"),
         (("--tokenizer", "pairs.jsonl"), "pairs.jsonl: not a SentencePiece model; name one or"),
-        (("--x-tokens", "2"), "--x-tokens, --y-tokens: must be at least 3"),
-        (("--negatives", "-1"), "--negatives: must be at least 0"),
-        (("--shard-pairs", "0"), "--shard-pairs: must be at least 1"),
+        (("--x-tokens", "2"), "--x-tokens 2: must be at least 3"),
+        (("--negatives", "-1"), "--negatives -1: must be at least 0"),
+        (("--shard-pairs", "0"), "--shard-pairs 0: must be at least 1"),
         (("--pairs", "none"), "none: no pairs; expected .jsonl, .parquet or .array_record files"),
-        (("--experiment", "a.py"), "name the pairs by either --experiment FILE or --pairs PATH..."),
+        (("--experiment", "a.py"), "give the pairs by either --experiment FILE or --pairs PATH..."),
         (("--x", "question"), "pairs.jsonl:1: no text under 'question'; keys: x, y, source, neg"),
-        (("--pairs", "empty.jsonl"), "no pairs in what was named; it needs at least one"),
+        (
+            ("--pairs", "empty.jsonl"),
+            "found no pairs to read; name a source with at least one pair",
+        ),
     ],
 )
 def test_the_tool_refuses_and_leaves_nothing(files, tokens, change, message, monkeypatch, capsys):
@@ -224,9 +227,11 @@ def test_each_source_of_an_experiment_has_a_folder(files, monkeypatch, capsys):
     (folder / "mixture.py").write_text(MIXTURE)
     arguments = ("--experiment", "mixture.py", "--output", "tokens")
     code, said = run_tool(tokenize_pairs, monkeypatch, capsys, *arguments)
-    assert (code, said) == (2, "--source: which of the 2 sources? the first is 0")
+    assert code == 2
+    assert said == "--source: missing; the experiment has the sources 0 to 1; give one"
     code, said = run_tool(tokenize_pairs, monkeypatch, capsys, *arguments, "--source", 2)
-    assert (code, said) == (2, "--source 2: there are 2, and the first is 0")
+    assert code == 2
+    assert said == "--source 2: not found; the experiment has the sources 0 to 1"
     code, said = run_tool(tokenize_pairs, monkeypatch, capsys, *arguments, "--source", 1)
     assert code == 0
     limits = Tokenizer(b"", 0, 512, 512)
@@ -289,10 +294,13 @@ def test_an_experiments_values_stand_where_no_option_does(files, monkeypatch, ca
     ("change", "message"),
     [
         (("--output", "a.model"), "a.model: exists; remove it or give another --output"),
-        (("--vocabulary", None), "--vocabulary: how many pieces? 32000 suits a language and some"),
+        (
+            ("--vocabulary", None),
+            "--vocabulary: missing; give the number of pieces, such as 32000 for",
+        ),
         (("--vocabulary", "90"), "tokenizer.vocabulary: 90 is too small for bytes, delimiters and"),
         (("--max-pairs", "0"), "--max-pairs 0: must be at least 1"),
-        (("--pairs", None), "name the pairs by either --experiment FILE or --pairs PATH..."),
+        (("--pairs", None), "give the pairs by either --experiment FILE or --pairs PATH..."),
     ],
 )
 def test_training_refuses(files, change, message, monkeypatch, capsys):

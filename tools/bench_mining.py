@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxcpt.errors import run_command
-from jaxcpt.mining.documents import Document, Reading, read_part
+from jaxcpt.mining.documents import RawDocument, Reading, read_part
 from jaxcpt.mining.inputs import list_units
 
 TOOLS = Path(__file__).resolve().parent
@@ -53,7 +53,7 @@ def vary(texts: list[str], megabytes: float) -> Iterator[str]:
 def read_texts(paths: list[str], reading: Reading) -> list[str]:
     units, _, _ = list_units(paths, reading)
     found = (item for unit in units for part in unit for item in read_part(part, reading))
-    return [item.text for item in found if isinstance(item, Document)]
+    return [item.text for item in found if isinstance(item, RawDocument)]
 
 
 def write_inputs(folder: Path, texts: Iterator[str], code: bool) -> int:

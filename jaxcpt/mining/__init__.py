@@ -1,1 +1,4 @@
-"""Documents in, pairs out: pure functions that know no model, no tokenizer and no batch."""
+"""Raw text and source code in, deduplicated pairs out.
+
+It knows no model, no tokenizer and no batch.
+"""

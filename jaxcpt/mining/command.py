@@ -1,4 +1,8 @@
-"""What the two mining commands share: their common options, and the run they end in."""
+"""The options that mine-text, mine-code and clean-pairs share, and the run that they start.
+
+In: the parsed options, and the command's own reader options and miner. Out: a finished dataset
+folder and a summary on the terminal. It knows nothing about what the miner does.
+"""
 
 import argparse
 import logging
@@ -15,37 +19,63 @@ from jaxcpt.mining.inputs import Mining
 
 
 def make_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """The options of both commands; each adds its own."""
+    """Returns a parser with the shared options. Each command adds its own options to it."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    several: dict[str, Any] = {"action": "extend", "default": []}  # given twice, both count
-    inputs = "files, folders, tfds:NAME#SPLIT"
+    # A repeated option adds to its earlier values.
+    several: dict[str, Any] = {"action": "extend", "default": []}
+    inputs = "files, folders and tfds:NAME#SPLIT"
     add("--input", nargs="*", metavar="PATH", help=inputs, **several)
-    add("--output", required=True, metavar="DIR", help="folder to make; must not exist")
-    add("--name", help="name of the dataset; default: the output folder's")
-    add("--version", default=Mining.version, help="version of the dataset")
-    add("--split-by", choices=("document", "module", "repository"), default=Mining.split_by)
-    add("--heldout-share", type=float, default=Mining.heldout_share)
-    near = "Jaccard similarity from which a pair repeats another; 0: exact duplicates only"
-    add("--near-duplicate", type=float, default=Mining.near_duplicate, help=near)
-    add("--decontaminate", nargs="+", metavar="DIR", help="evaluation sets", **several)
-    add("--ngram-words", type=int, default=Mining.ngram_words, help="shared words that count")
-    add("--shards", type=int, help="files of each split; default: one for each 64 MiB of input")
-    bad = "the run fails when more than this share of the files and records cannot be read"
-    add("--max-bad-share", type=float, default=Mining.max_bad_share, help=bad)
-    add("--workers", type=int, default=os.cpu_count(), help="processes on this machine")
-    add("runner", nargs="*", metavar="-- RUNNER OPTION", help="options of another Beam runner")
+    add("--output", required=True, metavar="DIR", help="new folder to write")
+    add("--name", help="name of the dataset; default: name of the output folder")
+    add(
+        "--version",
+        metavar="X.Y.Z",
+        default=Mining.version,
+        help="version of the dataset; default: %(default)s",
+    )
+    add(
+        "--split-by",
+        choices=("document", "module", "repository"),
+        default=Mining.split_by,
+        help="put all pairs of one such group in the same split; default: %(default)s",
+    )
+    share = "share of the groups that go to the heldout split; default: %(default)s"
+    add("--heldout-share", type=float, default=Mining.heldout_share, metavar="SHARE", help=share)
+    near = "drop a pair at this Jaccard similarity to another pair; 0: drop exact duplicates only"
+    near += "; default: %(default)s"
+    add("--near-duplicate", type=float, default=Mining.near_duplicate, metavar="SHARE", help=near)
+    evaluations = "folders of evaluation sets; drop pairs that share words with them"
+    add("--decontaminate", nargs="+", metavar="DIR", help=evaluations, **several)
+    ngram = "number of consecutive shared words that make a pair contaminated; default: %(default)s"
+    add("--ngram-words", type=int, default=Mining.ngram_words, metavar="N", help=ngram)
+    add(
+        "--shards",
+        type=int,
+        metavar="N",
+        help="files in each split; default: one per 64 MiB of input",
+    )
+    bad = "stop if more than this share of files and records cannot be read; default: %(default)s"
+    add("--max-bad-share", type=float, default=Mining.max_bad_share, metavar="SHARE", help=bad)
+    workers = "processes on this machine; default: %(default)s, one per core"
+    add("--workers", type=int, default=os.cpu_count(), metavar="N", help=workers)
+    add("runner", nargs="*", metavar="-- RUNNER OPTION", help="options for another Beam runner")
     return parser
 
 
 def run_mining(
     arguments: argparse.Namespace, reading: Reading, miner: Callable, options: dict[str, Any]
 ) -> None:
-    """Mines as the shared options say; `options` are the command's own, for the data card."""
+    """Mines with the shared options and prints a summary.
+
+    `options` holds the command's own options, for the data card. Log messages below ERROR are
+    turned off for the rest of the process, because importing Beam logs a warning for each cloud
+    service whose library is not installed. Raises UserError for a mistake in the options.
+    """
     output = Path(arguments.output)
     name = arguments.name or re.sub(r"\W", "_", output.name)
     if not re.fullmatch(r"[a-zA-Z]\w*", name, re.ASCII):
@@ -53,22 +83,23 @@ def run_mining(
     if not re.fullmatch(r"\d+\.\d+\.\d+", arguments.version):
         raise UserError(f"--version {arguments.version}: expected three numbers, such as 1.0.0")
     if arguments.runner and not arguments.runner[0].startswith("--"):
-        raise UserError(f"{arguments.runner[0]}: stray argument; paths follow --input")
+        raise UserError(f"{arguments.runner[0]}: unexpected argument; give paths after --input")
     mining = Mining(
-        tuple(arguments.input),
-        name,
-        arguments.version,
-        arguments.split_by,
-        arguments.heldout_share,
-        arguments.near_duplicate,
-        tuple(arguments.decontaminate),
-        arguments.ngram_words,
-        arguments.shards,
-        arguments.max_bad_share,
+        inputs=tuple(arguments.input),
+        name=name,
+        version=arguments.version,
+        split_by=arguments.split_by,
+        heldout_share=arguments.heldout_share,
+        near_duplicate=arguments.near_duplicate,
+        decontaminate=tuple(arguments.decontaminate),
+        ngram_words=arguments.ngram_words,
+        shards=arguments.shards,
+        max_bad_share=arguments.max_bad_share,
     )
     _check(mining, arguments.workers)
-    logging.disable(logging.WARNING)  # Beam tells at import which clouds it lacks
-    from jaxcpt.mining.pipeline import mine  # takes seconds, so it comes after what may refuse
+    logging.disable(logging.WARNING)
+    # Importing Beam takes seconds, so the options are checked first.
+    from jaxcpt.mining.pipeline import mine
 
     card = mine(mining, reading, miner, output, arguments.runner, arguments.workers, options)
     for what, count in {**card["counts"], **card["dropped"], **card["pairs"]}.items():

@@ -1,8 +1,9 @@
-"""Evaluation folders in, an index of their long word n-grams out, and look-ups in it.
+"""Folders of evaluation sets in, an index of their word n-grams out.
 
-A text of an evaluation set counts as found in a pair's side when they share `ngram_words` words in
-a row; a text of fewer words, when the side holds it whole; one of fewer than WHOLE_WORDS words,
-only when it is the whole side, since such texts ("read a file") occur by chance.
+An evaluation text counts as found in one side of a pair if both contain the same `ngram_words`
+consecutive words. A shorter text counts if the side contains all of it. A text of fewer than
+WHOLE_WORDS words counts only if it is the whole side, because such texts ("read a file") occur by
+chance. This module does not know what happens to a pair with such a text.
 """
 
 import functools
@@ -18,34 +19,35 @@ from jaxcpt.beir import read_judgements
 from jaxcpt.errors import UserError
 from jaxcpt.files import write_file
 from jaxcpt.lines import read_jsonl, read_lines, read_quoted
-from jaxcpt.mining.words import split_words
+from jaxcpt.mining.words import fold_words
 
 FIELDS = ("text", "title", "code", "intent", "docstring")
-"""What the names of columns with texts begin with: `docstring` is CodeSearchNet's query."""
+"""Columns whose names start with one of these hold texts. CodeSearchNet's query is `docstring`."""
 FAMILIES = ("linear_probe", "sts", "retrieval", "code_search", "dpr")
-"""Folders that hold evaluation sets; beside them may lie training text, which is not read."""
+"""The folders of evaluation sets. Folders beside them may hold training text and are not read."""
 TRAIN = re.compile(r"(?i)(?<![a-z])train(?![a-z])")
-"""In the name of a file, or of a folder above it: training text of an evaluation set."""
+"""Matches the path of a file with training text of an evaluation set."""
 JUDGED = {"queries.jsonl": "query-id", "corpus.jsonl": "corpus-id"}
-"""Files of a set in BEIR layout, and the column of its qrels that names their rows."""
+"""The files of a set in BEIR layout, each with the column of the qrels that holds its ids."""
 QUESTIONS, PASSAGES = "qas/*-test.csv", "wikipedia_split/*"
-"""Of the DPR download. Its passages are the whole of Wikipedia, which is no evaluation text."""
+"""Files of the DPR download. Its passages are not read, because they are all of Wikipedia."""
 WHOLE_WORDS = 8
+"""A text with fewer words counts only if it is the whole side."""
 BASE = 0x9E3779B97F4A7C15
-"""Odd, so that it has an inverse modulo 2^64."""
+"""The base of the hash polynomial. It is odd, so it has an inverse modulo 2^64."""
 MARK = "\1"
-"""Stands before a text that must be the whole side."""
+"""Added before a text that must be the whole side."""
 SET_BITS = 12
-"""The lowest bits of an entry give the evaluation set; 52 bits of hash are left."""
-
+"""The lowest bits of an entry are the number of the evaluation set. 52 bits of hash remain."""
 SEEN_BITS = 25
-"""Most hashes are ruled out by a table of their upper bits, which is faster than the search."""
+"""A table of this many upper bits rules out most hashes. It is faster than a binary search."""
 
 
 def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
-    """(set, text) of the evaluation texts below a folder in the layout of ../shared/data.
+    """Yields (set, text) for each evaluation text below a folder (docs/mining.md shows its layout).
 
-    Training files are passed over; of a set with qrels/, so is what no other split's qrels name.
+    Training files are not read. If a set has qrels, only the texts that the qrels of a split other
+    than train name are read.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -62,7 +64,7 @@ def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
                 raise UserError(f"--decontaminate: {error}") from None
     if not found:
         raise UserError(
-            f"--decontaminate {folder}: no evaluation texts in it, only training text if any; "
+            f"--decontaminate {folder}: found no evaluation texts (training text is not read); "
             "expected .tsv or .jsonl files, or DPR's qas/*-test.csv"
         )
 
@@ -84,7 +86,7 @@ def _read_texts(path: Path) -> Iterator[str]:
 
 
 def _read_judged(qrels: Path, column: str) -> set[str]:
-    """The ids in a column of all splits' qrels but train's."""
+    """Returns the ids in a column of the qrels of every split except train."""
     judged = set()
     for path in sorted(qrels.glob("*.tsv*")):
         if not TRAIN.search(path.name):
@@ -111,7 +113,7 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Index:
-    """Sorted hashes of the evaluation sets' n-grams."""
+    """The sorted hashes of the n-grams of all evaluation sets."""
 
     def __init__(self, entries: np.ndarray, names: Sequence[str], ngram_words: int) -> None:
         self.entries, self.names, self.ngram_words = entries, names, ngram_words
@@ -120,7 +122,7 @@ class Index:
 
     @staticmethod
     def build(folders: Sequence[str], ngram_words: int) -> "Index":
-        """Raises UserError for a folder without texts."""
+        """Reads all texts below the folders. Raises UserError for a folder without texts."""
         if ngram_words < WHOLE_WORDS:
             raise UserError(f"--ngram-words {ngram_words}: expected {WHOLE_WORDS} or more")
         names: dict[str, int] = {}
@@ -128,13 +130,15 @@ class Index:
         for folder in folders:
             for name, text in read_evaluations(folder):
                 number = names.setdefault(name, len(names))
-                if words := split_words(text):
+                if words := fold_words(text):
                     count = min(len(words), ngram_words)
                     short = count < WHOLE_WORDS
                     hashes = hash_ngrams([MARK, *words] if short else words, [count + short])
                     arrays.append(hashes | np.uint64(number))
         if len(names) > 2**SET_BITS:
-            raise UserError(f"--decontaminate: {len(names)} sets; at most {2**SET_BITS} at once")
+            raise UserError(
+                f"--decontaminate: found {len(names)} evaluation sets; give at most {2**SET_BITS}"
+            )
         return Index(np.unique(np.concatenate(arrays)), list(names), ngram_words)
 
     def save(self, path: Path) -> None:
@@ -144,12 +148,15 @@ class Index:
     @staticmethod
     @functools.cache
     def load(path: Path) -> "Index":
-        """Memory-mapped: the workers of one machine share the pages."""
+        """Maps the file into memory, so that the workers of one machine share the pages.
+
+        Each worker loads an index once, because a worker looks up every document in it.
+        """
         names, ngram_words = json.loads(path.with_suffix(".json").read_text())
         return Index(np.load(path.with_suffix(".npy"), mmap_mode="r"), names, ngram_words)
 
     def find(self, words: list[str]) -> tuple[str, str] | None:
-        """(evaluation set, shared words) of the first match in a side's words."""
+        """Returns (evaluation set, shared words) of the first match in the words of a side."""
         if not words:
             return None
         short = len(words) < WHOLE_WORDS
@@ -166,10 +173,10 @@ class Index:
 
 
 def hash_ngrams(words: list[str], lengths: Sequence[int]) -> np.ndarray:
-    """Hashes of all runs of words of the given lengths, in order; the lowest SET_BITS are zero.
+    """Returns the hashes of all runs of words of these lengths. Their lowest SET_BITS are 0.
 
-    A polynomial over the bytes of the words joined by spaces, from prefix sums modulo 2^64: the
-    sum between two positions times BASE^-position does not depend on where the run stands.
+    A hash is a polynomial modulo 2^64 in the bytes of the words, joined by spaces. It is the
+    difference of two prefix sums times BASE^-position, so it does not depend on where the run is.
     """
     text = np.frombuffer(" ".join(words).encode(errors="surrogatepass"), np.uint8)
     powers, inverses = _powers(1 << len(text).bit_length())
@@ -180,7 +187,7 @@ def hash_ngrams(words: list[str], lengths: Sequence[int]) -> np.ndarray:
     first = np.concatenate([starts[: max(0, len(words) - count + 1)] for count in lengths])
     last = np.concatenate([ends[count - 1 :] for count in lengths])
     hashes = (sums[last] - sums[first]) * inverses[first]
-    # The lower bits of such a sum are poor: fold the upper ones into them.
+    # The lower bits of such a sum are poor hash bits, so mix the upper bits into them.
     hashes = (hashes ^ (hashes >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
     return hashes & ~np.uint64(2**SET_BITS - 1)
 

@@ -1,7 +1,8 @@
-"""Pairs in, fingerprints out; fingerprints that share a key in, duplicates out.
+"""Pairs in, fingerprints out. Fingerprints with the same key in, duplicates out.
 
-Every rule keeps the pair with the smallest id among those that match, and an id is made from the
-pair's own content, so the result depends on neither order nor sharding nor workers.
+Of the pairs that match, the one with the smallest id is kept. An id is a hash of the pair's own
+content, so the result does not depend on order, sharding or the number of workers. This module
+does not know how fingerprints are grouped by key.
 """
 
 import zlib
@@ -14,20 +15,26 @@ from jaxcpt.mining.words import digest
 
 SHINGLE_WORDS = 3
 BANDS, ROWS = 18, 7
-"""MinHash bands: two pairs of Jaccard 0.8 share one with probability 0.986, of 0.3 with 0.004."""
+"""MinHash bands. Two pairs share a band with probability 0.986 at a Jaccard similarity of 0.8, and
+with probability 0.004 at 0.3."""
 SLACK = 0.07
-"""Below the threshold by which an estimate still counts: two standard errors of it at 0.8."""
+"""Estimates up to this much below the threshold still count as duplicates. It is two standard
+errors of the estimate at 0.8."""
 LEADERS = 1000
-"""Pairs of one band that a pair is compared with, at most."""
+"""A pair is compared with at most this many other pairs of its band."""
 
 Fingerprint = tuple[bytes, bytes, bytes]
-"""(key, id of the pair, sketch): equal keys make candidates, an empty sketch makes duplicates."""
+"""(key, id of the pair, sketch). Pairs with the same key are candidates. If the sketch is empty,
+they are exact duplicates."""
 
 
 def fingerprint(
     pair_id: bytes, x_words: list[str], y_words: list[str], near: bool
 ) -> Iterator[Fingerprint]:
-    """A key for each side, whichever side it is, and one for each MinHash band of both."""
+    """Yields a fingerprint for each side and, if `near`, one for each MinHash band of both sides.
+
+    A side's key does not say whether it is x or y, so that a text on either side is found.
+    """
     for words in (x_words, y_words):
         yield digest(*words), pair_id, b""
     if near:
@@ -36,18 +43,21 @@ def fingerprint(
         hasher = rensa.RMinHash(num_perm=BANDS * ROWS, seed=1)
         hasher.update([" ".join(words[i : i + SHINGLE_WORDS]) for i in range(count)])
         signature = np.array(hasher.digest(), "<u4")
-        # One byte of each hash: 1 in 256 agrees by chance.
+        # The sketch keeps one byte of each hash, so 1 in 256 agrees by chance.
         sketch = (signature & 0xFF).astype(np.uint8).tobytes()
         for band in range(BANDS):
             rows = signature[band * ROWS : (band + 1) * ROWS].tobytes()
-            # The key begins with hashed bytes, as digest's does: they choose its bucket.
+            # The key's first four bytes choose its bucket, so they must be a hash.
             yield zlib.crc32(rows, band).to_bytes(4) + rows, pair_id, sketch
 
 
 def find_duplicates(
     candidates: Iterable[tuple[bytes, bytes]], threshold: float
 ) -> Iterator[tuple[bytes, str, bytes]]:
-    """(id, reason, id of the pair kept) for (id, sketch) under one key that repeat a smaller id."""
+    """Yields (id, reason, id of the pair that is kept) for each duplicate in one group.
+
+    `candidates` holds the (id, sketch) of all fingerprints with one key.
+    """
     first, *others = sorted(set(candidates))
     if not first[1]:
         yield from ((pair_id, "exact duplicate", first[0]) for pair_id, _ in others)

@@ -1,8 +1,8 @@
-"""One part of an input in, documents and problems out, in bounded memory whatever it holds.
+"""One part of an input in, documents and problems out. Memory is bounded for every input.
 
-Reads plain text, HTML, JSONL and source code, gzip or zstd of these, WARC and WET, tar and zip
+It reads plain text, HTML, JSONL and source code, gzip or zstd of these, WARC and WET, tar and zip
 archives of all of these, Parquet, and prepared tensorflow-datasets. What cannot be read becomes a
-`Problem` and the rest goes on. It knows nothing about pieces, functions or pairs.
+`Problem`, and reading goes on after it. This module knows nothing about pieces or functions.
 """
 
 import io
@@ -25,12 +25,12 @@ from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
 RECORD_BYTES = 16 * 2**20
-"""Longest line, record, web page or source file that is read."""
+"""The longest line, record, web page or source file that is read."""
 CHUNK_BYTES = 2**20
-"""Plain text without an end is handed on in documents of about this size."""
+"""A longer plain text is cut into documents of about this size."""
 
 SOURCE = "source"
-"""Where pairs that are read say what they are from."""
+"""The field in which a record that is a pair says where the pair is from."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LINES, HTML = {".jsonl", ".ndjson"}, {".html", ".htm", ".xhtml"}
 WARC, TAR, ZIP = {".warc", ".wet"}, {".tar", ".tgz"}, {".zip", ".whl", ".jar"}
@@ -44,23 +44,27 @@ BROKEN = (
     zipfile.BadZipFile,
     ArchiveLoadFailed,
 )
-"""What the readers raise on damaged input; pyarrow's errors are OSError and ValueError."""
+"""The errors that the readers raise for damaged input. pyarrow raises OSError and ValueError."""
 
 
 @dataclass(frozen=True)
-class Document:
+class RawDocument:
+    """One text of the input, or one pair of texts."""
+
     name: str
-    """Path from the input on, or a web address; @ and a byte or row where it has more than one.
-    Of a record that is a pair, its own `source` where it has one."""
+    """The path from the input on, or a web address. If a file holds several documents, `@` and a
+    byte offset or a row number follow. A pair has its own `source` here if the record names one."""
     text: str
     group: str = ""
-    """What a long text's parts have in common; empty where the document is whole."""
+    """A name that all parts of one long text share. Empty if the document is a whole text."""
     y: str = ""
     """The second text of a record that is a pair."""
 
 
 @dataclass(frozen=True)
 class Problem:
+    """Something in the input that cannot be read. `reason` is counted, `name` is listed."""
+
     reason: str
     name: str
     detail: str = ""
@@ -68,7 +72,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Part:
-    """One file, or the `index`-th of `count` parts of it."""
+    """A file, or part `index` of its `count` parts."""
 
     path: str
     name: str
@@ -78,26 +82,30 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
+    """What to take from the input files."""
+
     text_field: str = "text"
     y_field: str | None = None
-    """Read records that are pairs, with the second text under this name, and nothing else."""
+    """If set, read only records that are pairs, with the second text in this field."""
     document_start: str | None = None
-    """Pattern of a line that begins a new document of a plain text file; None: a file is one."""
+    """A regular expression for the first line of each document in a plain text file. None: a plain
+    text file is one document."""
     source_suffixes: frozenset[str] = frozenset()
-    """Read source files with these suffixes, each as one document, and nothing else."""
+    """If set, read only source files with these suffixes, each as one document."""
 
     @property
     def fields(self) -> tuple[str, ...]:
+        """The fields that a record must have."""
         return (self.text_field, self.y_field) if self.y_field else (self.text_field,)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """`fields`, and what may be absent."""
+        """The fields that a record must have, and those that it may have."""
         return (*self.fields, SOURCE) if self.y_field else self.fields
 
 
-def suffixes(name: str) -> tuple[str, str]:
-    """'a/B.jsonl.gz' -> ('.jsonl', '.gz'): format and compression, in lower case."""
+def split_suffixes(name: str) -> tuple[str, str]:
+    """Returns format and compression in lower case: ('.jsonl', '.gz') for 'a/B.jsonl.gz'."""
     path = PurePosixPath(name.lower())
     if path.suffix == ".tgz":
         return ".tar", ".gz"
@@ -107,15 +115,16 @@ def suffixes(name: str) -> tuple[str, str]:
 
 
 def is_wanted(name: str, reading: Reading) -> bool:
-    form, _ = suffixes(name)
+    """Returns whether a file of this name is to be read."""
+    form, _ = split_suffixes(name)
     if reading.y_field:
         return form in LINES | ARCHIVES | {".parquet"}
     return not reading.source_suffixes or form in reading.source_suffixes | ARCHIVES
 
 
-def read_part(part: Part, reading: Reading) -> Iterator[Document | Problem]:
-    """The documents of one part; damage ends the file it is in and is told as a Problem."""
-    form, _ = suffixes(part.path)
+def read_part(part: Part, reading: Reading) -> Iterator[RawDocument | Problem]:
+    """Yields the documents of one part. Damage ends the damaged file and yields a Problem."""
+    form, _ = split_suffixes(part.path)
     try:
         if part.path.startswith("tfds:"):
             yield from _read_tfds(part, reading)
@@ -130,37 +139,40 @@ def read_part(part: Part, reading: Reading) -> Iterator[Document | Problem]:
                 whole = part.count == 1
                 yield from read_stream(part.name, file, reading, None if whole else span)
     except BaseException as error:
-        # A panic in a Rust library is an exception, but no Exception.
+        # A panic in a Rust library raises a BaseException that is not an Exception.
         if not isinstance(error, BROKEN) and type(error).__name__ != "PanicException":
             raise
-        yield _tell(part.name, error)
+        yield _report_error(part.name, error)
 
 
-def mend_name(name: str) -> str:
-    """A file's name as UTF-8 can hold it."""
+def repair_name(name: str) -> str:
+    """Returns a file's name with every byte that is not UTF-8 replaced."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _tell(name: str, error: BaseException) -> Problem:
-    form, compression = suffixes(name)
+def _report_error(name: str, error: BaseException) -> Problem:
+    form, compression = split_suffixes(name)
     kind = COMPRESSIONS.get(compression) or form.lstrip(".") or "file"
     unreadable = isinstance(error, PermissionError | FileNotFoundError)
-    return Problem("unreadable file" if unreadable else f"broken {kind}", name, tell_error(error))
+    return Problem(
+        "unreadable file" if unreadable else f"broken {kind}", name, describe_error(error)
+    )
 
 
-def tell_error(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
+    """Returns the error on one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def read_stream(
     name: str, stream: BinaryIO, reading: Reading, span: tuple[int, int] | None = None
-) -> Iterator[Document | Problem]:
-    """Documents of one open file; `span` limits lines to those that begin within it."""
-    form, compression = suffixes(name)
+) -> Iterator[RawDocument | Problem]:
+    """Yields the documents of one open file. With `span`, reads only lines that begin inside it."""
+    form, compression = split_suffixes(name)
     if compression:
-        source = pyarrow.PythonFile(stream, mode="r")
-        # pyarrow tells a truncated stream; the zstandard package does not.
-        inflated = pyarrow.CompressedInputStream(source, COMPRESSIONS[compression])
+        packed = pyarrow.PythonFile(stream, mode="r")
+        # pyarrow raises an error for a truncated stream; the zstandard package does not.
+        inflated = pyarrow.CompressedInputStream(packed, COMPRESSIONS[compression])
         stream = cast(BinaryIO, io.BufferedReader(inflated, 2**16))
     if form in TAR:
         yield from _read_tar(name, stream, reading)
@@ -177,10 +189,10 @@ def read_stream(
 
 
 def _read_lines(stream: BinaryIO, span: tuple[int, int] | None) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) of each line; a line over RECORD_BYTES comes cut to one byte more."""
+    """Yields (offset, line). A line over RECORD_BYTES is cut after RECORD_BYTES + 1 bytes."""
     offset, end = span or (0, None)
     if offset:
-        # A line that begins before the span belongs to the part before.
+        # A line that begins before the span belongs to the previous part.
         stream.seek(offset - 1)
         offset += _skip_line(stream) - 1
     while end is None or offset < end:
@@ -194,6 +206,7 @@ def _read_lines(stream: BinaryIO, span: tuple[int, int] | None) -> Iterator[tupl
 
 
 def _skip_line(stream: BinaryIO) -> int:
+    """Reads to the end of the line. Returns the number of bytes that it skipped."""
     skipped = 0
     while rest := stream.readline(CHUNK_BYTES):
         skipped += len(rest)
@@ -202,27 +215,27 @@ def _skip_line(stream: BinaryIO) -> int:
     return skipped
 
 
-def _too_long(name: str) -> Problem:
+def _report_too_long(name: str) -> Problem:
     return Problem("line or record too long", name, f"over {RECORD_BYTES} bytes")
 
 
 def _read_jsonl(
     name: str, stream: BinaryIO, reading: Reading, span: tuple[int, int] | None
-) -> Iterator[Document | Problem]:
+) -> Iterator[RawDocument | Problem]:
     for offset, line in _read_lines(stream, span):
         where = f"{name}@{offset}"
         if len(line) > RECORD_BYTES:
-            yield _too_long(where)
+            yield _report_too_long(where)
         elif line.strip():
             try:
-                yield _record(where, json.loads(line.decode()), reading)
+                yield _convert_record(where, json.loads(line.decode()), reading)
             except UnicodeDecodeError as error:
-                yield Problem("bad UTF-8", where, tell_error(error))
+                yield Problem("bad UTF-8", where, describe_error(error))
             except (ValueError, RecursionError) as error:
-                yield Problem("JSON does not parse", where, tell_error(error))
+                yield Problem("JSON does not parse", where, describe_error(error))
 
 
-def _record(where: str, record: Any, reading: Reading) -> Document | Problem:
+def _convert_record(where: str, record: Any, reading: Reading) -> RawDocument | Problem:
     texts = []
     for field in reading.fields:
         text = record.get(field) if isinstance(record, dict) else None
@@ -230,65 +243,67 @@ def _record(where: str, record: Any, reading: Reading) -> Document | Problem:
             return Problem(f"record without text under '{field}'", where)
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # half a character, as JSON can escape it
-            return Problem("bad UTF-8", where, tell_error(error))
+        except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair.
+            return Problem("bad UTF-8", where, describe_error(error))
         texts.append(text)
     if not reading.y_field:
-        return Document(where, texts[0])
+        return RawDocument(where, texts[0])
     source = record.get(SOURCE) if SOURCE not in reading.fields else None
     if isinstance(source, str) and source.strip():
         where = source.encode(errors="replace").decode()
-    return Document(where, texts[0], y=texts[1])
+    return RawDocument(where, texts[0], y=texts[1])
 
 
 def _read_text(
     name: str, stream: BinaryIO, reading: Reading, span: tuple[int, int] | None
-) -> Iterator[Document | Problem]:
+) -> Iterator[RawDocument | Problem]:
+    """Yields the documents of a plain text file. A long text gives several, all in one group."""
     starts = re.compile(reading.document_start.encode()) if reading.document_start else None
-    held = bytearray()
+    block = bytearray()
     first, group = 0, name if span else ""
 
-    def decode() -> Document | Problem:
+    def decode() -> RawDocument | Problem:
         where = f"{name}@{first}" if first else name
         try:
-            return Document(where, held.decode("utf-8-sig"), group)
+            return RawDocument(where, block.decode("utf-8-sig"), group)
         except UnicodeDecodeError as error:
-            return Problem("bad UTF-8", f"{name}@{first + error.start}", tell_error(error))
+            return Problem("bad UTF-8", f"{name}@{first + error.start}", describe_error(error))
 
     for offset, line in _read_lines(stream, span):
         if b"\0" in line:
             yield Problem("binary file", name, f"NUL byte at {offset + line.index(0)}")
             return
         long, new = len(line) > RECORD_BYTES, starts is not None and bool(starts.search(line))
-        if long or new or len(held) + len(line) > CHUNK_BYTES:
-            if held.strip():
+        if long or new or len(block) + len(line) > CHUNK_BYTES:
+            if block.strip():
                 group = group if new else group or f"{name}@{first}"
                 yield decode()
             if long:
-                yield _too_long(f"{name}@{offset}")
+                yield _report_too_long(f"{name}@{offset}")
                 line = b""
-            held, first, group = bytearray(), offset, "" if new else group
-        held += line
-    if held.strip():
+            block, first, group = bytearray(), offset, "" if new else group
+        block += line
+    if block.strip():
         yield decode()
 
 
-def _read_whole(name: str, stream: BinaryIO, html: bool) -> Iterator[Document | Problem]:
+def _read_whole(name: str, stream: BinaryIO, html: bool) -> Iterator[RawDocument | Problem]:
+    """Yields the one document of a web page or source file."""
     content = stream.read(RECORD_BYTES + 1)
     if len(content) > RECORD_BYTES:
-        yield _too_long(name)
+        yield _report_too_long(name)
     elif html:
-        yield Document(name, _extract(content))
+        yield RawDocument(name, _extract_html(content))
     elif b"\0" in content:
         yield Problem("binary file", name, f"NUL byte at {content.index(0)}")
     else:
         try:
-            yield Document(name, content.decode("utf-8-sig"))
+            yield RawDocument(name, content.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            yield Problem("bad UTF-8", f"{name}@{error.start}", tell_error(error))
+            yield Problem("bad UTF-8", f"{name}@{error.start}", describe_error(error))
 
 
-def _extract(content: bytes, charset: str = "utf-8") -> str:
+def _extract_html(content: bytes, charset: str = "utf-8") -> str:
     try:
         html = content.decode(charset)
     except (UnicodeDecodeError, LookupError):
@@ -297,8 +312,8 @@ def _extract(content: bytes, charset: str = "utf-8") -> str:
     return extract_plain_text(html, main_content=True)
 
 
-def _read_warc(name: str, stream: BinaryIO) -> Iterator[Document | Problem]:
-    """WET's extracted texts and WARC's HTML pages, named by their address."""
+def _read_warc(name: str, stream: BinaryIO) -> Iterator[RawDocument | Problem]:
+    """Yields the texts of WET records and the HTML pages of WARC, named by their web address."""
     for record in ArchiveIterator(stream):
         form = (record.http_headers and record.http_headers.get_header("Content-Type")) or ""
         page = record.rec_type == "response" and "html" in form
@@ -307,31 +322,31 @@ def _read_warc(name: str, stream: BinaryIO) -> Iterator[Document | Problem]:
         where = record.rec_headers.get_header("WARC-Target-URI") or name
         content = record.content_stream().read(RECORD_BYTES + 1)
         if len(content) > RECORD_BYTES:
-            yield _too_long(where)
+            yield _report_too_long(where)
         elif record.raw_stream.limit:
             yield Problem("broken warc", name, f"{where} ends early")
         elif page:
             charset = re.search(r"charset=[\"']?([\w-]+)", form)
-            yield Document(where, _extract(content, charset[1] if charset else "utf-8"))
+            yield RawDocument(where, _extract_html(content, charset[1] if charset else "utf-8"))
         else:
             yield from _read_whole(where, io.BytesIO(content), html=False)
 
 
-def _read_tar(name: str, stream: BinaryIO, reading: Reading) -> Iterator[Document | Problem]:
+def _read_tar(name: str, stream: BinaryIO, reading: Reading) -> Iterator[RawDocument | Problem]:
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
-            if member.isreg() and (where := _member(name, member.name, reading)):
+            if member.isreg() and (where := _name_member(name, member.name, reading)):
                 if isinstance(where, Problem):
                     yield where
                 elif file := archive.extractfile(member):
                     yield from _read_member(where, cast(BinaryIO, file), reading)
 
 
-def _read_zip(part: Part, reading: Reading) -> Iterator[Document | Problem]:
+def _read_zip(part: Part, reading: Reading) -> Iterator[RawDocument | Problem]:
     with zipfile.ZipFile(part.path) as archive:
         for member in archive.infolist():
             is_link = stat.S_ISLNK(member.external_attr >> 16)
-            where = _member(part.name, member.filename, reading)
+            where = _name_member(part.name, member.filename, reading)
             if isinstance(where, Problem):
                 yield where
             elif where and not member.is_dir() and not is_link:
@@ -339,26 +354,27 @@ def _read_zip(part: Part, reading: Reading) -> Iterator[Document | Problem]:
                     yield from _read_member(where, cast(BinaryIO, file), reading)
 
 
-def _member(archive: str, name: str, reading: Reading) -> str | Problem | None:
+def _name_member(archive: str, name: str, reading: Reading) -> str | Problem | None:
+    """Returns the name of a member's documents, or None if the member is not wanted."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        return Problem("archive member climbs out of its folder", archive, mend_name(name))
-    return mend_name(f"{archive}/{path}") if is_wanted(path.name, reading) else None
+        return Problem("archive member climbs out of its folder", archive, repair_name(name))
+    return repair_name(f"{archive}/{path}") if is_wanted(path.name, reading) else None
 
 
-def _read_member(name: str, file: BinaryIO, reading: Reading) -> Iterator[Document | Problem]:
-    """A broken member ends alone; a broken archive is told by its own reader."""
+def _read_member(name: str, file: BinaryIO, reading: Reading) -> Iterator[RawDocument | Problem]:
+    """Yields the documents of one member. Damage in it does not end the archive."""
     try:
         yield from read_stream(name, file, reading)
     except BROKEN as error:
-        yield _tell(name, error)
+        yield _report_error(name, error)
 
 
-def _read_parquet(part: Part, reading: Reading) -> Iterator[Document | Problem]:
+def _read_parquet(part: Part, reading: Reading) -> Iterator[RawDocument | Problem]:
     with pyarrow.parquet.ParquetFile(part.path) as file:
         if not set(reading.fields) <= set(file.schema_arrow.names):
             if part.index == 0:
-                yield _record(part.name, None, reading)
+                yield _convert_record(part.name, None, reading)
             return
         columns = [name for name in reading.columns if name in file.schema_arrow.names]
         row = 0
@@ -367,12 +383,12 @@ def _read_parquet(part: Part, reading: Reading) -> Iterator[Document | Problem]:
                 at = row
                 for batch in file.iter_batches(256, [number], columns):
                     for record in batch.to_pylist():
-                        yield _record(f"{part.name}@{at}", record, reading)
+                        yield _convert_record(f"{part.name}@{at}", record, reading)
                         at += 1
             row += file.metadata.row_group(number).num_rows
 
 
-def _read_tfds(part: Part, reading: Reading) -> Iterator[Document | Problem]:
+def _read_tfds(part: Part, reading: Reading) -> Iterator[RawDocument | Problem]:
     import tensorflow_datasets as tfds
 
     folder, _, split = part.path.removeprefix("tfds:").partition("#")
@@ -385,6 +401,6 @@ def _read_tfds(part: Part, reading: Reading) -> Iterator[Document | Problem]:
             texts = {field: record.get(field) for field in reading.columns}
             try:
                 decoded = {f: t.decode() if isinstance(t, bytes) else t for f, t in texts.items()}
-                yield _record(where, decoded, reading)
+                yield _convert_record(where, decoded, reading)
             except UnicodeDecodeError as error:
-                yield Problem("bad UTF-8", where, tell_error(error))
+                yield Problem("bad UTF-8", where, describe_error(error))

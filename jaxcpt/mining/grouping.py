@@ -1,7 +1,8 @@
-"""Keyed records in, each key's values together out, through files instead of memory.
+"""Records with keys in, each key with all its values out.
 
-Beam's local runner holds every group of a GroupByKey in memory. On one machine this transform
-stands in its place; on a cluster the runner's own shuffle is used and this file is not.
+Beam's local runner holds every group of a GroupByKey in memory. On one machine, `GroupOnDisk` uses
+files instead. On a cluster, `GroupInRunner` uses the runner's own shuffle. This module does not
+know what the records mean.
 """
 
 import marshal
@@ -17,16 +18,17 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 SPILL_BYTES = 32 * 2**20
-"""Records a worker holds before it writes them out."""
+"""A worker writes its records to files when it holds this many bytes of them."""
 
 Record = tuple[bytes, tuple[Any, ...]]
-"""A key of 4 bytes or more, whose first 4 choose the bucket, and a tuple marshal can write."""
+"""A key, and a tuple that `marshal` can write. The key's first 4 bytes choose its bucket."""
 
 
 class GroupOnDisk(beam.PTransform):
-    """Collections of (key, value) -> (key, values), one of `buckets` in memory at a time.
+    """Turns collections of (key, value) into (key, values).
 
-    Groups of fewer than `smallest` values are left out.
+    Keys are spread over `buckets`, and a worker holds one bucket in memory at a time. Groups of
+    fewer than `smallest` values are left out.
     """
 
     def __init__(self, folder: Path, buckets: int, smallest: int = 1) -> None:
@@ -35,7 +37,8 @@ class GroupOnDisk(beam.PTransform):
 
     def expand(self, pcolls: Sequence[beam.PCollection]) -> beam.PCollection:
         self.folder.mkdir(parents=True)
-        # Each is spilled before they meet: Flatten would hold what comes first in memory.
+        # Each collection is written to files before Flatten, which would hold the first of them
+        # in memory.
         spilled = [
             pcoll | f"Spill{number}" >> beam.ParDo(Spill(self.folder, self.buckets))
             for number, pcoll in enumerate(pcolls)
@@ -50,47 +53,47 @@ class GroupOnDisk(beam.PTransform):
 
 
 class GroupInRunner(beam.PTransform):
-    """The same by the runner's own shuffle."""
+    """Turns collections of (key, value) into (key, values) by the runner's own shuffle."""
 
     def expand(self, pcolls: Sequence[beam.PCollection]) -> beam.PCollection:
         return pcolls | beam.Flatten() | beam.GroupByKey()
 
 
 class Spill(beam.DoFn):
-    """Appends records to one file per bucket and bundle; gives (bucket, path) of each file."""
+    """Writes records to one file for each bucket and bundle. Yields (bucket, path) of each."""
 
     def __init__(self, folder: Path, buckets: int) -> None:
         self.folder, self.buckets = folder, buckets
 
     def start_bundle(self) -> None:
         self.name = uuid.uuid4().hex
-        self.held: dict[int, bytearray] = defaultdict(bytearray)
-        self.held_bytes = 0
-        self.written: set[int] = set()
+        self.buffers: dict[int, bytearray] = defaultdict(bytearray)
+        self.buffered_bytes = 0
+        self.written_buckets: set[int] = set()
 
     def process(self, record: Record) -> None:
-        written = marshal.dumps(record)
-        held = self.held[int.from_bytes(record[0][:4]) % self.buckets]
-        held += len(written).to_bytes(4)
-        held += written
-        self.held_bytes += len(written)
-        if self.held_bytes > SPILL_BYTES:
+        encoded = marshal.dumps(record)
+        buffer = self.buffers[int.from_bytes(record[0][:4]) % self.buckets]
+        buffer += len(encoded).to_bytes(4)
+        buffer += encoded
+        self.buffered_bytes += len(encoded)
+        if self.buffered_bytes > SPILL_BYTES:
             self._write()
 
     def _write(self) -> None:
-        for bucket, content in self.held.items():
+        for bucket, content in self.buffers.items():
             with open(self._path(bucket), "ab") as file:
                 file.write(content)
-        self.written |= set(self.held)
-        self.held.clear()
-        self.held_bytes = 0
+        self.written_buckets |= set(self.buffers)
+        self.buffers.clear()
+        self.buffered_bytes = 0
 
     def _path(self, bucket: int) -> str:
         return os.fspath(self.folder / f"{bucket:05d}-{self.name}")
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         self._write()
-        for bucket in sorted(self.written):
+        for bucket in sorted(self.written_buckets):
             file = (bucket, self._path(bucket))
             yield GlobalWindows.windowed_value(file)
 
@@ -98,7 +101,7 @@ class Spill(beam.DoFn):
 def read_bucket(
     files: tuple[int, Iterable[str]], smallest: int
 ) -> Iterator[tuple[bytes, list[tuple[Any, ...]]]]:
-    """The groups of one bucket, from its files, which are removed."""
+    """Yields the groups of one bucket from its files, and removes the files."""
     groups: dict[bytes, list[tuple[Any, ...]]] = defaultdict(list)
     for path in files[1]:
         with open(path, "rb") as file:

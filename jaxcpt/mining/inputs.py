@@ -1,6 +1,6 @@
-"""Input paths in, units of work out: which files are read, in which parts, and which are not.
+"""Input paths in, units of work out. A unit is a group of files or of parts of files.
 
-Symbolic links inside an input are never followed. It reads no file's content.
+Symbolic links inside an input are never followed. This module reads no file's content.
 """
 
 import os
@@ -19,25 +19,25 @@ from jaxcpt.mining.documents import (
     Part,
     Problem,
     Reading,
+    describe_error,
     is_wanted,
-    mend_name,
-    suffixes,
-    tell_error,
+    repair_name,
+    split_suffixes,
 )
 
 PART_BYTES = 16 * 2**20
-"""Large uncompressed files are read in parts of this size, by as many workers."""
+"""A larger uncompressed file is cut into parts of about this size, one for each worker."""
 UNIT_BYTES = 4 * 2**20
-"""Small files are read together until they make up this size."""
+"""Small files are grouped into one unit up to this size."""
 EXPANSION = 4
-"""Assumed ratio of a compressed file's content to its size."""
+"""The assumed ratio of a compressed file's content to its size."""
 
 Unit = tuple[Part, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mining:
-    """What to mine and how; everything here may change the result, and stands in the card."""
+    """What to mine and how. Every field may change the result and is written to the data card."""
 
     inputs: tuple[str, ...]
     name: str
@@ -45,36 +45,40 @@ class Mining:
     split_by: str = "document"
     heldout_share: float = 0.01
     near_duplicate: float = 0.8
-    """Jaccard similarity from which pairs are near duplicates; 0: only exact ones go."""
+    """Pairs with at least this Jaccard similarity are near duplicates. 0: drop only exact ones."""
     decontaminate: tuple[str, ...] = ()
     ngram_words: int = 13
     shards: int | None = None
-    """None: one for each SHARD_BYTES of input."""
+    """None: one for each `pipeline.SHARD_BYTES` of input."""
     max_bad_share: float = 0.1
 
 
 def list_units(inputs: Sequence[str], reading: Reading) -> tuple[list[Unit], int, list[Problem]]:
-    """Work units of about UNIT_BYTES, the bytes they will expand to, and links not followed.
+    """Returns units of about UNIT_BYTES, their total size uncompressed, and the problems met.
 
-    Raises UserError for an input that does not exist and when nothing is there to read.
+    A problem is an unreadable folder, a special file, or a symbolic link out of the input. Raises
+    UserError if an input does not exist or if there is nothing to read.
     """
     files: list[tuple[Part, int]] = []
     problems: list[Problem] = []
-    for given in inputs:
-        if given.startswith("tfds:"):
-            files += _list_tfds(given)
-        elif os.path.isdir(given):
-            for found in _walk(Path(given), reading):
-                if isinstance(found, Problem):
-                    problems.append(found)
+    for path in inputs:
+        if path.startswith("tfds:"):
+            files += _list_tfds(path)
+        elif os.path.isdir(path):
+            for item in _walk(Path(path), reading):
+                if isinstance(item, Problem):
+                    problems.append(item)
                 else:
-                    files += _list_parts(str(found), _below(found, Path(given)), reading)
-        elif os.path.isfile(given):
-            files += _list_parts(given, mend_name(os.path.basename(given)), reading)
+                    files += _list_parts(str(item), _name_file(item, Path(path)), reading)
+        elif os.path.isfile(path):
+            files += _list_parts(path, repair_name(os.path.basename(path)), reading)
         else:
-            raise UserError(f"{given}: no such file or folder; --input takes paths and tfds:NAME")
+            raise UserError(f"{path}: no such file or folder; --input takes paths and tfds:NAME")
     if not files:
-        raise UserError(f"{', '.join(inputs) or '--input'}: no input; no file there can be mined")
+        raise UserError(
+            f"{', '.join(inputs) or '--input'}: no input files; name files of a type that this "
+            "command reads, or a folder that holds some"
+        )
     units: list[Unit] = []
     unit_bytes = 0
     for part, size in sorted(files, key=lambda file: (file[0].name, file[0].path, file[0].index)):
@@ -86,35 +90,40 @@ def list_units(inputs: Sequence[str], reading: Reading) -> tuple[list[Unit], int
     return units, sum(size for _, size in files), problems
 
 
-def _below(path: Path, root: Path) -> str:
-    return mend_name((Path(root.resolve().name) / path.relative_to(root)).as_posix())
+def _name_file(path: Path, root: Path) -> str:
+    """Returns the path from the input folder on, with that folder's own name first."""
+    return repair_name((Path(root.resolve().name) / path.relative_to(root)).as_posix())
 
 
 def _walk(root: Path, reading: Reading) -> Iterator[Path | Problem]:
-    """Regular files below `root` that are wanted and not hidden; links that leave are told."""
+    """Yields the wanted regular files below `root`. Yields a Problem for what cannot be read.
+
+    Hidden files and folders, and symbolic links to a place inside `root`, are left out.
+    """
     inside = root.resolve()
-    closed: list[OSError] = []
-    for folder, folders, names in os.walk(root, onerror=closed.append):
+    errors: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files = [n for n in names if not n.startswith(".") and is_wanted(n, reading)]
         for name in [*folders, *files]:
             path = Path(folder, name)
             if path.is_symlink():
                 if inside not in path.resolve().parents:
-                    target = mend_name(os.readlink(path))
-                    yield Problem("symbolic link out of the input", _below(path, root), target)
+                    target = repair_name(os.readlink(path))
+                    yield Problem("symbolic link out of the input", _name_file(path, root), target)
             else:
                 mode = path.stat().st_mode
                 if stat.S_ISREG(mode):
                     yield path
                 elif not stat.S_ISDIR(mode):
-                    yield Problem("not a regular file", _below(path, root))
-    for error in closed:
-        yield Problem("unreadable folder", _below(Path(error.filename), root), tell_error(error))
+                    yield Problem("not a regular file", _name_file(path, root))
+    for error in errors:
+        name = _name_file(Path(error.filename), root)
+        yield Problem("unreadable folder", name, describe_error(error))
 
 
 def _list_parts(path: str, name: str, reading: Reading) -> list[tuple[Part, int]]:
-    form, compression = suffixes(path)
+    form, compression = split_suffixes(path)
     size = os.path.getsize(path) * (EXPANSION if compression or form in ZIP else 1)
     streamed = compression or form in HTML | WARC | ARCHIVES or reading.source_suffixes
     whole = form not in LINES | {".parquet"} and reading.document_start is not None
@@ -122,21 +131,21 @@ def _list_parts(path: str, name: str, reading: Reading) -> list[tuple[Part, int]
     return [(Part(path, name, index, count), size // count) for index in range(count)]
 
 
-def _list_tfds(given: str) -> list[tuple[Part, int]]:
-    import tensorflow_datasets as tfds  # half a second, and only here
+def _list_tfds(address: str) -> list[tuple[Part, int]]:
+    import tensorflow_datasets as tfds  # The import takes half a second.
 
-    name, _, split = given.removeprefix("tfds:").partition("#")
+    name, _, split = address.removeprefix("tfds:").partition("#")
     split = split or "train"
     is_folder = os.path.isdir(name)
     try:
         builder = tfds.builder_from_directory(name) if is_folder else tfds.builder(name)
-        found = builder.info.splits.get(split)
+        info = builder.info.splits.get(split)
     except (tfds.core.DatasetNotFoundError, ValueError):
-        found = None
-    if found is None or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        info = None
+    if info is None or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f"{given}: no prepared ArrayRecord dataset with a split '{split}' here; prepare it "
+            f"{address}: found no prepared ArrayRecord dataset with a split '{split}'; prepare it "
             "with tfds.builder(NAME, file_format='array_record').download_and_prepare()"
         )
-    path, count = f"tfds:{builder.data_dir}#{split}", found.num_shards
-    return [(Part(path, name, index, count), found.num_bytes // count) for index in range(count)]
+    path, count = f"tfds:{builder.data_dir}#{split}", info.num_shards
+    return [(Part(path, name, index, count), info.num_bytes // count) for index in range(count)]

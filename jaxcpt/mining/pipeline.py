@@ -1,9 +1,9 @@
-"""Inputs and a miner in, a finished dataset folder out: the one Beam pipeline of both tools.
+"""Inputs and a miner in, a finished dataset folder out. All mining commands run this Beam pipeline.
 
-    units -> documents -> pairs -> contaminated ones out -> fingerprints -> duplicates -> shards
+    units -> documents -> pairs -> decontamination -> fingerprints -> duplicates -> shards
 
-It knows no language, no file format and no rule of what a pair is. Everything is written below
-`OUTPUT.unfinished`, which takes the name OUTPUT when all of it is there.
+It knows no language and no file format, and it does not know how a miner makes pairs. Everything is
+written below `OUTPUT.unfinished`. The finished dataset in it is renamed to OUTPUT.
 """
 
 import contextlib
@@ -30,23 +30,24 @@ from jaxcpt.errors import UserError
 from jaxcpt.files import write_file
 from jaxcpt.mining.decontaminate import Index
 from jaxcpt.mining.dedupe import find_duplicates, fingerprint
-from jaxcpt.mining.documents import Document, Problem, Reading, read_part
+from jaxcpt.mining.documents import Problem, RawDocument, Reading, read_part
 from jaxcpt.mining.grouping import GroupInRunner, GroupOnDisk
 from jaxcpt.mining.inputs import Mining, Unit, list_units
-from jaxcpt.mining.words import digest, split_words
+from jaxcpt.mining.words import digest, fold_words
 from jaxcpt.mining.write import SPLITS, write_dataset, write_shard
 
 SHARD_BYTES = 64 * 2**20
-"""Input per shard; a worker holds one shard's pairs in memory."""
+"""Input bytes for one shard. A worker holds the pairs of one shard in memory."""
 DEATHS = {
-    "No space left on device": "the disk is full",
-    " requested and ": "the disk is full",  # as NumPy tells of it
-    "Channel closed prematurely": "a worker was killed, perhaps for memory; try fewer --workers",
+    "No space left on device": "the disk is full; free some space",
+    " requested and ": "the disk is full; free some space",  # NumPy's error for it
+    "Channel closed prematurely": "a worker was killed, perhaps for memory; use fewer --workers",
 }
+"""A part of an error's text, and what it means. Beam hides the type of an error in a worker."""
 FINGERPRINT_EXPANSION = 4
-"""Bytes of fingerprints per byte of input, about."""
+"""The approximate ratio of fingerprint bytes to input bytes."""
 
-Miner = Callable[[Document, Counter[str]], Iterator[tuple[str, str] | Problem]]
+Miner = Callable[[RawDocument, Counter[str]], Iterator[tuple[str, str] | Problem]]
 
 
 def mine(
@@ -58,7 +59,7 @@ def mine(
     workers: int = 1,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes the dataset and returns its card. Raises UserError for what the user can mend."""
+    """Writes the dataset and returns its data card. Raises UserError for a mistake of the user."""
     if output.exists():
         raise UserError(f"{output}: exists; remove it or give another --output")
     output = output.absolute()
@@ -70,10 +71,17 @@ def mine(
             shards = mining.shards or max(1, -(-input_bytes // SHARD_BYTES))
             beam_options = _make_beam_options(runner_arguments, workers)
             local = beam_options.view_as(StandardOptions).runner in (None, "DirectRunner")
-            job = Job(mining, reading, miner, folder, shards, os.getpid() if local else None)
-            places = _write_units(job, units)
-            del units  # Beam would hold several copies, which for many small files is much
-            _run(job, places, problems, input_bytes, beam_options)
+            job = Job(
+                mining=mining,
+                reading=reading,
+                miner=miner,
+                folder=folder,
+                shards=shards,
+                command=os.getpid() if local else None,
+            )
+            offsets = _write_units(job, units)
+            del units  # With many small files, it would use much memory during the run.
+            _run(job, offsets, problems, input_bytes, beam_options)
             counts = _count(job, problems)
             card = write_dataset(
                 job.dataset, mining.name, mining.version, counts, asdict(mining) | (options or {})
@@ -81,17 +89,19 @@ def mine(
             os.rename(job.dataset, output)
             return card
     except Exception as error:
-        for sign, told in DEATHS.items():
+        for sign, meaning in DEATHS.items():
             if sign in str(error):
-                raise UserError(f"{output}: {told}; nothing was kept of this run") from error
+                raise UserError(f"{output}: {meaning}; this run has left no output") from error
         raise
 
 
 @contextlib.contextmanager
 def _claim(folder: Path) -> Iterator[Path]:
-    """A new folder in `folder`, which one run has at a time and in the end removes.
+    """Yields a new folder inside `folder`, and removes `folder` at the end.
 
-    What a killed run left there goes. Its workers may still write, so no folder is used twice.
+    A lock allows one run at a time. What a killed run left there is removed first. The workers of
+    a killed run may still be writing, so that each run has a folder with a new name. Raises
+    UserError if the folder cannot be written or another run holds the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,8 +113,8 @@ def _claim(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{folder}: another run is writing there; wait for it to end") from error
     try:
-        for left in folder.glob("run-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for killed_run in folder.glob("run-*"):
+            shutil.rmtree(killed_run, ignore_errors=True)
         run = folder / f"run-{uuid.uuid4().hex}"
         for name in ("dataset", "units"):
             (run / name).mkdir(parents=True)
@@ -114,9 +124,9 @@ def _claim(folder: Path) -> Iterator[Path]:
         lock.close()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """What each worker needs to know."""
+    """Everything that a worker needs to know. Beam sends it to each worker."""
 
     mining: Mining
     reading: Reading
@@ -124,7 +134,7 @@ class Job:
     folder: Path
     shards: int
     command: int | None
-    """Process of the command, where the workers run beside it."""
+    """The process id of the command. None if the workers may run on other machines."""
 
     @property
     def dataset(self) -> Path:
@@ -134,71 +144,81 @@ class Job:
     def units(self) -> Path:
         return self.folder / "units.pickle"
 
-    def read_unit(self, place: int) -> Unit:
+    def read_unit(self, offset: int) -> Unit:
         with open(self.units, "rb") as file:
-            file.seek(place)
+            file.seek(offset)
             return pickle.load(file)
 
     def shard_key(self, pair_id: bytes) -> bytes:
         return (int.from_bytes(pair_id[:4]) % self.shards).to_bytes(4)
 
+    def list_problem(self, problem: Problem) -> tuple[bytes, tuple[str, ...]]:
+        """Returns the key of a shard, and the entry for that shard's list of dropped items."""
+        entry = ("list", problem.reason, problem.name, problem.detail)
+        return self.shard_key(digest(problem.name)), entry
+
 
 class MineUnit(beam.DoFn):
-    """A unit's records for the shards, its fingerprints on another output; counts into a file."""
+    """Turns a unit into values for the shards, and into fingerprints on a second output.
+
+    Writes the unit's counts to a file.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
 
     def process(self, numbered: tuple[int, int]) -> Iterator[Any]:
-        number, place = numbered
+        number, offset = numbered
         if self.job.command:
-            os.kill(self.job.command, 0)  # ends a worker whose command was killed
+            os.kill(self.job.command, 0)  # Raises an error if the command was killed.
         counts: Counter[str] = Counter()
-        for part in self.job.read_unit(place):
-            for found in read_part(part, self.job.reading):
-                if isinstance(found, Problem):
-                    yield self._list(found, counts)
+        for part in self.job.read_unit(offset):
+            for item in read_part(part, self.job.reading):
+                if isinstance(item, Problem):
+                    counts[f"problem: {item.reason}"] += 1
+                    yield self.job.list_problem(item)
                     continue
                 counts["documents read"] += 1
-                counts["characters read"] += len(found.text)
-                yield from self._mine(found, counts)
+                counts["characters read"] += len(item.text)
+                yield from self._mine(item, counts)
         write_file(self.job.folder / "units" / f"{number}.json", json.dumps(counts))
 
-    def _list(self, problem: Problem, counts: Counter[str], what: str = "problem") -> Any:
-        counts[f"{what}: {problem.reason}"] += 1
-        value = ("list", problem.reason, problem.name, problem.detail)
-        return self.job.shard_key(digest(problem.name)), value
-
-    def _mine(self, document: Document, counts: Counter[str]) -> Iterator[Any]:
+    def _mine(self, document: RawDocument, counts: Counter[str]) -> Iterator[Any]:
         mining = self.job.mining
         index = Index.load(self.job.folder / "index") if mining.decontaminate else None
         content = digest(document.text)
         split = choose_split(document, content, mining)
         drops: Counter[str] = Counter()
-        for found in self.job.miner(document, drops):
-            if isinstance(found, Problem):
-                yield self._list(found, counts)
+        for item in self.job.miner(document, drops):
+            if isinstance(item, Problem):
+                counts[f"problem: {item.reason}"] += 1
+                yield self.job.list_problem(item)
                 continue
-            x_words, y_words = map(split_words, found)
+            x_words, y_words = map(fold_words, item)
             if x_words == y_words:
                 counts["left out: pair of equal sides"] += 1
                 continue
             counts["pairs mined"] += 1
             if index and (hit := index.find(x_words) or index.find(y_words)):
+                counts["dropped: contaminated"] += 1
                 counts[f"contaminated: {hit[0]}"] += 1
-                problem = Problem("contaminated", document.name, f"{hit[0]}: {hit[1]}")
-                yield self._list(problem, counts, "dropped")
+                entry = Problem("contaminated", document.name, f"{hit[0]}: {hit[1]}")
+                yield self.job.list_problem(entry)
                 continue
-            pair_id = digest(content.hex(), *found)
-            value = ("pair", pair_id, split, *found, document.name)
+            pair_id = digest(content.hex(), *item)
+            value = ("pair", pair_id, split, *item, document.name)
             yield self.job.shard_key(pair_id), value
             for key, *record in fingerprint(pair_id, x_words, y_words, mining.near_duplicate > 0):
                 yield beam.pvalue.TaggedOutput("fingerprints", (key, tuple(record)))
         counts.update({f"left out: {reason}": n for reason, n in drops.items()})
 
 
-def choose_split(document: Document, content: bytes, mining: Mining) -> str:
-    """By the document's content, or by the module or repository its name tells."""
+def choose_split(document: RawDocument, content: bytes, mining: Mining) -> str:
+    """Returns the split of a document from a hash of its group.
+
+    The group is the document's content (or the long text that it is a part of), or the module or
+    repository in the document's name.
+    """
     group = document.group or content.hex()
     if mining.split_by != "document":
         url = urlsplit(document.name)
@@ -213,8 +233,9 @@ def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> Pipelin
         list(runner_arguments),
         direct_num_workers=workers,
         direct_running_mode="multi_processing" if workers > 1 else "in_memory",
-        pipeline_type_check=False,  # a DoFn with two outputs has no one type
-        allow_unsafe_triggers=True,  # or DirectRunner tries to download an engine; none is used
+        pipeline_type_check=False,  # A DoFn with two outputs has no single type.
+        # Without this, DirectRunner tries to download an engine. No triggers are used.
+        allow_unsafe_triggers=True,
         default_sdk_harness_log_level="ERROR",
     )
     if runner := options.view_as(StandardOptions).runner:
@@ -222,29 +243,31 @@ def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> Pipelin
             beam.runners.create_runner(runner)
         except (ValueError, ImportError, AttributeError) as error:
             raise UserError(f"--runner {runner}: {error}") from None
-    if runner in (None, "DirectRunner"):  # others may know options that Beam itself does not
+    if runner in (None, "DirectRunner"):  # Another runner may have options of its own.
         every = options.get_all_options(retain_unknown_options=True)
         if unknown := sorted(every.keys() - options.get_all_options()):
-            raise UserError(f"--{unknown[0]}: no option of Beam; this command's stand before --")
+            raise UserError(
+                f"--{unknown[0]}: not an option of Beam; give this command's own options before --"
+            )
     return options
 
 
 def _write_units(job: Job, units: Sequence[Unit]) -> list[int]:
-    """Where each unit stands in the file that holds them all."""
-    places: list[int] = []
+    """Writes all units to one file. Returns the offset of each."""
+    offsets: list[int] = []
 
     def write(file: IO[bytes]) -> None:
         for unit in units:
-            places.append(file.tell())
+            offsets.append(file.tell())
             pickle.dump(unit, file)
 
     write_file(job.units, write)
-    return places
+    return offsets
 
 
 def _run(
     job: Job,
-    places: Sequence[int],
+    offsets: Sequence[int],
     problems: Sequence[Problem],
     input_bytes: int,
     options: PipelineOptions,
@@ -258,7 +281,7 @@ def _run(
     pipeline = beam.Pipeline(options=options)
     mined = (
         pipeline
-        | "Units" >> beam.Create(list(enumerate(places)))
+        | "Units" >> beam.Create(list(enumerate(offsets)))
         | "SpreadUnits" >> beam.Reshuffle()
         | "Mine" >> beam.ParDo(MineUnit(job)).with_outputs("fingerprints", main="values")
     )
@@ -267,17 +290,15 @@ def _run(
         | "GroupFingerprints" >> group("fingerprints", buckets, smallest=2)
         | "FindDuplicates" >> beam.FlatMap(_name_duplicates, job)
     )
-    others: list[tuple[bytes, tuple[str, ...]]] = [
-        (job.shard_key(digest(p.name)), ("list", p.reason, p.name, p.detail)) for p in problems
-    ]
-    # Every shard is written, also one that no pair falls into.
+    others: list[tuple[bytes, tuple[str, ...]]] = [job.list_problem(p) for p in problems]
+    # An empty record for each shard, so that a shard without pairs is written too.
     others += [(number.to_bytes(4), ()) for number in range(job.shards)]
     _ = (
         (mined.values, duplicates, pipeline | "Listed" >> beam.Create(others))
         | "GroupShards" >> group("shards", job.shards)
         | "WriteShard" >> beam.Map(_write_shard, job)
     )
-    with _mute_stderr() as stderr, _show_progress(job, len(places), stderr):
+    with _mute_stderr() as stderr, _show_progress(job, len(offsets), stderr):
         pipeline.run().wait_until_finish()
 
 
@@ -293,9 +314,11 @@ def _write_shard(group: tuple[bytes, Any], job: Job) -> None:
 
 @contextlib.contextmanager
 def _mute_stderr() -> Iterator[TextIO]:
-    """Mutes what Beam's processes write there, errors apart, which are raised; gives the old one.
+    """Sends file descriptor 2 to /dev/null, and yields a file on the real stderr.
 
-    A file on a full disk in its place would make a worker hang while it tells of the full disk.
+    Beam's workers are child processes that inherit the descriptor, so it is not enough to replace
+    `sys.stderr`. No error is lost, because an error in a worker is raised again in this process. A
+    log file in place of /dev/null would make a worker hang when it writes to a full disk.
     """
     sys.stderr.flush()
     with os.fdopen(os.dup(2), "w") as stderr, open(os.devnull, "w") as nothing:
@@ -308,7 +331,10 @@ def _mute_stderr() -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _show_progress(job: Job, units: int, stderr: TextIO) -> Iterator[None]:
-    """A line on stderr: rewritten every second on a terminal, else a new one every minute."""
+    """Shows progress on stderr: one line that changes every second, or a new line every minute.
+
+    The second form is for a stderr that is not a terminal.
+    """
     ended = threading.Event()
     start = time.monotonic()
     live = stderr.isatty()
@@ -331,7 +357,10 @@ def _show_progress(job: Job, units: int, stderr: TextIO) -> Iterator[None]:
 
 
 def _count(job: Job, problems: Sequence[Problem]) -> Counter[str]:
-    """The units' counts; raises UserError when too much was bad or no pair was found."""
+    """Returns the sum of all units' counts.
+
+    Raises UserError if too many files or records were bad, or if no pairs were found.
+    """
     counts = Counter(f"problem: {problem.reason}" for problem in problems)
     for path in (job.folder / "units").iterdir():
         counts.update(json.loads(path.read_text()))
@@ -339,12 +368,12 @@ def _count(job: Job, problems: Sequence[Problem]) -> Counter[str]:
     reasons = {what: count for what, count in counts.items() if what.startswith("problem: ")}
     bad = sum(reasons.values())
     if bad > job.mining.max_bad_share * (bad + counts["documents read"]):
-        told = ", ".join(f"{what.removeprefix('problem: ')} {n}" for what, n in reasons.items())
+        listed = ", ".join(f"{what.removeprefix('problem: ')} {n}" for what, n in reasons.items())
         raise UserError(
             f"{', '.join(job.mining.inputs)}: {bad} of {bad + counts['documents read']} files or "
-            f"records are bad ({told}), above --max-bad-share {job.mining.max_bad_share}"
+            f"records are bad ({listed}), above --max-bad-share {job.mining.max_bad_share}"
         )
     if not counts["pairs mined"]:
-        told = ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))
-        raise UserError(f"{', '.join(job.mining.inputs)}: no pairs found ({told})")
+        listed = ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))
+        raise UserError(f"{', '.join(job.mining.inputs)}: no pairs found ({listed})")
     return counts

@@ -1,8 +1,8 @@
-"""A document in, pairs of neighbouring pieces out (paper, section 2.1); it reads no files.
+"""A document in, pairs of neighbouring pieces out (paper, section 2.1). It reads no files.
 
-White space is normalised: every run of it becomes one space. Both sides of a pair are slices of
-the document normalised so. Pieces end where a sentence's own hash says so, hence a copy with
-another beginning is cut at the same places and its pairs are found as duplicates.
+Every run of white space in the document becomes one space. Both sides of a pair are slices of this
+normalised text. A piece ends at a sentence that is chosen by its own hash. A copy of the document
+with another beginning is therefore cut at the same places, and its pairs are found as duplicates.
 """
 
 import re
@@ -14,32 +14,38 @@ from dataclasses import dataclass
 import py3langid
 
 from jaxcpt.errors import UserError
-from jaxcpt.mining.documents import Document
+from jaxcpt.mining.documents import RawDocument
 
 ENDS = re.compile(r"""[.!?\u2026]["'\u201d\u2019)\]]?\s|[\u3002\uff01\uff1f]\s?""")
-"""A sentence ends at white space after its mark and closing quote; CJK marks need no space."""
+"""A sentence ends at white space after its mark and closing quote. A CJK mark needs no space."""
 PIECE_END_ONE_IN = 3
-"""A piece that is long enough ends at one sentence in three, chosen by the sentence's hash."""
+"""One sentence in three, chosen by the sentence's hash, ends a piece that is long enough."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextOptions:
+    """How to cut documents into pieces, and which pairs to keep."""
+
     piece_chars: tuple[int, int] = (200, 1000)
+    """The fewest and the most characters of a piece."""
     gap: int = 0
-    """Pieces left out between the two sides."""
+    """The number of pieces left out between x and y."""
     pairs_per_document: int = 8
     languages: tuple[str, ...] = ("en",)
-    """Languages kept, as ISO 639-1 codes; empty: all."""
+    """ISO 639-1 codes of the languages to keep. Empty: keep all."""
     quality: bool = True
+    """Drop tables, lists of numbers and the like. See `find_flaw`."""
 
 
 def check_text_options(options: TextOptions) -> TextOptions:
-    """Returns the options; raises UserError naming the one that cannot be."""
+    """Returns the options. Raises UserError with the name of an option that is not valid."""
     shortest, longest = options.piece_chars
     if not 0 < shortest <= longest:
         raise UserError(f"--piece-chars {shortest} {longest}: expected 0 < MIN <= MAX")
-    if options.gap < 0 or options.pairs_per_document < 1:
-        raise UserError("--gap must be 0 or more and --pairs-per-document 1 or more")
+    if options.gap < 0:
+        raise UserError(f"--gap {options.gap}: must be 0 or more")
+    if options.pairs_per_document < 1:
+        raise UserError(f"--pairs-per-document {options.pairs_per_document}: must be 1 or more")
     if unknown := sorted(set(options.languages) - _known_languages()):
         known = ", ".join(sorted(_known_languages()))
         raise UserError(f"--languages: unknown language '{unknown[0]}'; known: all, {known}")
@@ -51,12 +57,12 @@ def _known_languages() -> set[str]:
 
 
 def mine_text(
-    document: Document, drops: Counter[str], options: TextOptions
+    document: RawDocument, drops: Counter[str], options: TextOptions
 ) -> Iterator[tuple[str, str]]:
-    """Yields (piece, later piece), no piece twice; counts in `drops` what it leaves out."""
+    """Yields (piece, later piece). No piece is used twice. Counts in `drops` what it leaves out."""
     text, pieces = cut_pieces(document.text, options.piece_chars)
     step = options.gap + 1
-    # With a gap of 1, pieces 0 and 2, then 1 and 3; then 4 and 6, and so on.
+    # With a gap of 1, the pairs are pieces (0, 2), (1, 3), (4, 6), (5, 7), and so on.
     firsts = [i for i in range(len(pieces) - step) if i // step % 2 == 0]
     if not firsts:
         drops["document with fewer than two pieces"] += 1
@@ -72,16 +78,17 @@ def mine_text(
             drops[f"pair with a piece {flaws[0]}"] += 1
         else:
             pairs.append(sides)
-    # Spread over the document, when it has more than wanted.
-    kept = min(len(pairs), options.pairs_per_document)
-    drops["pair over --pairs-per-document"] += len(pairs) - kept
-    yield from (pairs[k * len(pairs) // kept] for k in range(kept))
+    # If there are too many pairs, take pairs that are spread evenly over the document.
+    count = min(len(pairs), options.pairs_per_document)
+    drops["pair over --pairs-per-document"] += len(pairs) - count
+    yield from (pairs[k * len(pairs) // count] for k in range(count))
 
 
 def cut_pieces(text: str, piece_chars: tuple[int, int]) -> tuple[str, list[tuple[int, int]]]:
-    """The text with white space normalised, and (start, end) of its pieces, one after another."""
+    """Returns the text with normalised white space, and the (start, end) of each piece in it."""
     shortest, longest = piece_chars
-    # Hard-wrapped text has blank lines between paragraphs; other text has one paragraph a line.
+    # Text with hard line breaks has blank lines between paragraphs. Other text has one paragraph
+    # on each line.
     text = text.strip()
     blank_line = r"\n[^\S\n]*\n"
     paragraphs = re.split(blank_line if re.search(blank_line, text) else "\n", text)
@@ -104,7 +111,7 @@ def cut_pieces(text: str, piece_chars: tuple[int, int]) -> tuple[str, list[tuple
 
 
 def _cut_sentences(text: str, start: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
-    """Spans of sentences in text[start:end]; one over `longest` is cut between words."""
+    """Yields (start, end) of each sentence in text[start:end]. Cuts a longer one at a space."""
     marks = [match.end() for match in ENDS.finditer(text, start, end)]
     for mark in [*marks, end]:
         while mark - start > longest:
@@ -119,7 +126,10 @@ def _cut_sentences(text: str, start: int, end: int, longest: int) -> Iterator[tu
 
 
 def find_flaw(piece: str, options: TextOptions) -> str | None:
-    """What makes a piece unfit: its length, or a rule after Gopher's (arXiv 2112.11446, A1)."""
+    """Returns why a piece is unfit, or None.
+
+    The reason is its length, or a rule like those of Gopher (arXiv 2112.11446, section A1).
+    """
     if len(piece) < options.piece_chars[0]:
         return "too short"
     if not options.quality:

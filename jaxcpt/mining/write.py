@@ -1,7 +1,8 @@
-"""Mined pairs of one shard in, its ArrayRecord files out; all shards' reports in, a dataset out.
+"""The mined pairs of one shard in, its ArrayRecord files out. All shards in, a dataset out.
 
-The dataset is a tensorflow-datasets folder with the features x, y and source, and a data card. It
-has no time, no host and no count of workers in it: the same input gives the same bytes.
+The dataset is a tensorflow-datasets folder with the features x, y and source, and with a data card.
+It records no time, no host and no number of workers, so the same input gives the same bytes. This
+module does not know how pairs were mined.
 """
 
 import importlib.metadata
@@ -43,7 +44,7 @@ PACKAGES = (
 
 
 def serialize(x: str, y: str, source: str) -> bytes:
-    """A tf.train.Example; tfds' own serialisation orders its entries at random."""
+    """Returns a tf.train.Example. tfds itself would serialise its features in a random order."""
     feature = {
         name: tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[text.encode()]))
         for name, text in (("x", x), ("y", y), ("source", source))
@@ -53,14 +54,15 @@ def serialize(x: str, y: str, source: str) -> bytes:
 
 
 def write_shard(folder: Path, name: str, shard: tuple[int, int], values: Iterable[tuple]) -> None:
-    """Writes one shard of each split, the list of what it dropped, and a report beside them.
+    """Writes one shard of each split, a list of the items that were dropped, and a report.
 
-    `values` are ("pair", id, split, x, y, source), ("drop", id, reason, id kept) and
-    ("list", reason, name, detail), in any order; the ids order the pairs.
+    `shard` is (number, count). `values` holds ("pair", id, split, x, y, source),
+    ("drop", id, reason, id of the pair that is kept) and ("list", reason, name, detail), in any
+    order. The pairs are written in the order of their ids.
     """
     number, count = shard
     suffix = f"{number:05d}-of-{count:05d}"
-    pairs, drops, listed = _settle(values)
+    pairs, drops, listed = _apply_drops(values)
     lines = [
         json.dumps({"reason": reason, "name": where, "detail": detail}, ensure_ascii=False)
         for reason, where, detail in listed
@@ -94,26 +96,26 @@ def write_shard(folder: Path, name: str, shard: tuple[int, int], values: Iterabl
     write_file(folder / f"report-{suffix}.json", json.dumps(report, sort_keys=True))
 
 
-def _settle(
+def _apply_drops(
     values: Iterable[tuple],
 ) -> tuple[dict[bytes, tuple], Counter[str], list[tuple[str, str, str]]]:
-    """The pairs that stay, by id and in its order; how many go by reason; what is listed."""
+    """Returns the remaining pairs by id, the number of drops by reason, and the list entries."""
     by_kind: dict[str, list[tuple]] = {"pair": [], "drop": [], "list": []}
     for kind, *value in values:
         by_kind[kind].append(tuple(value))
     reasons = {}
-    for pair_id, reason, kept in sorted(by_kind["drop"], reverse=True):
-        reasons[pair_id] = (reason, kept.hex())
+    for pair_id, reason, kept_id in sorted(by_kind["drop"], reverse=True):
+        reasons[pair_id] = (reason, kept_id.hex())
     pairs: dict[bytes, tuple] = {}
     drops: Counter[str] = Counter()
     listed = sorted(by_kind["list"])
     for pair_id, *pair in sorted(by_kind["pair"]):
-        reason, kept = reasons.get(pair_id, ("", ""))
+        reason, kept_id = reasons.get(pair_id, ("", ""))
         if pair_id in pairs:
-            reason, kept = "exact duplicate", pair_id.hex()
+            reason, kept_id = "exact duplicate", pair_id.hex()
         if reason:
             drops[reason] += 1
-            listed.append((reason, pair[-1], f"repeats pair {kept}"))
+            listed.append((reason, pair[-1], f"repeats pair {kept_id}"))
         else:
             pairs[pair_id] = tuple(pair)
     return pairs, drops, listed
@@ -122,13 +124,13 @@ def _settle(
 def write_dataset(
     folder: Path, name: str, version: str, counts: Counter[str], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Turns the shards in `folder` into a dataset; returns its card, also written beside it."""
+    """Turns the shards in `folder` into a dataset. Writes its data card, and returns it."""
     paths = sorted(folder.glob("report-*.json"))
     reports = [json.loads(path.read_text()) for path in paths]
     sums = {file: sha for report in reports for file, sha in report["sha256"].items()}
     rows = {split: [report["rows"][split] for report in reports] for split in SPLITS}
     for split in [split for split, shards in rows.items() if not any(shards)]:
-        del rows[split]  # tfds would call its size unknown
+        del rows[split]  # tfds would describe the size of an empty split as unknown.
         for file in [file for file in sums if file.startswith(f"{name}-{split}.")]:
             del sums[file]
             (folder / file).unlink()
@@ -140,10 +142,10 @@ def write_dataset(
         "dropped": dict(_sum(report["drops"] for report in reports)),
         "pairs": {split: sum(shards) for split, shards in rows.items()},
         "length_histograms": {
-            side: _ranges(_sum(report["lengths"][side] for report in reports))
+            side: _format_ranges(_sum(report["lengths"][side] for report in reports))
             for side in ("x", "y")
         },
-        "versions": dict(_versions()),
+        "versions": dict(_list_versions()),
         "sha256": sums,
         "samples": sorted(
             (sample for report in reports for sample in report["samples"]),
@@ -172,10 +174,10 @@ def write_dataset(
         ],
         version=version,
         description="Pairs mined by jaxcpt; see data_card.md.",
-        check_data=False,  # it would read with TensorFlow
+        check_data=False,  # The check would need TensorFlow.
     )
     write_file(folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    write_file(folder / "data_card.md", "\n".join(_markdown(card)) + "\n")
+    write_file(folder / "data_card.md", "\n".join(_format_markdown(card)) + "\n")
     for path in paths:
         path.unlink()
     return card
@@ -188,13 +190,13 @@ def _sum(parts: Iterable[dict[str, int]]) -> list[tuple[str, int]]:
     return sorted(total.items())
 
 
-def _ranges(histogram: Sequence[tuple[str, int]]) -> dict[str, int]:
-    """Bit lengths to '128-255', shortest first."""
+def _format_ranges(histogram: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """Turns bit lengths into ranges such as '128-255', shortest first."""
     bits = sorted((int(bit), count) for bit, count in histogram)
     return {f"{1 << bit >> 1}-{(1 << bit) - 1}": count for bit, count in bits}
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def _list_versions() -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
     for package in PACKAGES:
         try:
@@ -203,7 +205,7 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield package, "not installed as a package"
 
 
-def _markdown(card: dict[str, Any]) -> Iterator[str]:
+def _format_markdown(card: dict[str, Any]) -> Iterator[str]:
     def table(title: str, head: str, rows: dict[str, Any]) -> Iterator[str]:
         yield from ("", f"## {title}", "", f"| {head} | |", "| --- | ---: |")
         for key, value in rows.items():

@@ -1,4 +1,7 @@
-"""The options by which commands name pairs, and the opening of the pairs that they name."""
+"""The options by which a command names pairs, and the functions that open these pairs.
+
+In: the parsed options. Out: sources, or pairs. It knows no kind of source.
+"""
 
 import argparse
 import tempfile
@@ -12,36 +15,43 @@ from jaxcpt.sources import Source
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """--experiment, or --pairs with --split, --x and --y."""
+    """Adds --experiment, and --pairs with --split, --x and --y."""
     add = parser.add_argument
-    add("--experiment", metavar="FILE", help="take its training sources")
-    kinds = "or these, of any kind of source"
-    add("--pairs", action="extend", nargs="+", default=[], metavar="PATH", help=kinds)
-    add("--split", help="of --pairs that have splits; default: train")
-    add("--x", default="x", metavar="NAME", help="column or field of x in --pairs")
-    add("--y", default="y", metavar="NAME", help="column or field of y in --pairs")
+    experiment = "experiment file; use its training sources"
+    add("--experiment", metavar="FILE", help=experiment)
+    paths = "files and folders of pairs, of any kind that docs/data.md lists"
+    add("--pairs", action="extend", nargs="+", default=[], metavar="PATH", help=paths)
+    add("--split", metavar="NAME", help="split of --pairs, if they have splits; default: train")
+    add("--x", default="x", metavar="NAME", help="column or field of x in --pairs; default: x")
+    add("--y", default="y", metavar="NAME", help="column or field of y in --pairs; default: y")
 
 
 def name_sources(arguments: argparse.Namespace) -> tuple[list[Source], Experiment | None]:
-    """The sources that the options name, and the experiment if the options name one."""
+    """Returns the sources that the options name, and the experiment if they name one.
+
+    Raises UserError if the options contradict each other or a source does not exist.
+    """
     if bool(arguments.experiment) == bool(arguments.pairs):
-        raise UserError("name the pairs by either --experiment FILE or --pairs PATH...")
+        raise UserError("give the pairs by either --experiment FILE or --pairs PATH...")
     if arguments.experiment:
         if arguments.split is not None:
-            raise UserError("--split: comes with --pairs; an experiment names its own")
+            raise UserError("--split: works only with --pairs; an experiment names its own splits")
         experiment = load_experiment(arguments.experiment)
         return list(experiment.data.train), experiment
     split = "train" if arguments.split is None else arguments.split
     sources = [find_source(path, split, arguments.x, arguments.y) for path in arguments.pairs]
     if arguments.split is not None and not any(getattr(source, "split", "") for source in sources):
-        raise UserError(f"--split {split}: no pairs that were named have splits; leave it out")
+        raise UserError(f"--split {split}: none of the --pairs have splits; remove the option")
     return sources, None
 
 
 def open_sources(sources: list[Source], seed: int = 0) -> list[Pairs]:
-    """The sources' texts; mined pairs are not kept. Raises UserError where there are no pairs."""
+    """Returns the texts of the sources. Raises UserError if the sources have no pairs.
+
+    Pairs that are mined from installed packages are not kept on disk.
+    """
     with tempfile.TemporaryDirectory() as folder:
         opened = [open_source(source, Path(folder), seed) for source in sources]
     if not sum(map(len, opened)):
-        raise UserError("no pairs in what was named; it needs at least one")
+        raise UserError("found no pairs to read; name a source with at least one pair")
     return opened
