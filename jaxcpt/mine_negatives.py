@@ -195,7 +195,7 @@ def open_pairs(arguments: argparse.Namespace) -> tuple[Pairs, Pairs, list[str]]:
     return open_all(sources), open_all(bare), [getattr(s, "y_prefix", "") for s in sources]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxcpt mine-negatives",
         description=__doc__,
@@ -217,7 +217,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--relative-margin", type=float, default=0.95, metavar="SHARE", help=relative)
     absolute = "least difference between the two scores; default: %(default)s"
     add("--absolute-margin", type=float, default=0.0, metavar="SCORE", help=absolute)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for an option that is not valid."""
     output: Path = arguments.output
     rules = [
         (not output.exists(), f"{output}: exists; remove it or give another --output"),
@@ -239,6 +243,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for holds, message in rules:
         if not holds:
             raise UserError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _make_parser().parse_args(argv)
+    _check(arguments)
+    output: Path = arguments.output
     use_cpu_cores()
     prefixed, bare, prefixes = open_pairs(arguments)
     embedder = Embedder.load(arguments.run_dir, arguments.step)

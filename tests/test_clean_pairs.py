@@ -1,4 +1,4 @@
-"""Pairs of others: read from every format, deduped, decontaminated, and refused in one line."""
+"""Existing pairs: read from every format, deduplicated and decontaminated."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ def make_rows(first, last):
 
 
 def clean(inputs, output, reading=READING, **changes):
-    """(card, pairs); `output` must not exist."""
+    """Returns (data card, set of pairs). `output` must not exist."""
     mining = Mining(
         inputs=tuple(map(str, inputs)), name="cleaned", **{"heldout_share": 0.0} | changes
     )
@@ -41,7 +41,7 @@ def write_lines(path, rows):
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-def test_pairs_of_all_formats_together(tmp_path):
+def test_pairs_are_read_from_all_formats(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     write_lines(folder / "a.jsonl", make_rows(0, 10))
@@ -50,13 +50,13 @@ def test_pairs_of_all_formats_together(tmp_path):
     (folder / "README.txt").write_text("No pairs here.")
     _, pairs = clean([folder], tmp_path / "out")
     assert pairs == {(row["question"], row["answer"]) for row in make_rows(0, 30)}
-    # What was written is read again, and gives the same.
+    # The output is itself a valid input and gives the same pairs.
     again = Reading(text_field="x", y_field="y")
     assert clean([f"tfds:{tmp_path / 'out'}"], tmp_path / "again", again)[1] == pairs
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "tfds"])
-def test_a_records_own_source_is_kept_and_split_by(tmp_path, form):
+def test_a_records_own_source_is_kept_and_decides_its_split(tmp_path, form):
     rows = make_rows(0, 40)
     rows = [row | {"source": f"in/r{n % 8}/a{n}.py"} for n, row in enumerate(rows)]
     reading = READING
@@ -80,7 +80,7 @@ def source_of(folder, split):
     return {row["source"].decode() for row in rows}
 
 
-def test_repeated_and_contaminated_pairs_go(tmp_path):
+def test_duplicate_and_contaminated_pairs_are_dropped(tmp_path):
     rows = make_rows(0, 10)
     near = {
         "question": rows[1]["question"].replace("q1w0 ", "first "),
@@ -103,7 +103,7 @@ def test_repeated_and_contaminated_pairs_go(tmp_path):
     assert not [pair for pair in pairs if found in pair[0]]
 
 
-def test_refuses_what_holds_no_pairs(tmp_path):
+def test_inputs_without_pairs_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("Some text.")
     with pytest.raises(UserError, match=r"no pairs found \(.*document that is no pair 1"):
         clean([tmp_path / "a.txt"], tmp_path / "out")
@@ -117,8 +117,8 @@ def test_refuses_what_holds_no_pairs(tmp_path):
 
 
 @needs_data
-def test_functions_that_no_query_asks_for_are_kept(tmp_path):
-    """They lie in the corpus that is searched, but only what is judged is an evaluation text."""
+def test_functions_of_a_search_corpus_that_are_not_judged_are_kept(tmp_path):
+    """Only the judged functions of the corpus are evaluation texts."""
     reading = Reading(text_field="text", y_field="code")
     path = DATA / "code_pairs" / "cosqa_functions.jsonl"
     card, _ = clean([path], tmp_path / "out", reading, decontaminate=(str(DATA / "code_search"),))

@@ -1,4 +1,4 @@
-"""Both mining commands as a user meets them: refusals, damage that is passed over, being killed."""
+"""The mining commands as a user sees them: refusals, damaged input, and killed runs."""
 
 import gzip
 import io
@@ -46,7 +46,7 @@ def start(verb, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Tests that run in the background of a shell were told to ignore it.
+        # A shell makes its background jobs ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -85,16 +85,16 @@ def test_commands_refuse_in_one_line(tmp_path, verb, arguments, told):
     assert output == ""
 
 
-def test_an_option_given_twice_adds_to_the_first():
+def test_a_repeated_option_adds_to_its_earlier_values():
     given = ["--input", "a", "b", "--input", "c", "--decontaminate", "d", "--decontaminate", "e"]
-    for _ in range(2):  # nor does one command leave something to the next
-        arguments = make_parser("").parse_args(["--output", "o", *given])
+    for _ in range(2):  # One command must not change the defaults of the next.
+        arguments = make_parser("jaxcpt mine-text", None).parse_args(["--output", "o", *given])
         assert arguments.input == ["a", "b", "c"]
         assert arguments.decontaminate == ["d", "e"]
-    assert make_parser("").parse_args(["--output", "o"]).input == []
+    assert make_parser("jaxcpt mine-text", None).parse_args(["--output", "o"]).input == []
 
 
-def test_a_document_starts_where_the_option_says(tmp_path):
+def test_document_start_cuts_a_file_into_documents(tmp_path):
     titles = (f"= Title {n} =\n{make_text(n)}\n" for n in range(3))
     (tmp_path / "a.txt").write_text("".join(titles))
     options = ["--document-start", "^= Title", "--workers", 1, *OPEN]
@@ -107,7 +107,7 @@ def test_a_document_starts_where_the_option_says(tmp_path):
     assert card["counts"]["documents read"] == 3
 
 
-def test_killed_half_way_it_leaves_nothing_that_looks_finished(tmp_path):
+def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
     source, work = tmp_path / "a.jsonl", tmp_path / "out.unfinished"
     write_jsonl(source, [make_text(seed, 24) for seed in range(60)] * 60)
     arguments = ["--input", source, "--output", tmp_path / "out", "--workers", "2", *OPEN]
@@ -132,7 +132,7 @@ def test_killed_half_way_it_leaves_nothing_that_looks_finished(tmp_path):
 
 
 def write_damaged_text(folder):
-    """A folder with all that can be wrong beside what is whole; how often each is told."""
+    """Writes good and damaged files to the folder. Returns the expected count of each problem."""
     texts = [make_text(seed) for seed in range(40)]
     write_jsonl(folder / "whole.jsonl", texts[:20])
     lines = (folder / "whole.jsonl").read_bytes()
@@ -199,7 +199,9 @@ def write_damaged_code(folder):
     ("verb", "write", "options", "pairs"),
     [("mine-text", write_damaged_text, OPEN, 50), ("mine-code", write_damaged_code, [], 6)],
 )
-def test_damage_is_counted_and_listed_and_too_much_refused(tmp_path, verb, write, options, pairs):
+def test_damaged_input_is_counted_and_listed_and_too_much_is_refused(
+    tmp_path, verb, write, options, pairs
+):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     expected = write(folder)
@@ -226,4 +228,4 @@ def test_damage_is_counted_and_listed_and_too_much_refused(tmp_path, verb, write
     reasons = Counter(json.loads(line)["reason"] for line in listed)
     assert {reason: reasons[reason] for reason in expected} == expected
     assert sum(card["pairs"].values()) >= pairs
-    assert "root:" not in (out / "data_card.md").read_text()  # of /etc/passwd
+    assert "root:" not in (out / "data_card.md").read_text()  # This text is in /etc/passwd.

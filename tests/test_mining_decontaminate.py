@@ -1,4 +1,4 @@
-"""Planted evaluation texts are caught in what is mined; texts that merely look alike are not."""
+"""Decontamination: evaluation texts are found in pairs, and texts that are only similar are not."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ WORDS = st.lists(st.text("aäz_1数", min_size=1, max_size=3), min_size=1, max_s
 
 @settings(max_examples=200, deadline=None)
 @given(words=WORDS, lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3))
-def test_hashes_are_equal_where_the_words_are(words, lengths):
+def test_hashes_are_equal_if_and_only_if_the_words_are_equal(words, lengths):
     runs = [tuple(words[i : i + n]) for n in lengths for i in range(len(words) - n + 1)]
     hashes = hash_ngrams(words, lengths)
     assert len(hashes) == len(runs)
@@ -34,7 +34,7 @@ def test_hashes_are_equal_where_the_words_are(words, lengths):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The layout of ../shared/data, with training text beside the evaluation sets."""
+    """Evaluation sets laid out like ../shared/data, with training text beside them."""
     made = tmp_path / "data"
     for name in ("linear_probe/mr", "retrieval/nq/qrels", "prose"):
         (made / name).mkdir(parents=True)
@@ -49,14 +49,14 @@ def folder(tmp_path):
     return made
 
 
-def test_reading_the_layout(folder):
+def test_evaluation_texts_are_read_from_the_known_folders(folder):
     texts = list(read_evaluations(str(folder)))
     assert [name for name, _ in texts] == ["linear_probe/mr"] * 3 + ["retrieval/nq"] * 2
     assert texts[3] == ("retrieval/nq", 'A "title')
     assert [name for name, _ in read_evaluations(str(folder / "prose"))] == ["."]
 
 
-def test_of_a_set_with_qrels_the_judged_texts_alone_are_read(folder):
+def test_only_judged_texts_are_read_from_a_set_with_qrels(folder):
     made = folder / "retrieval/nq"
     (made / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq2\td2\t1\n")
     (made / "qrels/dev.tsv").write_text("query-id\tcorpus-id\tscore\nq3\td3\t0\n")
@@ -69,7 +69,7 @@ def test_of_a_set_with_qrels_the_judged_texts_alone_are_read(folder):
     (made / "corpus.jsonl.gz").write_bytes(gzip.compress(rows["d"].encode()))
     (made / "queries.jsonl").write_text(rows["q"])
     (made / "more.jsonl").write_text(rows["q"])
-    for below in (made, folder):  # the set alone, too
+    for below in (made, folder):  # The set's own folder gives the same.
         texts = [text for _, text in read_evaluations(str(below))]
         assert texts[-4:] == ["d1", "d3", "q1", "q3"]
     (made / "qrels/dev.tsv").write_text("q3\td3\t0\nq4\td4\t0\n")
@@ -77,7 +77,7 @@ def test_of_a_set_with_qrels_the_judged_texts_alone_are_read(folder):
         list(read_evaluations(str(folder)))
 
 
-def test_training_files_are_passed_over(folder):
+def test_training_files_are_not_read(folder):
     for name in ("linear_probe/mr/train.tsv", "linear_probe/mr/train_sentences.tsv"):
         (folder / name).write_text("text\nto train on\n")
     for name in ("sts/sts12_train/OnWN.tsv", "sts/sts12/OnWN.tsv"):
@@ -86,7 +86,7 @@ def test_training_files_are_passed_over(folder):
     texts = list(read_evaluations(str(folder)))
     assert "to train on" not in {text for _, text in texts}
     assert texts[-2:] == [("sts/sts12", "left"), ("sts/sts12", "right")]
-    # A folder that is named itself is read, and one of training files alone is refused.
+    # A training folder is read if the user names it. A folder with only training files is refused.
     assert len(list(read_evaluations(str(folder / "sts/sts12_train")))) == 2
     for path in (folder / "sts/sts12").iterdir():
         path.unlink()
@@ -96,7 +96,7 @@ def test_training_files_are_passed_over(folder):
         list(read_evaluations(str(folder / "sts")))
 
 
-def test_of_dpr_the_test_questions_alone_are_read(folder):
+def test_only_the_test_questions_of_dpr_are_read(folder):
     made = folder / "dpr/retriever/qas"
     made.mkdir(parents=True)
     (made / "nq-test.csv").write_text('who won?\t[\'no one\']\n"a ""quoted"" one"\t[\'x\']\n')
@@ -107,11 +107,12 @@ def test_of_dpr_the_test_questions_alone_are_read(folder):
     (folder / "dpr/wikipedia_split/psgs_w100.tsv").write_text("id\ttext\ttitle\n1\tpassage\tP\n")
     questions = ["who won?", 'a "quoted" one', "what is it?"]
     found = [text for name, text in read_evaluations(str(folder)) if name.startswith("dpr/")]
-    assert found == questions  # beside other suites
-    assert [text for _, text in read_evaluations(str(folder / "dpr"))] == questions  # and alone
+    assert found == questions
+    # The folder of DPR alone gives the same.
+    assert [text for _, text in read_evaluations(str(folder / "dpr"))] == questions
 
 
-def test_planted_texts_are_caught(folder, tmp_path):
+def test_planted_evaluation_texts_are_found(folder, tmp_path):
     Index.build([str(folder)], 13).save(tmp_path / "index")
     index = Index.load(tmp_path / "index")
 
@@ -120,20 +121,20 @@ def test_planted_texts_are_caught(folder, tmp_path):
 
     thirteen = " ".join(f"l{n}" for n in range(5, 18))
     assert find(f"Before it {thirteen.upper()}, and after.") == ("linear_probe/mr", thirteen)
-    assert find(thirteen.removesuffix(" l17") + " and after") is None  # twelve are too few
+    assert find(thirteen.removesuffix(" l17") + " and after") is None  # Twelve words are too few.
     assert find("r0 r1 r2 r3 r4 r5 r6 r7 r8 r9 r10 r11 r12")[0] == "retrieval/nq"
-    # Fewer than thirteen words in all: found whole.
+    # A text of fewer than thirteen words is found if the side contains all of it.
     eight = "one two three four five six seven eight"
     assert find(f"zero, {eight}; nine") == ("linear_probe/mr", eight)
     assert find(eight.removesuffix(" eight")) is None
-    # Fewer than eight: only as the whole side.
+    # A text of fewer than eight words is found only if it is the whole side.
     assert find("Just a few words!") == ("linear_probe/mr", "just a few words")
     assert find("there are just a few words here") is None
     assert find("training text " * 9) is None
     assert find("") is None
 
 
-def test_texts_of_any_length_and_rows_of_odd_ones(tmp_path):
+def test_very_long_texts_and_irregular_rows_are_read(tmp_path):
     long = " ".join(f"l{n}" for n in range(10**5))
     (tmp_path / "a.tsv").write_text(f"text\tlabel\r\n{long}\t1\tmore\r\nonly\r\n\tempty\n")
     (tmp_path / "b.jsonl").write_text('\n{"text": "one", "code": 3, "title": null}\n')
@@ -174,7 +175,7 @@ def test_queries_and_code_of_codesearchnet_are_read(tmp_path):
         ("a.tsv.gz", b"no gzip", "a.tsv.gz: broken gzip after line 0 (Not a gzipped file"),
     ],
 )
-def test_refuses_sets_that_cannot_be_read_whole(tmp_path, name, content, told):
+def test_a_damaged_evaluation_set_is_refused(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
         Index.build([str(tmp_path)], 13)
@@ -183,7 +184,7 @@ def test_refuses_sets_that_cannot_be_read_whole(tmp_path, name, content, told):
 
 
 @needs_data
-def test_sentences_of_the_real_sets_are_caught():
+def test_sentences_of_the_real_sets_are_found():
     index = Index.build([str(DATA / "sts"), str(DATA / "linear_probe" / "mr")], 13)
     rng = random.Random(0)
     texts = [fold_words(text) for _, text in read_evaluations(str(DATA / "sts" / "sts14"))]
@@ -193,7 +194,7 @@ def test_sentences_of_the_real_sets_are_caught():
         assert index.find([word + "x" for word in planted]) is None
 
 
-def test_refusals(folder, tmp_path):
+def test_missing_folders_and_short_ngrams_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r"--decontaminate .*nowhere: no such folder"):
         Index.build([str(tmp_path / "nowhere")], 13)
     empty = tmp_path / "empty"

@@ -1,4 +1,4 @@
-"""Planted near duplicates are found, distinct pairs kept, and order changes nothing."""
+"""Deduplication: duplicates are found, distinct pairs are kept, and order changes nothing."""
 
 import random
 from collections import defaultdict
@@ -24,7 +24,7 @@ def jaccard(a, b):
 
 
 def find(texts, threshold=0.8):
-    """{text: (reason, text kept)} over all texts, each the x of a pair with an empty y."""
+    """Returns {text: (reason, text that is kept)}. Each text is the x of a pair."""
     groups, names = defaultdict(list), {}
     for text in texts:
         pair_id = digest(text)
@@ -36,7 +36,7 @@ def find(texts, threshold=0.8):
 
 
 def plant(rng, similarity, length):
-    """A text and a copy of about this similarity: words replaced until it is reached."""
+    """Returns a text and a copy in which words are replaced down to this similarity."""
     words = [f"w{rng.randrange(5000)}" for _ in range(length)]
     copy = list(words)
     for place in rng.sample(range(length), length):
@@ -48,7 +48,7 @@ def plant(rng, similarity, length):
 
 
 @pytest.mark.parametrize("length", [60, 150, 400])
-def test_recall_at_08_and_distinct_ones_kept(length):
+def test_near_duplicates_are_found_and_distinct_texts_are_kept(length):
     rng = random.Random(0)
     planted = [plant(rng, 0.8, length) for _ in range(200)]
     assert all(0.8 <= jaccard(*pair) < 0.88 for pair in planted)
@@ -62,7 +62,7 @@ def test_recall_at_08_and_distinct_ones_kept(length):
     assert find(texts, threshold=0) == {}
 
 
-def test_one_of_each_is_kept_and_none_of_the_kept_repeat_each_other():
+def test_one_text_of_each_group_of_near_duplicates_is_kept():
     rng = random.Random(1)
     texts = []
     for _ in range(30):
@@ -75,8 +75,8 @@ def test_one_of_each_is_kept_and_none_of_the_kept_repeat_each_other():
     assert all(found[text][1] != text for text in found)
 
 
-def test_exact_duplicates_on_either_side():
-    """Case, punctuation, white space and the form of letters do not matter; sides do not either."""
+def test_exact_duplicates_are_found_on_either_side():
+    """Case, punctuation, white space and the form of letters make no difference."""
     pairs = {b"1" * 16: ("One text.", "Another"), b"2" * 16: ("other", "ONE  text")}
     pairs |= {b"3" * 16: ("one text more", "ﬁne"), b"4" * 16: ("fine!", "quite else")}
     groups = defaultdict(list)
@@ -92,7 +92,7 @@ def test_exact_duplicates_on_either_side():
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10), order=st.randoms(use_true_random=False))
-def test_order_changes_nothing(seed, order):
+def test_order_changes_no_duplicate(seed, order):
     rng = random.Random(seed)
     texts = [" ".join(words) for _ in range(10) for words in plant(rng, 0.8, 80)] * 2
     expected = find(texts)
@@ -100,7 +100,7 @@ def test_order_changes_nothing(seed, order):
     assert find(texts) == expected
 
 
-def test_many_in_one_band_are_compared_with_few():
+def test_thousands_of_different_sketches_in_one_band_are_no_duplicates():
     rng = random.Random(2)
     sketches = [rng.randbytes(126) for _ in range(3000)]
     group = [(digest(str(n)), sketch) for n, sketch in enumerate(sketches)]

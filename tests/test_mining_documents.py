@@ -1,4 +1,4 @@
-"""Every format gives the documents planted in it, and every kind of damage is told by name."""
+"""Every format gives its documents, and every kind of damage becomes a named problem."""
 
 import gzip
 import io
@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcpt.errors import UserError
-from jaxcpt.mining.documents import CHUNK_BYTES, RECORD_BYTES, Part, RawDocument, Reading, read_part
+from jaxcpt.mining.documents import Part, RawDocument, Reading, read_part
 from jaxcpt.mining.inputs import PART_BYTES, UNIT_BYTES, list_units
+from jaxcpt.mining.lines import CHUNK_BYTES, RECORD_BYTES
 
 READING = Reading()
 TEXTS = ["First document.\nIt has two lines.", "Zweites, mit Umlaut: ü.", "Third one."]
@@ -62,7 +63,7 @@ def zstd(content):
         ("a.jsonl.zst", zstd(JSONL[:40]) + zstd(JSONL[40:])),
     ],
 )
-def test_jsonl_compressed_or_not(tmp_path, name, content):
+def test_jsonl_is_read_with_and_without_compression(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert texts_of(tmp_path / name) == TEXTS
 
@@ -92,7 +93,7 @@ def test_document_start_cuts_a_plain_file(tmp_path):
     assert [document.group for document in documents] == ["", ""]
 
 
-def test_a_long_plain_file_comes_in_parts_of_one_group(tmp_path):
+def test_a_long_plain_file_gives_several_documents_of_one_group(tmp_path):
     line = "A line of some length, again and again.\n"
     path = tmp_path / "long.txt"
     path.write_text(line * (5 * CHUNK_BYTES // 2 // len(line)))
@@ -108,7 +109,7 @@ def test_html_gives_its_text(tmp_path):
     assert texts_of(tmp_path) == ["Caf\u00e9 one.\n\nTwo."]
 
 
-def test_parquet_in_row_groups(tmp_path):
+def test_parts_of_a_parquet_file_are_row_groups(tmp_path):
     table = pyarrow.table({"text": [*TEXTS, None, " "], "other": range(5)})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     path = str(tmp_path / "a.parquet")
@@ -147,7 +148,7 @@ PICTURE = warc_record(
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_warc_and_wet(tmp_path, packed):
+def test_warc_and_wet_are_read_and_named_by_their_address(tmp_path, packed):
     squeeze = gzip.compress if packed else bytes
     ending = ".gz" if packed else ""
     (tmp_path / f"a.warc{ending}").write_bytes(squeeze(WARC) + squeeze(PICTURE))
@@ -160,7 +161,7 @@ def test_warc_and_wet(tmp_path, packed):
     assert not problems
 
 
-def test_tfds_by_folder_and_by_name(tmp_path, monkeypatch):
+def test_tfds_is_read_by_folder_and_by_name(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     from jaxcpt.mining.write import write_dataset, write_shard
@@ -178,7 +179,7 @@ def test_tfds_by_folder_and_by_name(tmp_path, monkeypatch):
         found = [item for unit in units for part in unit for item in read_part(part, reading)]
         assert [item.text for item in found] == TEXTS
         assert found[0].name == name.removeprefix("tfds:").partition("#")[0] + "@0"
-    # Neither known, known and not prepared here, without that split, nor in another format.
+    # Refused: an unknown name, a set that is not prepared, an unknown split, another file format.
     told = "found no prepared ArrayRecord dataset with a split '(train|tset)'; prepare it with"
     about = folder / "dataset_info.json"
     for name in ("no_such_set", "imdb_reviews", f"{folder}#tset", str(folder)):
@@ -210,7 +211,7 @@ MEMBERS = [
 CLIMBS = "archive member climbs out of its folder"
 
 
-def test_archives(tmp_path):
+def test_archives_give_their_members(tmp_path):
     make_tar(tmp_path / "a.tar.gz", MEMBERS)
     make_tar(tmp_path / "b.tgz", MEMBERS)
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
@@ -282,7 +283,7 @@ GOOD = JSONL.splitlines(keepends=True)[0]
         ),
     ],
 )
-def test_damage_is_told_and_the_rest_goes_on(tmp_path, name, content, reason, where):
+def test_damage_becomes_a_problem_and_reading_goes_on(tmp_path, name, content, reason, where):
     (tmp_path / name).write_bytes(content)
     documents, problems = read(tmp_path / name)
     assert [(problem.reason, problem.name) for problem in problems] == [(reason, where)]
@@ -290,13 +291,13 @@ def test_damage_is_told_and_the_rest_goes_on(tmp_path, name, content, reason, wh
         assert [document.text for document in documents] == [TEXTS[0]] * 2
 
 
-def test_a_file_that_vanishes_is_unreadable():
+def test_a_missing_file_is_unreadable():
     problem = next(read_part(Part("/nowhere/a.txt", "a.txt"), Reading()))
     assert (problem.reason, problem.name) == ("unreadable file", "a.txt")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.html", "a.py"])
-def test_one_line_of_100_megabytes(tmp_path, name):
+def test_a_line_of_100_megabytes_is_refused_in_bounded_memory(tmp_path, name):
     with open(tmp_path / name, "wb") as file:
         for _ in range(100):
             file.write(b"x" * 10**6)
@@ -311,7 +312,7 @@ def test_one_line_of_100_megabytes(tmp_path, name):
     assert peak < 4 * RECORD_BYTES
 
 
-def test_links_out_of_the_input_are_told_and_not_followed(tmp_path):
+def test_symbolic_links_out_of_the_input_are_listed_and_not_followed(tmp_path):
     outside = tmp_path / "outside"
     inside = tmp_path / "inside"
     for folder in (outside, inside):
@@ -333,11 +334,11 @@ def test_links_out_of_the_input_are_told_and_not_followed(tmp_path):
         ("symbolic link out of the input", "inside/up"),
     ]
     (tmp_path / "named").symlink_to(inside)
-    assert len(read(tmp_path / "named")[0]) == 1  # the user's own link is an input like any
+    assert len(read(tmp_path / "named")[0]) == 1  # The user may name a link as an input.
     (inside / "a.py").write_text("a = 1")
     (inside / "b.py").symlink_to(outside / "a.txt")
     told = {p.name for p in read(inside, Reading(source_suffixes=frozenset([".py"])))[1]}
-    assert told == {"inside/b.py", "inside/folder", "inside/up"}  # not what would not be read
+    assert told == {"inside/b.py", "inside/folder", "inside/up"}  # a.txt is no wanted type.
 
 
 def test_an_empty_file_may_come_first(tmp_path):
@@ -346,12 +347,12 @@ def test_an_empty_file_may_come_first(tmp_path):
     assert [document.text for document in read(tmp_path)[0]] == ["One."]
 
 
-def test_names_that_are_not_utf_8(tmp_path):
+def test_a_file_name_that_is_not_utf_8_is_repaired(tmp_path):
     (tmp_path / os.fsdecode(b"b\xff.txt")).write_text("One.")
     assert [item.name for item in read(tmp_path)[0]] == [f"{tmp_path.name}/b\ufffd.txt"]
 
 
-def test_sources_only(tmp_path):
+def test_only_source_files_are_read_if_suffixes_are_given(tmp_path):
     for name in ("a.py", "b.txt", "c.rb", "d.jsonl"):
         (tmp_path / name).write_text("x = 1\n")
     make_tar(tmp_path / "e.tar.gz", [("f.py", b"y = 2\n"), ("g.txt", b"text")])
@@ -361,7 +362,7 @@ def test_sources_only(tmp_path):
     assert not problems
 
 
-def test_refusals(tmp_path):
+def test_inputs_without_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such file or folder; --input takes paths"):
         list_units([str(tmp_path / "nowhere")], Reading())
     with pytest.raises(
@@ -372,7 +373,7 @@ def test_refusals(tmp_path):
         list_units([], Reading())
 
 
-def test_large_files_in_parts_and_small_ones_together(tmp_path):
+def test_large_files_are_cut_into_parts_and_small_ones_grouped(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD * (2 * PART_BYTES // len(GOOD) + 5))
     for number in range(4):
         (tmp_path / f"b{number}.txt").write_bytes(b"x\n" * (UNIT_BYTES // 5))
@@ -387,7 +388,7 @@ LINES = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_siz
 
 @settings(max_examples=60, deadline=None)
 @given(lines=LINES, count=st.integers(1, 12), last_ends=st.booleans())
-def test_parts_make_up_the_file(tmp_path_factory, lines, count, last_ends):
+def test_the_parts_of_a_file_give_all_its_lines_once(tmp_path_factory, lines, count, last_ends):
     path = tmp_path_factory.mktemp("parts") / "a.jsonl"
     content = "\n".join(json.dumps({"text": f"t{line}"}) for line in lines) + "\n" * last_ends
     path.write_text(content)

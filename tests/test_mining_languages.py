@@ -1,4 +1,4 @@
-"""Functions planted in six languages: nested, decorated, CRLF, tabs, letters of all kinds."""
+"""Functions in six languages: nested and decorated, with CRLF, tabs and letters of many scripts."""
 
 import re
 from collections import Counter
@@ -349,7 +349,7 @@ SOURCES = dict(zip(EXPECTED, (PYTHON, JAVA, JAVASCRIPT, PHP, GO, RUBY), strict=T
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
-def test_planted_functions(language, ends):
+def test_exactly_the_documented_functions_are_mined(language, ends):
     name = f"repo/src/file{LANGUAGES[language].suffixes[0]}"
     source = SOURCES[language].replace("\n", ends)
     expected = re.split(r"^>>> ", EXPECTED[language], flags=re.M)[1:]

@@ -1,4 +1,4 @@
-"""The whole way from files to a dataset: the same bytes however it is run, or nothing at all."""
+"""From files to a dataset: every way to run gives the same bytes, and a failure leaves nothing."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_two_runs_one_worker_and_four_give_the_same_bytes(corpus, tmp_path):
+def test_a_second_run_and_four_workers_give_the_same_bytes(corpus, tmp_path):
     card, pairs = run([corpus], tmp_path / "first", shards=3)
     run([corpus], tmp_path / "second", shards=3)
     run([corpus], tmp_path / "four", shards=3, workers=4)
@@ -99,14 +99,14 @@ def test_two_runs_one_worker_and_four_give_the_same_bytes(corpus, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["first", "four", "second"]
 
 
-def test_the_runners_own_shuffle_gives_the_same(corpus, tmp_path):
+def test_the_runners_own_shuffle_gives_the_same_bytes(corpus, tmp_path):
     run([corpus], tmp_path / "disk")
-    # The same engine under its own name counts as another runner, which groups in memory.
+    # Under this name, the same engine counts as another runner, and it groups in memory.
     run([corpus], tmp_path / "memory", runner_arguments=["--runner", "FnApiRunner"])
     assert contents(tmp_path / "memory") == contents(tmp_path / "disk")
 
 
-def test_the_card_adds_up(corpus, tmp_path):
+def test_the_counts_of_the_data_card_add_up(corpus, tmp_path):
     card, pairs = run([corpus], tmp_path / "out", shards=2)
     assert card["counts"]["documents read"] == 62
     assert card["counts"]["problem: JSON does not parse"] == 1
@@ -135,7 +135,7 @@ def test_the_card_adds_up(corpus, tmp_path):
         assert told in markdown
 
 
-def test_every_pair_is_of_one_document_and_documents_stay_in_one_split(corpus, tmp_path):
+def test_a_pair_comes_from_one_document_and_a_document_is_in_one_split(corpus, tmp_path):
     _, pairs = run([corpus], tmp_path / "out")
     texts = [*DOCUMENTS, NEAR]
     homes = {}
@@ -152,7 +152,7 @@ def mine_plain(texts):
     return [pair for text in texts for pair in TEXT(RawDocument("", text), Counter())]
 
 
-def test_near_duplicates_in_other_files_go_and_distinct_pairs_stay(corpus, tmp_path):
+def test_near_duplicates_in_other_files_are_dropped_and_distinct_pairs_kept(corpus, tmp_path):
     card, pairs = run([corpus], tmp_path / "out")
     assert sum(map(len, pairs.values())) == len(mine_plain(DOCUMENTS))
     assert card["dropped"]["near duplicate"] >= 1
@@ -161,7 +161,7 @@ def test_near_duplicates_in_other_files_go_and_distinct_pairs_stay(corpus, tmp_p
     assert "near duplicate" not in exact_only["dropped"]
 
 
-def test_no_text_occurs_twice(tmp_path):
+def test_no_text_occurs_twice_in_the_output(tmp_path):
     same = "Always the same sentence, which is long enough to be a piece of its own here. " * 8
     texts = [same, DOCUMENTS[0], DOCUMENTS[0] + DOCUMENTS[1], DOCUMENTS[1] + same]
     card, pairs = run([write_jsonl(tmp_path / "a.jsonl", texts)], tmp_path / "out")
@@ -172,7 +172,7 @@ def test_no_text_occurs_twice(tmp_path):
 
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(order=st.randoms(use_true_random=False), files=st.integers(1, 5))
-def test_order_and_sharding_change_nothing_but_names(tmp_path_factory, order, files):
+def test_order_and_number_of_files_change_only_the_names(tmp_path_factory, order, files):
     texts = [*DOCUMENTS[:20], *DOCUMENTS[:5], NEAR]
     folder = tmp_path_factory.mktemp("order")
     _, expected = run([write_jsonl(folder / "all" / "a.jsonl", texts)], folder / "expected")
@@ -194,7 +194,7 @@ def test_order_and_sharding_change_nothing_but_names(tmp_path_factory, order, fi
         ("document", RawDocument("in/a", "x", "in/long"), RawDocument("in/b", "y", "in/long")),
     ],
 )
-def test_splits(split_by, document, group):
+def test_documents_of_one_group_are_in_one_split(split_by, document, group):
     def split(item, share):
         mining = Mining(inputs=(), name="m", split_by=split_by, heldout_share=share)
         return choose_split(item, pipeline.digest(item.text), mining)
@@ -207,7 +207,7 @@ def test_splits(split_by, document, group):
     assert 240 < heldout < 360
 
 
-def test_no_heldout_split_when_none_is_asked_for(corpus, tmp_path):
+def test_a_heldout_share_of_0_gives_no_heldout_split(corpus, tmp_path):
     card, pairs = run([corpus], tmp_path / "out", heldout_share=0.0)
     assert list(card["pairs"]) == list(pairs) == ["train"]
     assert not [name for name in contents(tmp_path / "out") if "heldout" in name]
@@ -229,7 +229,7 @@ def test_contaminated_pairs_are_dropped_and_listed(corpus, tmp_path):
     assert not [row for rows in pairs.values() for row in rows if sentence in row[0]]
 
 
-def test_code(tmp_path):
+def test_source_code_gives_documented_functions(tmp_path):
     source = tmp_path / "src"
     for repo, name in (("r1", "a"), ("r1", "b"), ("r2", "c")):
         (source / repo).mkdir(parents=True, exist_ok=True)
@@ -244,9 +244,6 @@ def test_code(tmp_path):
     assert [x for x, _, _ in rows] == [f"Does the work of {n} {n}." for n in "abc"]
     assert card["dropped"] == {"exact duplicate": 1}
     assert card["counts"]["problem: source does not parse"] == 1
-
-
-# What is refused, in one line, and leaves nothing.
 
 
 @pytest.mark.parametrize(
@@ -265,7 +262,7 @@ def test_refused_runs_leave_nothing(corpus, tmp_path, changes, told):
     assert os.listdir(tmp_path) == []
 
 
-def test_refused_outputs(corpus, tmp_path):
+def test_outputs_that_exist_or_are_in_use_are_refused(corpus, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match=r"there: exists; remove it or give another --output"):
         run([corpus], tmp_path / "there")
@@ -282,12 +279,14 @@ def test_refused_outputs(corpus, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs to mount")
 @pytest.mark.parametrize(("workers", "evaluations"), [(1, ()), (2, ()), (1, ("evaluations",))])
-def test_a_full_disk(corpus, tmp_path, monkeypatch, workers, evaluations):
+def test_a_full_disk_is_reported_and_leaves_nothing(
+    corpus, tmp_path, monkeypatch, workers, evaluations
+):
     small = tmp_path / "small"
     small.mkdir()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evaluations").mkdir()
-    many = " ".join(map(str, range(10**5)))  # their index alone fills the disk
+    many = " ".join(map(str, range(10**5)))  # The index of these texts alone fills the disk.
     (tmp_path / "evaluations" / "test.tsv").write_text(f"text\n{many}\n")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)])
     if mounted.returncode:
@@ -303,7 +302,7 @@ def test_a_full_disk(corpus, tmp_path, monkeypatch, workers, evaluations):
 
 
 @needs_data
-def test_real_prose_without_tensorflow(tmp_path):
+def test_real_prose_is_mined_without_importing_tensorflow(tmp_path):
     _, pairs = run([DATA / "prose" / "inaugural.jsonl.gz"], tmp_path / "out", miner=partial(
         mine_text, options=TextOptions()
     ))  # fmt: skip

@@ -1,6 +1,6 @@
-"""Near duplicates of real pairs, planted in other files, against their true Jaccard similarity.
+"""How many near duplicates of real pairs are found, by their true Jaccard similarity.
 
-`pytest -s` prints the figures that docs/mining.md quotes.
+`pytest -s` prints the figures that docs/mining.md shows.
 """
 
 import gzip
@@ -26,9 +26,9 @@ from jaxcpt.mining.words import fold_words
 
 TEXT = partial(mine_text, options=TextOptions(pairs_per_document=1000, languages=()))
 MOST_CHANGED = 0.05
-"""Words changed of a copy, at most: a Jaccard similarity of about 0.7."""
+"""The largest share of changed words in a copy. It gives a Jaccard similarity of about 0.7."""
 RARE = 30
-"""Pairs that have a shingle in common, at most, for it to be one that tells pairs apart."""
+"""A shingle is rare if at most this many pairs contain it."""
 
 
 def read_prose():
@@ -38,7 +38,7 @@ def read_prose():
 
 
 def edit(rng, text, words):
-    """A copy in which up to so many words are replaced, left out, or have another before them."""
+    """Returns a copy in which some words are replaced, removed, or follow an added word."""
     share = rng.uniform(0, MOST_CHANGED)
     lines = []
     for line in text.split("\n"):
@@ -53,7 +53,7 @@ def edit(rng, text, words):
 
 
 def similarities(pairs):
-    """{(i, j): Jaccard similarity of the shingles}, i < j, of pairs that share rare ones."""
+    """Returns {(i, j): Jaccard similarity} with i < j for all pairs that share rare shingles."""
     shingles, holders = [], defaultdict(list)
     for number, (x, y) in enumerate(pairs):
         words = fold_words(x) + fold_words(y)
@@ -77,7 +77,7 @@ def write(path, texts):
 
 
 def mine_with(inputs, output, near_duplicate):
-    """The pairs of a run."""
+    """Mines the inputs. Returns the set of all pairs."""
     mining = Mining(inputs=inputs, name="mined", near_duplicate=near_duplicate)
     mine(mining, Reading(), TEXT, output, workers=2)
     splits = tfds.builder_from_directory(output).as_data_source().values()
@@ -99,7 +99,7 @@ def test_recall_and_precision_on_real_pairs(tmp_path):
     print(f"\n{len(unique)} pairs without exact duplicates, {len(kept)} kept")
     shares = {}
     for low, high in itertools.pairwise((0.5, 0.6, 0.7, 0.8, 0.9, 1)):
-        # Of a pair and its copy, one that is gone for being repeated exactly proves nothing.
+        # A pair that is dropped as an exact duplicate says nothing about near duplicates.
         both = [ab for ab, jaccard in alike.items() if low <= jaccard < high]
         both = [(mined[a], mined[b]) for a, b in both if {mined[a], mined[b]} <= unique]
         gone = sum(not kept.issuperset(ab) for ab in both)

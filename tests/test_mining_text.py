@@ -1,4 +1,4 @@
-"""Pieces of planted and of generated documents: where they come from, and what is left out."""
+"""Mining text: how documents are cut into pieces, and which pairs are left out."""
 
 from collections import Counter
 from dataclasses import replace
@@ -49,15 +49,15 @@ def test_pairs_are_slices_of_their_document(text, gap, count, lengths):
             assert shortest <= len(piece) <= longest
             assert piece == piece.strip()
         x, y = pair
-        assert normal.find(y, normal.find(x) + len(x)) >= 0  # y comes after x
+        assert normal.find(y, normal.find(x) + len(x)) >= 0  # y comes after x.
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS, gap=st.integers(0, 3))
-def test_no_piece_is_used_twice_and_the_gap_is_kept(text, gap):
+def test_no_piece_is_used_twice_and_the_gap_is_exact(text, gap):
     normal, spans = cut_pieces(text, (20, 60))
     pieces = [normal[start:end] for start, end in spans]
-    assert "".join(pieces).replace(" ", "") == normal.replace(" ", "")  # nothing is lost
+    assert "".join(pieces).replace(" ", "") == normal.replace(" ", "")  # Nothing is lost.
     ends = [0, *(end for _, end in spans)]
     assert all(start >= end for (start, _), end in zip(spans, ends, strict=False))
     unique = {piece: place for place, piece in enumerate(pieces)}
@@ -82,7 +82,7 @@ def test_sentences_and_paragraphs_stay_whole():
         "A first paragraph wrapped by hand.",
         "It has two sentences. A second one.",
     ]
-    # Without blank lines each line is a paragraph, and ends a sentence.
+    # Without blank lines, each line is a paragraph, and its end is the end of a sentence.
     normal, pieces = cut_pieces("A title\nA first paragraph without end\nA second", (1, 31))
     assert [normal[start:end] for start, end in pieces] == [
         "A title",
@@ -91,7 +91,7 @@ def test_sentences_and_paragraphs_stay_whole():
     ]
 
 
-def test_a_copy_with_another_beginning_is_cut_alike():
+def test_a_copy_with_another_beginning_is_cut_at_the_same_places():
     text = " ".join(SENTENCES)
     pieces = []
     for beginning in ("", "Something else comes first. And more of it, much more of it. "):
@@ -120,7 +120,7 @@ GOOD = "The farmers sold their wool in the town before the winter came over the 
         ("spam eggs " * 9 + ".", "that repeats itself"),
     ],
 )
-def test_quality(bad, reason):
+def test_the_quality_filter_names_its_reason(bad, reason):
     text = f"{GOOD}\n{bad}"
     options = TextOptions(piece_chars=(60, 88), languages=("en",))
     pairs, drops = mine(text, options)
@@ -130,7 +130,7 @@ def test_quality(bad, reason):
     assert unfiltered == [(GOOD.strip(), " ".join(bad.split()))]
 
 
-def test_a_short_piece_breaks_the_chain():
+def test_a_pair_with_a_short_piece_is_dropped():
     pairs, drops = mine(
         f"{GOOD}\nShort.\n{GOOD}", TextOptions(piece_chars=(60, 80), gap=0, languages=())
     )
@@ -138,7 +138,7 @@ def test_a_short_piece_breaks_the_chain():
     assert drops["pair with a piece too short"] == 1
 
 
-def test_languages():
+def test_documents_in_other_languages_are_dropped():
     german = "Die Bauern verkauften ihre Wolle in der Stadt, bevor der Winter kam. " * 6
     english = GOOD * 6
     options = {"piece_chars": (60, 100), "quality": False}
@@ -155,7 +155,7 @@ def test_a_document_without_neighbours_is_counted():
         assert mine(text, PLAIN)[1] == {"document with fewer than two pieces": 1}
 
 
-def test_refusals():
+def test_options_that_are_not_valid_are_refused():
     with pytest.raises(UserError, match=r"--piece-chars 9 3: expected 0 < MIN <= MAX"):
         check_text_options(TextOptions(piece_chars=(9, 3)))
     with pytest.raises(UserError, match=r"--gap -1: must be 0 or more"):

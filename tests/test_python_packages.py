@@ -1,4 +1,4 @@
-"""Functions planted in a package on disk, the split by module, and every refusal."""
+"""Mining installed packages: functions, the split by module, and refusals."""
 
 import ast
 import importlib.metadata
@@ -88,7 +88,7 @@ def test_finds_functions_and_cuts_their_docstrings(package):
     assert pop.y.startswith("def pop(self):\n    item = ")
 
 
-def test_leaves_out_what_is_no_source_to_learn_from(package):
+def test_tests_and_copied_generated_or_broken_files_are_left_out(package):
     names = package(
         {
             "__init__.py": SECOND,
@@ -105,26 +105,26 @@ def test_leaves_out_what_is_no_source_to_learn_from(package):
     assert [pair.source for pair in train] == ["planted:sum_up", "planted:other", "planted:wait"]
 
 
-def test_no_docstring_or_body_is_in_both_parts(package):
+def test_no_docstring_or_body_is_in_both_splits(package):
     names = package({"a.py": FIRST, "b.py": SECOND})
     parts = []
     for seed in range(8):
         train, heldout = mine_packages(names, 1, seed)
         assert len(heldout) == 1
         parts.append((heldout[0].source, sorted(pair.source for pair in train)))
-    # add and sum_up share a body, add and other a docstring: whichever comes first stays.
+    # add and sum_up share a body; add and other share a docstring. The first of them is kept.
     assert set(map(str, parts)) == {
         str(("planted.a:add", ["planted.b:wait"])),
         str(("planted.b:sum_up", ["planted.a:Stack.pop"])),
     }
 
 
-def test_the_split_of_a_module_ignores_what_else_is_installed(package):
+def test_the_split_of_a_module_does_not_depend_on_other_modules(package):
     files = {f"m{i}.py": SECOND.replace("a + b", f"a + b + {i}") for i in range(9)}
     files = {n: re.sub(r'"""\w+', rf'"""{n[:2]}', text) for n, text in files.items()}
     both = mine_packages(package(files), 4, seed=3)
     fewer = mine_packages(package(dict(list(files.items())[:7]), "planted"), 4, seed=3)
-    assert both == fewer  # the same folder: the names decide, not the order of the files
+    assert both == fewer  # The folder is the same. Names decide, and not the order of the files.
     held = {pair.source.split(":")[0] for pair in both[1]}
     assert not held & {pair.source.split(":")[0] for pair in both[0]}
 
@@ -148,7 +148,7 @@ def test_refuses_an_unknown_package():
         mine_packages(("no_such_one",), 0, seed=0)
 
 
-def test_refuses_to_hold_out_more_than_there_is(package):
+def test_refuses_to_hold_out_more_functions_than_exist(package):
     with pytest.raises(
         UserError, match=r"found 3 documented functions in planted, too few to hold out 3;"
     ):
@@ -164,7 +164,7 @@ def test_refuses_when_jaxcpt_is_not_installed(monkeypatch):
         mine_packages((), 0, seed=0)
 
 
-def test_neighbours_are_for_training_only(package):
+def test_neighbours_are_in_training_only(package):
     text = '''
 class Stack:
     """A stack of items."""
@@ -208,5 +208,5 @@ third = 3
         stack,
     }
     assert stack[1].startswith(class_text)
-    assert "a + b" not in stack[1]  # its body is held out
+    assert "a + b" not in stack[1]  # Its body is held out.
     assert len(heldout) == 3

@@ -1,4 +1,4 @@
-"""Token ids on disk: batches as those of the texts, to the bit, or a refusal; and the two tools."""
+"""Token ids on disk give the batches of their texts; and the commands that make them."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from jaxcpt.train import obtain_tokenizer
 
 
 def run_tool(tool, monkeypatch, capsys, *arguments):
-    """(exit code, what it printed last or refused in one line)."""
+    """Runs a command. Returns its exit code and its last line of output, or its error."""
     code = 0
     try:
         run_command(tool.main, list(map(str, arguments)))
@@ -43,7 +43,7 @@ def run_tool(tool, monkeypatch, capsys, *arguments):
 
 @pytest.fixture
 def files(tmp_path, tokenizer):
-    """A file of pairs, the model of the tests' tokenizer, and where to write."""
+    """A file of pairs, the model of the tests' tokenizer, and a path for the output."""
     write_pairs(tmp_path / "pairs.jsonl", PAIRS)
     (tmp_path / "a.model").write_bytes(tokenizer.model)
     return tmp_path / "pairs.jsonl", tmp_path / "a.model", tmp_path / "tokens"
@@ -62,7 +62,9 @@ def tokens(files, monkeypatch, capsys):
 
 @pytest.mark.parametrize("in_memory", [True, False], ids=["memory", "disk"])
 @pytest.mark.parametrize("limits", [(12, 24), (20, 32)])
-def test_batches_are_those_of_the_texts(files, tokens, tokenizer, tmp_path, limits, in_memory):
+def test_batches_of_token_ids_equal_those_of_the_texts(
+    files, tokens, tokenizer, tmp_path, limits, in_memory
+):
     cut = replace(tokenizer, x_tokens=limits[0], y_tokens=limits[1])
     made = []
     for source in (JsonlPairs(str(files[0])), TokenizedPairs(str(tokens))):
@@ -76,7 +78,7 @@ def test_batches_are_those_of_the_texts(files, tokens, tokenizer, tmp_path, limi
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def test_tokens_and_texts_mix(files, tokens, tokenizer, tmp_path):
+def test_token_ids_and_texts_can_be_mixed(files, tokens, tokenizer, tmp_path):
     both = (JsonlPairs(str(files[0]), x_prefix="other "), TokenizedPairs(str(tokens)))
     experiment = make_experiment(data__train=both, batching__in_memory=False)
     sources = open_training(experiment.data, tmp_path, 0)
@@ -102,7 +104,7 @@ ids = st.lists(st.integers(0, 65_535), min_size=2, max_size=9).map(lambda i: np.
 @given(
     st.lists(st.tuples(ids, st.text()), min_size=2, max_size=5), st.sampled_from([65_536, 70_000])
 )
-def test_records_are_read_back(texts, vocabulary):
+def test_records_are_read_back_unchanged(texts, vocabulary):
     pair = Encoded(
         [i for i, _ in texts], [hash_text(text.replace("\ud800", "")) for _, text in texts]
     )
@@ -120,7 +122,7 @@ def refuse(function, *arguments):
     return str(caught.value)
 
 
-def test_refuses_what_the_tokenizer_would_not_give(tokens, tokenizer):
+def test_token_ids_of_another_tokenizer_or_length_are_refused(tokens, tokenizer):
     reader = TokenizedReader(TokenizedPairs(str(tokens)))
     reader.check(tokenizer)
     assert refuse(reader.check, replace(tokenizer, model=b"another")) == (
@@ -137,7 +139,7 @@ def test_refuses_what_the_tokenizer_would_not_give(tokens, tokenizer):
     )
 
 
-def test_refuses_a_damaged_folder(tokens):
+def test_a_damaged_folder_is_refused(tokens):
     source = TokenizedPairs(str(tokens))
     about = json.loads((tokens / "tokens.json").read_text())
     for change, message in (
@@ -173,7 +175,9 @@ def test_refuses_a_damaged_folder(tokens):
         ),
     ],
 )
-def test_the_tool_refuses_and_leaves_nothing(files, tokens, change, message, monkeypatch, capsys):
+def test_tokenize_pairs_refuses_in_one_line_and_leaves_nothing(
+    files, tokens, change, message, monkeypatch, capsys
+):
     monkeypatch.chdir(tokens.parent)
     (tokens.parent / "empty.jsonl").touch()
     options = {"--pairs": "pairs.jsonl", "--tokenizer": "a.model", "--output": "new"}
@@ -185,8 +189,8 @@ def test_the_tool_refuses_and_leaves_nothing(files, tokens, change, message, mon
     assert sorted(tokens.parent.iterdir()) == before
 
 
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(files):
-    """A limit on the size of files is to a writer what a full disk is."""
+def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing(files):
+    """A limit on the size of files has the same effect as a full disk."""
     code = """
 import resource, signal
 from jaxcpt import tokenize_pairs
@@ -221,7 +225,7 @@ def experiment():
 """
 
 
-def test_each_source_of_an_experiment_has_a_folder(files, monkeypatch, capsys):
+def test_each_source_of_an_experiment_is_tokenized_alone(files, monkeypatch, capsys):
     folder = files[0].parent
     monkeypatch.chdir(folder)
     (folder / "mixture.py").write_text(MIXTURE)
@@ -248,7 +252,7 @@ CODE = "def name_one(first):\n    for item in first:\n        if item == 1234:\n
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_trains_on_pairs_of_any_source(tmp_path, kind, monkeypatch, capsys):
+def test_train_tokenizer_learns_from_pairs(tmp_path, kind, monkeypatch, capsys):
     file = tmp_path / "code.jsonl"
     lines = [json.dumps({"text": f"number {n}{n} of é", "code": CODE * 2}) for n in range(40)]
     file.write_text("\n".join(lines))
@@ -261,7 +265,7 @@ def test_trains_on_pairs_of_any_source(tmp_path, kind, monkeypatch, capsys):
         f'{output}: use it with Tokenizer(vocabulary={len(pieces)}, model_file="{output}")'
     )
     tokenizer = read_model(str(output), 512, 512)
-    # Every text comes back as it was, of whatever characters.
+    # Every text, of any characters, is decoded to itself.
     for text in (CODE, "  \t\n\n  日本 \U0001f600  x ", "".join(map(chr, range(1, 128)))):
         (ids,) = tokenizer.encode([text], "y")
         assert tokenizer.decode(ids[1:-1]) == text
@@ -269,7 +273,7 @@ def test_trains_on_pairs_of_any_source(tmp_path, kind, monkeypatch, capsys):
     several = [piece for piece in pieces if len(piece) > 1 and not piece.startswith("<0x")]
     assert not any(re.search(r"\d", piece) for piece in several)
     assert "\u2581" * 4 in pieces  # indentation
-    # The same pairs, the same bytes; digits are kept together where asked.
+    # The same pairs give the same bytes. Digits stay together if the option says so.
     again = tmp_path / "again.model"
     run_tool(train_tokenizer, monkeypatch, capsys, *arguments, "--output", again)
     assert again.read_bytes() == output.read_bytes()
@@ -279,7 +283,7 @@ def test_trains_on_pairs_of_any_source(tmp_path, kind, monkeypatch, capsys):
     assert any(re.search(r"\d\d", piece) for piece in pieces_of(whole))
 
 
-def test_an_experiments_values_stand_where_no_option_does(files, monkeypatch, capsys):
+def test_an_experiments_values_are_used_for_missing_options(files, monkeypatch, capsys):
     monkeypatch.chdir(files[0].parent)
     (files[0].parent / "mixture.py").write_text(MIXTURE)
     options = ("--experiment", "mixture.py", "--output")
@@ -303,7 +307,7 @@ def test_an_experiments_values_stand_where_no_option_does(files, monkeypatch, ca
         (("--pairs", None), "give the pairs by either --experiment FILE or --pairs PATH..."),
     ],
 )
-def test_training_refuses(files, change, message, monkeypatch, capsys):
+def test_train_tokenizer_refuses_in_one_line(files, change, message, monkeypatch, capsys):
     monkeypatch.chdir(files[0].parent)
     options = {"--pairs": "pairs.jsonl", "--vocabulary": "400", "--output": "new.model"}
     options |= dict([change])

@@ -101,7 +101,15 @@ def run_mining(
     # Importing Beam takes seconds, so the options are checked first.
     from jaxcpt.mining.pipeline import mine
 
-    card = mine(mining, reading, miner, output, arguments.runner, arguments.workers, options)
+    card = mine(
+        mining,
+        reading,
+        miner,
+        output,
+        runner_arguments=arguments.runner,
+        workers=arguments.workers,
+        options=options,
+    )
     for what, count in {**card["counts"], **card["dropped"], **card["pairs"]}.items():
         print(f"{count:>12,}  {what}", file=sys.stderr)
     print(f"{output}: {sum(card['pairs'].values()):,} pairs; see {output / 'data_card.md'}")

@@ -53,16 +53,16 @@ def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
     if not root.is_dir():
         raise UserError(f"--decontaminate {folder}: no such folder of evaluation sets")
     roots = [root / name for name in FAMILIES if (root / name).is_dir()] or [root]
-    found = False
+    has_texts = False
     for path in sorted(path for below in roots for path in below.rglob("*")):
         if not TRAIN.search(path.relative_to(root).as_posix()):
             try:
                 for text in _read_texts(path):
-                    found = True
+                    has_texts = True
                     yield path.parent.relative_to(root).as_posix(), text
-            except UserError as error:  # a set read in part would be decontaminated in part
+            except UserError as error:  # Otherwise it would decontaminate only a part of the set.
                 raise UserError(f"--decontaminate: {error}") from None
-    if not found:
+    if not has_texts:
         raise UserError(
             f"--decontaminate {folder}: found no evaluation texts (training text is not read); "
             "expected .tsv or .jsonl files, or DPR's qas/*-test.csv"

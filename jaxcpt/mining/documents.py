@@ -24,10 +24,7 @@ from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
-RECORD_BYTES = 16 * 2**20
-"""The longest line, record, web page or source file that is read."""
-CHUNK_BYTES = 2**20
-"""A longer plain text is cut into documents of about this size."""
+from jaxcpt.mining.lines import CHUNK_BYTES, RECORD_BYTES, read_lines
 
 SOURCE = "source"
 """The field in which a record that is a pair says where the pair is from."""
@@ -88,8 +85,7 @@ class Reading:
     y_field: str | None = None
     """If set, read only records that are pairs, with the second text in this field."""
     document_start: str | None = None
-    """A regular expression for the first line of each document in a plain text file. None: a plain
-    text file is one document."""
+    """A pattern for the first line of each document in a plain text file. None: a file is one."""
     source_suffixes: frozenset[str] = frozenset()
     """If set, read only source files with these suffixes, each as one document."""
 
@@ -188,33 +184,6 @@ def read_stream(
         yield from _read_text(name, stream, reading, span)
 
 
-def _read_lines(stream: BinaryIO, span: tuple[int, int] | None) -> Iterator[tuple[int, bytes]]:
-    """Yields (offset, line). A line over RECORD_BYTES is cut after RECORD_BYTES + 1 bytes."""
-    offset, end = span or (0, None)
-    if offset:
-        # A line that begins before the span belongs to the previous part.
-        stream.seek(offset - 1)
-        offset += _skip_line(stream) - 1
-    while end is None or offset < end:
-        line = stream.readline(RECORD_BYTES + 1)
-        if not line:
-            return
-        yield offset, line
-        offset += len(line)
-        if len(line) > RECORD_BYTES and not line.endswith(b"\n"):
-            offset += _skip_line(stream)
-
-
-def _skip_line(stream: BinaryIO) -> int:
-    """Reads to the end of the line. Returns the number of bytes that it skipped."""
-    skipped = 0
-    while rest := stream.readline(CHUNK_BYTES):
-        skipped += len(rest)
-        if rest.endswith(b"\n"):
-            break
-    return skipped
-
-
 def _report_too_long(name: str) -> Problem:
     return Problem("line or record too long", name, f"over {RECORD_BYTES} bytes")
 
@@ -222,7 +191,7 @@ def _report_too_long(name: str) -> Problem:
 def _read_jsonl(
     name: str, stream: BinaryIO, reading: Reading, span: tuple[int, int] | None
 ) -> Iterator[RawDocument | Problem]:
-    for offset, line in _read_lines(stream, span):
+    for offset, line in read_lines(stream, span):
         where = f"{name}@{offset}"
         if len(line) > RECORD_BYTES:
             yield _report_too_long(where)
@@ -262,14 +231,7 @@ def _read_text(
     block = bytearray()
     first, group = 0, name if span else ""
 
-    def decode() -> RawDocument | Problem:
-        where = f"{name}@{first}" if first else name
-        try:
-            return RawDocument(where, block.decode("utf-8-sig"), group)
-        except UnicodeDecodeError as error:
-            return Problem("bad UTF-8", f"{name}@{first + error.start}", describe_error(error))
-
-    for offset, line in _read_lines(stream, span):
+    for offset, line in read_lines(stream, span):
         if b"\0" in line:
             yield Problem("binary file", name, f"NUL byte at {offset + line.index(0)}")
             return
@@ -277,14 +239,14 @@ def _read_text(
         if long or new or len(block) + len(line) > CHUNK_BYTES:
             if block.strip():
                 group = group if new else group or f"{name}@{first}"
-                yield decode()
+                yield _decode(name, block, first, group)
             if long:
                 yield _report_too_long(f"{name}@{offset}")
                 line = b""
             block, first, group = bytearray(), offset, "" if new else group
         block += line
     if block.strip():
-        yield decode()
+        yield _decode(name, block, first, group)
 
 
 def _read_whole(name: str, stream: BinaryIO, html: bool) -> Iterator[RawDocument | Problem]:
@@ -297,10 +259,17 @@ def _read_whole(name: str, stream: BinaryIO, html: bool) -> Iterator[RawDocument
     elif b"\0" in content:
         yield Problem("binary file", name, f"NUL byte at {content.index(0)}")
     else:
-        try:
-            yield RawDocument(name, content.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            yield Problem("bad UTF-8", f"{name}@{error.start}", describe_error(error))
+        yield _decode(name, content)
+
+
+def _decode(
+    name: str, content: bytes | bytearray, first: int = 0, group: str = ""
+) -> RawDocument | Problem:
+    """Returns the document whose text begins at byte `first` of a file."""
+    try:
+        return RawDocument(f"{name}@{first}" if first else name, content.decode("utf-8-sig"), group)
+    except UnicodeDecodeError as error:
+        return Problem("bad UTF-8", f"{name}@{first + error.start}", describe_error(error))
 
 
 def _extract_html(content: bytes, charset: str = "utf-8") -> str:

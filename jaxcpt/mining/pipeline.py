@@ -38,7 +38,7 @@ from jaxcpt.mining.write import SPLITS, write_dataset, write_shard
 
 SHARD_BYTES = 64 * 2**20
 """Input bytes for one shard. A worker holds the pairs of one shard in memory."""
-DEATHS = {
+FAILURES = {
     "No space left on device": "the disk is full; free some space",
     " requested and ": "the disk is full; free some space",  # NumPy's error for it
     "Channel closed prematurely": "a worker was killed, perhaps for memory; use fewer --workers",
@@ -55,11 +55,16 @@ def mine(
     reading: Reading,
     miner: Miner,
     output: Path,
+    *,
     runner_arguments: Sequence[str] = (),
     workers: int = 1,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes the dataset and returns its data card. Raises UserError for a mistake of the user."""
+    """Writes the dataset to `output` and returns its data card.
+
+    `runner_arguments` are options for Beam. `options` are the command's own options for the data
+    card. Raises UserError for a mistake of the user, a full disk or a killed worker.
+    """
     if output.exists():
         raise UserError(f"{output}: exists; remove it or give another --output")
     output = output.absolute()
@@ -81,15 +86,15 @@ def mine(
             )
             offsets = _write_units(job, units)
             del units  # With many small files, it would use much memory during the run.
-            _run(job, offsets, problems, input_bytes, beam_options)
-            counts = _count(job, problems)
+            _run_pipeline(job, offsets, problems, input_bytes, beam_options)
+            counts = _sum_counts(job, problems)
             card = write_dataset(
                 job.dataset, mining.name, mining.version, counts, asdict(mining) | (options or {})
             )
             os.rename(job.dataset, output)
             return card
     except Exception as error:
-        for sign, meaning in DEATHS.items():
+        for sign, meaning in FAILURES.items():
             if sign in str(error):
                 raise UserError(f"{output}: {meaning}; this run has left no output") from error
         raise
@@ -100,7 +105,7 @@ def _claim(folder: Path) -> Iterator[Path]:
     """Yields a new folder inside `folder`, and removes `folder` at the end.
 
     A lock allows one run at a time. What a killed run left there is removed first. The workers of
-    a killed run may still be writing, so that each run has a folder with a new name. Raises
+    a killed run may still be writing, so each run uses a folder with a new name. Raises
     UserError if the folder cannot be written or another run holds the lock.
     """
     try:
@@ -149,13 +154,14 @@ class Job:
             file.seek(offset)
             return pickle.load(file)
 
-    def shard_key(self, pair_id: bytes) -> bytes:
-        return (int.from_bytes(pair_id[:4]) % self.shards).to_bytes(4)
+    def choose_shard(self, item_id: bytes) -> bytes:
+        """Returns the key of the shard in which the item with this id is written or listed."""
+        return (int.from_bytes(item_id[:4]) % self.shards).to_bytes(4)
 
     def list_problem(self, problem: Problem) -> tuple[bytes, tuple[str, ...]]:
         """Returns the key of a shard, and the entry for that shard's list of dropped items."""
         entry = ("list", problem.reason, problem.name, problem.detail)
-        return self.shard_key(digest(problem.name)), entry
+        return self.choose_shard(digest(problem.name)), entry
 
 
 class MineUnit(beam.DoFn):
@@ -202,12 +208,12 @@ class MineUnit(beam.DoFn):
             if index and (hit := index.find(x_words) or index.find(y_words)):
                 counts["dropped: contaminated"] += 1
                 counts[f"contaminated: {hit[0]}"] += 1
-                entry = Problem("contaminated", document.name, f"{hit[0]}: {hit[1]}")
-                yield self.job.list_problem(entry)
+                contamination = Problem("contaminated", document.name, f"{hit[0]}: {hit[1]}")
+                yield self.job.list_problem(contamination)
                 continue
             pair_id = digest(content.hex(), *item)
             value = ("pair", pair_id, split, *item, document.name)
-            yield self.job.shard_key(pair_id), value
+            yield self.job.choose_shard(pair_id), value
             for key, *record in fingerprint(pair_id, x_words, y_words, mining.near_duplicate > 0):
                 yield beam.pvalue.TaggedOutput("fingerprints", (key, tuple(record)))
         counts.update({f"left out: {reason}": n for reason, n in drops.items()})
@@ -265,7 +271,7 @@ def _write_units(job: Job, units: Sequence[Unit]) -> list[int]:
     return offsets
 
 
-def _run(
+def _run_pipeline(
     job: Job,
     offsets: Sequence[int],
     problems: Sequence[Problem],
@@ -303,8 +309,8 @@ def _run(
 
 
 def _name_duplicates(group: tuple[bytes, Any], job: Job) -> Iterator[Any]:
-    for pair_id, reason, kept in find_duplicates(group[1], job.mining.near_duplicate):
-        yield job.shard_key(pair_id), ("drop", pair_id, reason, kept)
+    for pair_id, reason, kept_id in find_duplicates(group[1], job.mining.near_duplicate):
+        yield job.choose_shard(pair_id), ("drop", pair_id, reason, kept_id)
 
 
 def _write_shard(group: tuple[bytes, Any], job: Job) -> None:
@@ -356,7 +362,7 @@ def _show_progress(job: Job, units: int, stderr: TextIO) -> Iterator[None]:
         thread.join()
 
 
-def _count(job: Job, problems: Sequence[Problem]) -> Counter[str]:
+def _sum_counts(job: Job, problems: Sequence[Problem]) -> Counter[str]:
     """Returns the sum of all units' counts.
 
     Raises UserError if too many files or records were bad, or if no pairs were found.

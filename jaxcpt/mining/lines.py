@@ -1,0 +1,42 @@
+"""A binary stream in, its lines with their offsets out, in bounded memory however long a line is.
+
+It knows nothing about the format or the encoding of the lines.
+"""
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+RECORD_BYTES = 16 * 2**20
+"""The longest line, record, web page or source file that is read."""
+CHUNK_BYTES = 2**20
+"""A longer plain text is cut into documents of about this size."""
+
+
+def read_lines(stream: BinaryIO, span: tuple[int, int] | None) -> Iterator[tuple[int, bytes]]:
+    """Yields (offset, line), and with `span` only the lines that begin inside it.
+
+    A line over RECORD_BYTES is cut after RECORD_BYTES + 1 bytes.
+    """
+    offset, end = span or (0, None)
+    if offset:
+        # A line that begins before the span belongs to the previous part.
+        stream.seek(offset - 1)
+        offset += _skip_line(stream) - 1
+    while end is None or offset < end:
+        line = stream.readline(RECORD_BYTES + 1)
+        if not line:
+            return
+        yield offset, line
+        offset += len(line)
+        if len(line) > RECORD_BYTES and not line.endswith(b"\n"):
+            offset += _skip_line(stream)
+
+
+def _skip_line(stream: BinaryIO) -> int:
+    """Reads to the end of the line. Returns the number of bytes that it skipped."""
+    skipped = 0
+    while rest := stream.readline(CHUNK_BYTES):
+        skipped += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return skipped
