@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcpt.errors import UserError
+from jaxcpt.mining.bounded_lines import CHUNK_BYTES, RECORD_BYTES
 from jaxcpt.mining.documents import Part, RawDocument, Reading, read_part
 from jaxcpt.mining.inputs import PART_BYTES, UNIT_BYTES, list_units
-from jaxcpt.mining.lines import CHUNK_BYTES, RECORD_BYTES
 
 READING = Reading()
 TEXTS = ["First document.\nIt has two lines.", "Zweites, mit Umlaut: ü.", "Third one."]

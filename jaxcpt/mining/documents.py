@@ -24,7 +24,7 @@ from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
-from jaxcpt.mining.lines import CHUNK_BYTES, RECORD_BYTES, read_lines
+from jaxcpt.mining.bounded_lines import CHUNK_BYTES, RECORD_BYTES, read_bounded_lines
 
 SOURCE = "source"
 """The field in which a record that is a pair says where the pair is from."""
@@ -191,7 +191,7 @@ def _report_too_long(name: str) -> Problem:
 def _read_jsonl(
     name: str, stream: BinaryIO, reading: Reading, span: tuple[int, int] | None
 ) -> Iterator[RawDocument | Problem]:
-    for offset, line in read_lines(stream, span):
+    for offset, line in read_bounded_lines(stream, span):
         where = f"{name}@{offset}"
         if len(line) > RECORD_BYTES:
             yield _report_too_long(where)
@@ -231,7 +231,7 @@ def _read_text(
     block = bytearray()
     first, group = 0, name if span else ""
 
-    for offset, line in read_lines(stream, span):
+    for offset, line in read_bounded_lines(stream, span):
         if b"\0" in line:
             yield Problem("binary file", name, f"NUL byte at {offset + line.index(0)}")
             return

@@ -12,7 +12,9 @@ CHUNK_BYTES = 2**20
 """A longer plain text is cut into documents of about this size."""
 
 
-def read_lines(stream: BinaryIO, span: tuple[int, int] | None) -> Iterator[tuple[int, bytes]]:
+def read_bounded_lines(
+    stream: BinaryIO, span: tuple[int, int] | None
+) -> Iterator[tuple[int, bytes]]:
     """Yields (offset, line), and with `span` only the lines that begin inside it.
 
     A line over RECORD_BYTES is cut after RECORD_BYTES + 1 bytes.
