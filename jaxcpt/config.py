@@ -232,12 +232,16 @@ class Checkpoints:
     keep: int = 2
 
 
+SuiteName = Literal["linear_probe", "sts", "retrieval", "code_search", "open_qa"]
+"""The names of `evals.suites.SUITES`. They are listed here too, because config imports nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evals:
     """What is measured every `every_steps` and at the end; the held-out pairs always are."""
 
     every_steps: int = 1000
-    suites: tuple[Literal["linear_probe", "sts", "retrieval", "code_search", "open_qa"], ...] = ()
+    suites: tuple[SuiteName, ...] = ()
     """Suites of the paper that a run scores itself on; they need `data`."""
     data: str = ""
     """A folder that holds one folder for each suite."""

@@ -7,6 +7,7 @@ of training.
 """
 
 import argparse
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
@@ -24,7 +25,6 @@ from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import hash_file
 from jaxcpt.lines import read_jsonl
-from jaxcpt.metrics import show_progress
 from jaxcpt.model import (
     Cells,
     Params,
@@ -37,6 +37,7 @@ from jaxcpt.normalise import normalise
 from jaxcpt.packing import CellArrays, Place, pack_rows
 from jaxcpt.pair import Side
 from jaxcpt.sharding import count_data_shards, make_mesh, named, use_cpu_cores
+from jaxcpt.terminal import show_progress
 from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import shard_state
 from jaxcpt.vectors import Storage, TextWithId, fill
@@ -92,6 +93,12 @@ class Embedder:
             fingerprint = checkpoints.fingerprint(chosen)
         return cls(experiment, params, tokenizer, devices, chosen, fingerprint)
 
+    def with_params(self, params: Params, step: int) -> "Embedder":
+        """A copy with the parameters of another step, on the same mesh. Nothing is recompiled."""
+        other = copy.copy(self)
+        other.params, other.step = params, step
+        return other
+
     def embed(self, texts: Iterable[str], side: Side, progress: bool = False) -> np.ndarray:
         """Unit vectors, float32 [n, d], in the order of the texts.
 
@@ -111,7 +118,7 @@ class Embedder:
             raise ValueError(f"side must be 'x' or 'y', found {side!r}")
         total = len(texts) if isinstance(texts, Sized) else None
         with show_progress(f"embedding {side}", total, progress) as advance:
-            for part in _cut(texts):
+            for part in cut_into_parts(texts):
                 yield self._embed_part(part, side, advance)
 
     def _embed_part(
@@ -186,7 +193,7 @@ def choose_mesh(experiment: Experiment) -> jax.sharding.Mesh:
     return make_mesh(config.Mesh())
 
 
-def _cut(texts: Iterable[str]) -> Iterator[list[str]]:
+def cut_into_parts(texts: Iterable[str]) -> Iterator[list[str]]:
     """Parts that fit in memory together with their token ids."""
     part: list[str] = []
     characters = 0

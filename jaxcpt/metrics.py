@@ -1,49 +1,32 @@
-"""Numbers of a run to the terminal, `metrics.jsonl`, `evals.jsonl` and TensorBoard events.
+"""Numbers of a run in files: `metrics.jsonl`, `evals.jsonl` and TensorBoard events.
 
-In: a dict of host floats for a step. Out: files of one JSON object a line, each step once and in
-order, also after a kill and a resume; a progress bar, or plain lines where there is no terminal.
-It knows neither what the numbers mean nor where arrays live: nothing here waits for a device.
+In: for each step, a dict of host floats. Out: files with one JSON object per line. Each step
+stands there once and in order, also after a kill and a resume. What a person sees of the numbers
+is drawn by `terminal`. The module does not know what the numbers mean, and it never waits for a
+device.
 
-JSON has no NaN: what is not finite is written as the string "nan", "inf" or "-inf", which
-`read_rows` turns back into a float.
+JSON has no NaN. A value that is not finite is written as the string "nan", "inf" or "-inf", and
+`read_rows` turns it back into a float.
 """
 
 import json
 import logging
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
-from rich import progress
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from jaxcpt.errors import UserError
 from jaxcpt.files import write_file
+from jaxcpt.terminal import RunDisplay
 
 METRICS_FILE, EVALS_FILE = "metrics.jsonl", "evals.jsonl"
-EVALS_SHOWN = 9  # on the screen at each eval; those of the suites are many more
-LINE_EVERY_SECONDS = 10.0
-
-SHOWN = {
-    "loss": "loss {:.4f}",
-    "accuracy": "accuracy {:.1%}",
-    "pairs_per_s": "{:,.0f} pairs/s",
-    "tokens_per_s": "{:,.0f} tokens/s",
-    "padding": "padding {:.1%}",
-}
-"""What stands beside the step in the bar and in plain lines. `accuracy` is of both directions."""
 
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -57,23 +40,24 @@ PEAK_FLOPS = {
 }
 """Dense bfloat16 FLOP/s of a device, by JAX's `device_kind`; from the vendors' data sheets."""
 
-# It warns at every value that is not finite; `Metrics.log` says so once, with step and name.
+# It warns at every value that is not finite. `RunDisplay` warns once, with step and name.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 Row = dict[str, float]
 
 
 class Throughput:
-    """Pairs and tokens a second between two readings, and the share of time spent on data.
+    """Measures pairs and tokens per second, and the share of time spent waiting for data.
 
-    Steps run asynchronously: wait for the step's scalars before `read` and before `paused`, or
-    the window holds work that is not done. Read once after the first step, which compiles.
+    Each reading covers the time since the reading before it. Steps run asynchronously, so wait for
+    the step's scalars before `read` and before `paused`; otherwise unfinished work is counted. The
+    first step compiles: call `read` after it to keep it out of the next reading.
     """
 
     def __init__(
         self, peak_flops: float | None = None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """peak_flops: FLOP/s of all devices together; None leaves `mfu` out of the readings."""
+        """peak_flops: FLOP/s of all devices together. None: readings have no `mfu`."""
         self._peak_flops = peak_flops
         self._clock = clock
         self._begin()
@@ -83,28 +67,30 @@ class Throughput:
         self._pairs, self._tokens, self._flops, self._waited = 0, 0, 0.0, 0.0
 
     def count(self, pairs: int, tokens: int, flops: float = 0.0) -> None:
-        """Adds a step's work, global: pairs, tokens without padding, and the model's FLOPs."""
+        """Adds the work of one step on all devices: pairs, tokens without padding, FLOPs."""
         self._pairs += pairs
         self._tokens += tokens
         self._flops += flops
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Time spent inside counts towards `data_wait`. Enter it when no step is under way, or
-        time that the devices are busy counts as well."""
+        """Counts the time inside the block as `data_wait`.
+
+        Enter it when no step is running; otherwise time in which the devices work counts too.
+        """
         start = self._clock()
         yield
         self._waited += self._clock() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside counts for nothing: evals, checkpoints."""
+        """Leaves the time inside the block (evals, checkpoints) out of the reading."""
         start = self._clock()
         yield
         self._start += self._clock() - start
 
     def read(self) -> Row:
-        """The window's numbers; the next window begins now."""
+        """The numbers since the last reading. The next reading starts here."""
         seconds = self._clock() - self._start
         row = {
             "pairs_per_s": self._pairs / seconds,
@@ -117,28 +103,23 @@ class Throughput:
         return row
 
 
-class Metrics:
-    """Shows and records a run's numbers, as a context manager; does nothing unless it `writes`.
+class MetricsLog:
+    """Records and shows a run's numbers, as a context manager. It does nothing unless it `writes`.
 
-    A line reaches the operating system before `log` returns, so a kill costs at most that line.
+    A line reaches the operating system before `log` returns, so a kill loses at most that line.
     """
 
     def __init__(
         self, run_dir: Path, total_steps: int, start_step: int, writes: bool, title: str = ""
     ) -> None:
-        """start_step: steps already taken; what the files hold of later steps is dropped."""
+        """start_step: steps already taken. Lines of later steps are removed from the files."""
         self._run_dir = run_dir
-        self._total_steps = total_steps
         self._start_step = start_step
         self._writes = writes
-        self._title = title or run_dir.name
-        self._first_log: tuple[int, float] | None = None
-        self._last_line = -math.inf
-        self._not_finite: set[str] = set()
-        self._live: Live | None = None
+        self._display = RunDisplay(title or run_dir.name, start_step, total_steps)
 
-    def __enter__(self) -> "Metrics":
-        """Raises UserError if a line of the files, but for a torn last one, does not parse."""
+    def __enter__(self) -> "MetricsLog":
+        """Raises UserError where a line of the files, except a torn last one, does not parse."""
         self._stack = ExitStack()
         if not self._writes:
             return self
@@ -150,17 +131,10 @@ class Metrics:
         self._board = self._stack.enter_context(
             closing(EventsWriter(str(self._run_dir / "events")))
         )
-        # Tells TensorBoard to forget what an earlier process wrote of later steps.
+        # Tells TensorBoard to drop the events that an earlier process wrote for later steps.
         begin = SessionLog(status=SessionLog.START)
         self._board.write_event(Event(step=self._start_step + 1, session_log=begin))
-        self._console = _console()
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            # Redrawn when there is news, so that no thread competes with the run for a core.
-            waiting = Text("waiting for the first step", style="dim")
-            self._live = Live(
-                self._bar(self._start_step, "-", waiting), console=self._console, auto_refresh=False
-            )
-            self._stack.enter_context(self._live)
+        self._stack.enter_context(self._display)
         return self
 
     def __exit__(
@@ -172,7 +146,7 @@ class Metrics:
         self._stack.close()
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Records the scalars of a step and shows the few named in SHOWN."""
+        """Records the scalars of a step and shows some of them."""
         if not self._writes:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
@@ -180,19 +154,10 @@ class Metrics:
         for name, value in scalars.items():
             self._plot(f"train/{name}", value, step)
         self._board.flush()
-        self._warn_of_not_finite(step, scalars)
-        now = time.perf_counter()
-        numbers, left = _numbers(scalars), self._time_left(step, now)
-        if self._live is not None:
-            self._live.update(self._bar(step, left, numbers), refresh=True)
-        elif now - self._last_line >= LINE_EVERY_SECONDS or step == self._total_steps:
-            self._last_line = now
-            width = len(str(self._total_steps))
-            head = f"step {step:{width}}/{self._total_steps}  "
-            self._print(Text.assemble(head, numbers, f"  {left} left"))
+        self._display.show_step(step, scalars)
 
     def log_evals(self, step: int, scores: Mapping[str, float]) -> None:
-        """Records and shows scores of a step; others that it already has stay."""
+        """Records and shows scores of a step. Other scores that the step already has stay."""
         if not self._writes:
             return
         scores = {name: float(value) for name, value in scores.items()}
@@ -200,51 +165,20 @@ class Metrics:
         for name, value in scores.items():
             self._plot(name, value, step)
         self._board.flush()
-        self._warn_of_not_finite(step, scores)
-        listed = [f"{name} {value:.4f}" for name, value in scores.items()]
-        if more := listed[EVALS_SHOWN:]:
-            listed[EVALS_SHOWN:] = [f"and {len(more)} more in {EVALS_FILE}"]
-        self._print(Text(f"evals at step {step}  {'  '.join(listed)}"))
+        self._display.show_evals(step, scores, EVALS_FILE)
 
     def _plot(self, name: str, value: float, step: int) -> None:
-        """To TensorBoard. Written here and not in a thread of tensorboardX's SummaryWriter: on a
-        full disk that thread dies, and its queue then blocks the run for ever."""
+        """Writes the value for TensorBoard, in this thread.
+
+        tensorboardX's SummaryWriter would write in a thread of its own. On a full disk that thread
+        dies, and its full queue then blocks the run for ever.
+        """
         event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
         self._board.write_event(event)
 
-    def _print(self, text: Text) -> None:
-        self._console.print(text, soft_wrap=True)
-
-    def _bar(self, step: int, left: str, numbers: Text) -> RenderableType:
-        grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        grid.add_column(no_wrap=True)
-        grid.add_column(ratio=1)
-        bar = ProgressBar(self._total_steps, step)
-        grid.add_row(self._title, bar, f"{step}/{self._total_steps}", f"{left} left")
-        return Group(grid, numbers)
-
-    def _time_left(self, step: int, now: float) -> str:
-        """At the pace since the first logged step, evals and checkpoints included."""
-        if self._first_log is None:
-            self._first_log = (step, now)
-        first_step, start = self._first_log
-        if step == first_step:
-            return "-"
-        pace = (now - start) / (step - first_step)
-        return str(timedelta(seconds=round(pace * (self._total_steps - step))))
-
-    def _warn_of_not_finite(self, step: int, row: Mapping[str, float]) -> None:
-        """Once for each name, until it is finite again."""
-        bad = {name: value for name, value in row.items() if not math.isfinite(value)}
-        if new := [
-            f"{name} is {value}" for name, value in bad.items() if name not in self._not_finite
-        ]:
-            self._print(Text(f"step {step}: {', '.join(new)}", style="bold red"))
-        self._not_finite = self._not_finite - row.keys() | bad.keys()
-
 
 def record_evals(run_dir: Path, step: int, scores: Mapping[str, float]) -> None:
-    """Puts scores into evals.jsonl beside those that the step already has, in order of steps."""
+    """Adds scores to the step's line of evals.jsonl. Lines are in order of steps."""
     path = run_dir / EVALS_FILE
     rows = {row["step"]: row for row in read_rows(path)}
     rows[step] = {**rows.get(step, {}), "step": step, **scores}
@@ -252,10 +186,10 @@ def record_evals(run_dir: Path, step: int, scores: Mapping[str, float]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The lines of metrics.jsonl or evals.jsonl; none if there is no such file.
+    """The lines of metrics.jsonl or evals.jsonl. A file that does not exist has none.
 
-    A kill can leave the last line torn; it is skipped. Any other bad line raises UserError with
-    file and line.
+    A kill can leave the last line torn, so a last line that does not parse is skipped. Any other
+    line that does not parse raises UserError with file and line number.
     """
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
@@ -271,67 +205,10 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+def _write_rows(path: Path, rows: list[Row]) -> None:
     write_file(path, "".join(map(_to_line, rows)))
 
 
 def _to_line(row: Mapping[str, float]) -> str:
     plain = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
     return json.dumps(plain) + "\n"
-
-
-def _numbers(scalars: Mapping[str, float]) -> Text:
-    row = dict(scalars)
-    if "accuracy_x_to_y" in row and "accuracy_y_to_x" in row:
-        row["accuracy"] = (row["accuracy_x_to_y"] + row["accuracy_y_to_x"]) / 2
-    parts = [
-        Text(form.format(row[name]), style="" if math.isfinite(row[name]) else "bold red")
-        for name, form in SHOWN.items()
-        if name in row
-    ]
-    return Text("  ").join(parts)
-
-
-def print_table(
-    title: str, rows: Sequence[Sequence[str | float]], headings: Sequence[str] = ()
-) -> None:
-    """Prints rows under a title: floats with three decimals, columns of numbers to the right."""
-    table = Table(title=title, title_justify="left", show_header=bool(headings))
-    for index, column in enumerate(zip(*rows, strict=True)):
-        numbers = all(isinstance(cell, int | float) for cell in column)
-        heading = headings[index] if headings else ""
-        table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(f"{c:.3f}" if isinstance(c, float) else str(c) for c in row))
-    _console().print(table)
-
-
-def _console() -> Console:
-    """Texts of a user may hold brackets and emoji names: nothing in them is markup."""
-    terminal = sys.stdout.isatty()
-    return Console(
-        force_terminal=terminal,
-        width=None if terminal else 120,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-
-
-@contextmanager
-def show_progress(title: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal, gone when it is done; yields what to call with each count done.
-
-    total: how many there are; None where nobody knows yet.
-    """
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    console = _console()
-    shown = shown and console.is_terminal
-    with progress.Progress(*columns, console=console, disable=not shown, transient=True) as display:
-        task = display.add_task(title, total=total)
-        yield lambda count: display.advance(task, count)

@@ -27,13 +27,13 @@ import numpy as np
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import read_experiment
-from jaxcpt.metrics import show_progress
 from jaxcpt.mining.words import digest, fold_words
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import PAIRS_AT_ONCE, JoinedPairs, Pairs, open_source, read_all, write_pairs
 from jaxcpt.pairs.command import add_source_options, name_sources
 from jaxcpt.sharding import use_cpu_cores
 from jaxcpt.sources import Prefixes, Source
+from jaxcpt.terminal import show_progress
 from jaxcpt.top_k import top_k
 from jaxcpt.vectors import TEXTS_PER_SHARD, Storage, TextWithId, cut_into_blocks, fill
 

@@ -27,10 +27,10 @@ from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import apply_overrides, load_experiment, to_json
 from jaxcpt.files import write_file
-from jaxcpt.metrics import print_table
 from jaxcpt.planning.chips import Topology, parse_topology
 from jaxcpt.planning.layouts import Layout, list_layouts
 from jaxcpt.planning.step import Plan, TooLarge, list_devices, make_plan
+from jaxcpt.terminal import print_table
 
 GIB = 2**30
 TOLERANCE = 0.05

@@ -20,12 +20,12 @@ from pathlib import Path
 from jaxcpt import config
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.files import write_file
-from jaxcpt.metrics import show_progress
 from jaxcpt.pairs import PAIRS_AT_ONCE, Pairs, read_all
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
 from jaxcpt.pairs.interface import Encoded, encode_pairs
 from jaxcpt.pairs.tokenized import MODEL_FILE, TokensAbout, write_about, write_records
 from jaxcpt.sources import Source
+from jaxcpt.terminal import show_progress
 from jaxcpt.tokenizer import Tokenizer, read_model
 
 

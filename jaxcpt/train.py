@@ -6,7 +6,6 @@ Started again on its run folder, a run goes on where its newest whole checkpoint
 """
 
 import argparse
-import json
 import math
 import signal
 import tempfile
@@ -24,20 +23,10 @@ from jaxcpt.checks import validate
 from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError, run_command
-from jaxcpt.evaluate import (
-    compare_heldout,
-    list_suites,
-    read_heldout,
-    record_tables,
-    score,
-    score_words,
-    show_comparison,
-    show_suites,
-    tabulate_suites,
-)
+from jaxcpt.evals.suites import list_suites
 from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
 from jaxcpt.files import write_file
-from jaxcpt.metrics import PEAK_FLOPS, Metrics, Throughput, print_table
+from jaxcpt.metrics import PEAK_FLOPS, MetricsLog, Throughput
 from jaxcpt.model import check_model_fits
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import EncodedPairs, open_training, sample_texts
@@ -49,8 +38,8 @@ from jaxcpt.processes import (
     join,
     run_together,
 )
-from jaxcpt.report import write_report
 from jaxcpt.run_folder import check_same_experiment, claim, remove_run
+from jaxcpt.scoring import conclude, read_heldout, score
 from jaxcpt.sharding import (
     make_mesh,
     size_mesh,
@@ -58,6 +47,7 @@ from jaxcpt.sharding import (
 )
 from jaxcpt.smoke import shrink
 from jaxcpt.start import find_start, forget_start, resolve_start, restore_start
+from jaxcpt.terminal import print_table
 from jaxcpt.tokenizer import Tokenizer, has_tokenizer, read_model, read_tokenizer, train_tokenizer
 from jaxcpt.update import TrainState, init_state, make_train_step, shard_state
 
@@ -133,10 +123,10 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
         Interruption() as interruption,
     ):
         first, state = begin(run, checkpoints)
-        with Metrics(run_dir, run.experiment.train_steps, first, is_first()) as metrics:
+        with MetricsLog(run_dir, run.experiment.train_steps, first, is_first()) as metrics:
             embedder = run_steps(run, state, first, checkpoints, interruption, metrics)
     if run_dir == shared_dir:  # a baseline is shown with its run
-        conclude(run_dir, embedder, run)
+        conclude(run_dir, embedder, run.heldout, run.derived)
 
 
 def begin(run: Prepared, checkpoints: Checkpoints) -> tuple[int, TrainState]:
@@ -175,7 +165,7 @@ def run_steps(
     first: int,
     checkpoints: Checkpoints,
     interruption: "Interruption",
-    metrics: Metrics,
+    metrics: MetricsLog,
 ) -> Embedder:
     """The loop. Returns what embeds with the last state. Raises UserError after a signal."""
     experiment, last = run.experiment, run.experiment.train_steps
@@ -217,30 +207,10 @@ def run_steps(
         if step % experiment.evals.every_steps == 0 or step == last:
             jax.block_until_ready(scalars)
             with speed.paused():
-                embedder.params = state.params["encoder"]
+                embedder = embedder.with_params(state.params["encoder"], step)
                 if scores := score(experiment, embedder.embed, run.heldout):
                     metrics.log_evals(step, scores)
-    embedder.params = state.params["encoder"]
-    return embedder
-
-
-def conclude(run_dir: Path, embedder: Embedder, run: Prepared) -> None:
-    """The final table beside the baselines, example searches, and the report."""
-    summary: dict[str, Any] = {"derived": run.derived}
-    if run.heldout:
-        summary |= compare_heldout(run_dir, embedder.embed, run.heldout)
-    # By all processes, so that none waits at the end for the first.
-    words = score_words(Path(embedder.experiment.evals.data), embedder.experiment.evals.suites)
-    if not is_first():
-        return
-    tables = tabulate_suites(embedder.experiment, run_dir, words)
-    show_comparison(summary)
-    show_suites(tables)
-    write_file(run_dir / "summary.json", json.dumps(summary, indent=1))
-    if tables:
-        record_tables(run_dir, embedder.experiment.train_steps, tables)
-    report = write_report(run_dir)
-    print(f"report: {report}\nsearch: python -m jaxcpt.search --run-dir {run_dir} 'your words'")
+    return embedder.with_params(state.params["encoder"], last)
 
 
 def obtain_tokenizer(

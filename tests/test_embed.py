@@ -300,8 +300,8 @@ def test_search_command_in_a_corpus(tmp_path, monkeypatch, capsys, corpus, loade
 
 def test_a_diverged_model_embeds_and_finds_nothing(tokenizer, tmp_path, monkeypatch, capsys):
     """NaN is an error everywhere, and never a place in a ranking."""
-    broken = make_embedder(tokenizer)
-    broken.params = jax.tree.map(lambda leaf: leaf * np.nan, broken.params)
+    whole = make_embedder(tokenizer)
+    broken = whole.with_params(jax.tree.map(lambda leaf: leaf * np.nan, whole.params), step=3)
     with pytest.raises(UserError, match=r"^the embedding of 'w1' is not finite, nor are 1 others"):
         broken.embed(["w1", "w2"], "x")
     monkeypatch.setattr(Embedder, "load", classmethod(lambda *_: broken))
@@ -319,10 +319,10 @@ def test_a_diverged_model_embeds_and_finds_nothing(tokenizer, tmp_path, monkeypa
 
 def test_memory_does_not_grow_with_the_number_or_length_of_texts(tmp_path):
     """A million empty and 100 huge texts from a generator: parts are bounded by both."""
-    sizes = [sum(map(len, part)) for part in embed._cut("x" * 2**20 for _ in range(100))]
+    sizes = [sum(map(len, part)) for part in embed.cut_into_parts("x" * 2**20 for _ in range(100))]
     assert max(sizes) <= embed.CHARACTERS_AT_ONCE + 2**20
     assert sum(sizes) == 100 * 2**20
-    counts = [len(part) for part in embed._cut("" for _ in range(100_000))]
+    counts = [len(part) for part in embed.cut_into_parts("" for _ in range(100_000))]
     assert max(counts) == embed.TEXTS_AT_ONCE
     assert sum(counts) == 100_000
 

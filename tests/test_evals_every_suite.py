@@ -2,6 +2,7 @@
 command refuses data that does not fit in one line."""
 
 import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from test_evals_sts import write_subset
 from tiny_run import copy_run, tiny_run
 
 from jaxcpt import evaluate
+from jaxcpt.config import SuiteName
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError
 from jaxcpt.evals import linear_probe
+from jaxcpt.evals.suites import SUITES, run_suites
 from jaxcpt.metrics import read_rows
-from jaxcpt.vectors import fill
+from jaxcpt.mining.decontaminate import FAMILIES
+from jaxcpt.vectors import Storage, fill
 
 SIDES = {"linear_probe": "x", "sts": "x", "retrieval": "xy", "code_search": "xy", "open_qa": "xy"}
 
@@ -37,8 +41,16 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_every_suite_is_here():
-    assert SIDES.keys() == evaluate.SUITES.keys() == evaluate.WORD_SUITES.keys()
+def test_every_list_of_suites_is_the_same():
+    """The configuration imports nothing, and mining does without JAX, so each has its own list."""
+    assert list(SUITES) == list(SIDES) == list(get_args(SuiteName))
+    assert [suite.name for suite in SUITES.values()] == list(SUITES)
+    assert sorted(suite.folder for suite in SUITES.values()) == sorted(FAMILIES)
+
+
+def test_an_unknown_suite_is_refused(data):
+    with pytest.raises(UserError, match=r"^suite stss: there is no such suite; choose linear_pro"):
+        run_suites(None, data, ["stss"])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -53,19 +65,19 @@ def test_one_value_that_is_not_finite_is_an_error(data, suite, side, value):
         return vectors_nd
 
     with pytest.raises(UserError, match=rf"embeddings of side {side} are not finite"):
-        evaluate.run_suites(embed, data, [suite])
+        run_suites(embed, data, [suite])
 
 
-@pytest.mark.parametrize("suite", evaluate.CORPUS_SUITES)
+@pytest.mark.parametrize("suite", [s.name for s in SUITES.values() if s.has_corpora])
 def test_so_it_is_in_vectors_that_were_kept(data, suite, tmp_path):
     def keep(path, documents):
         def embed(texts):
             return np.full((len(texts), 3), np.nan, np.float32)
 
-        return fill(tmp_path, {}, documents, embed, evaluate.Storage()).shards()
+        return fill(tmp_path, {}, documents, embed, Storage()).shards()
 
     with pytest.raises(UserError, match="document 0: its vector is not finite"):
-        evaluate.run_suites(lambda texts, _: np.ones((len(texts), 3)), data, [suite], keep)
+        run_suites(lambda texts, _: np.ones((len(texts), 3)), data, [suite], keep)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from test_evals_real_data import embed_bag
 from tiny_run import copy_run, tiny_run
 
 from jaxcpt import beir, evaluate, lines
+from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.evals import mteb_tasks, retrieval, sts
 
@@ -145,7 +146,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     score = json.loads((tmp_path / "scores.json").read_text())["scores"]["mteb/LocalHeadlines"]
     (tmp_path / "sts" / "sts13").mkdir(parents=True)
     (tmp_path / "sts" / "sts13" / "headlines.tsv").symlink_to(DATA / "sts/sts13/headlines.tsv")
-    embedder = evaluate.Embedder.load(tiny_run())
+    embedder = Embedder.load(tiny_run())
     ours = sts.run(embedder.embed, tmp_path)["sts13/headlines/spearman"]
     # Of many headlines the tiny run reads the same few bytes: cosines of 1 but for rounding.
     assert score == pytest.approx(ours, abs=0.02)

@@ -16,6 +16,7 @@ from jaxcpt.embed import Embedder
 from jaxcpt.errors import run_command
 from jaxcpt.evals import retrieval, sts
 from jaxcpt.metrics import read_rows
+from jaxcpt.scoring import record_tables
 from jaxcpt.train import train
 from jaxcpt.vectors import Storage, VectorFolder
 
@@ -217,7 +218,7 @@ def test_a_damaged_table_of_suites_is_written_anew(tmp_path, capsys):
     path = run_dir / "suites.json"
     for damaged in ('{"step": 6, "suites": {"sts', "[1]"):
         path.write_text(damaged)
-        evaluate.record_tables(run_dir, 6, {"retrieval": []})
+        record_tables(run_dir, 6, {"retrieval": []})
         assert json.loads(path.read_text()) == {"step": 6, "suites": {"retrieval": []}}
         assert capsys.readouterr().out == (
             f"{path}: does not parse; writing it anew, without the suites that it held\n"

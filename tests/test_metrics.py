@@ -16,11 +16,12 @@ from tensorboardX.proto.event_pb2 import Event
 
 from jaxcpt import metrics
 from jaxcpt.errors import UserError
-from jaxcpt.metrics import Metrics, Throughput, print_table, read_rows, record_evals
+from jaxcpt.metrics import MetricsLog, Throughput, read_rows, record_evals
+from jaxcpt.terminal import print_table
 
 
 def record(run_dir, steps, start=0, total=100, scalars=None):
-    with Metrics(run_dir, total, start, writes=True) as log:
+    with MetricsLog(run_dir, total, start, writes=True) as log:
         for step in steps:
             log.log(step, scalars or {"loss": 1 / step})
 
@@ -53,18 +54,18 @@ def test_each_line_holds_the_step_and_its_scalars(tmp_path):
 
 
 def test_tensorboard_events_hold_the_same_numbers(tmp_path):
-    with Metrics(tmp_path, 100, 0, writes=True) as log:
+    with MetricsLog(tmp_path, 100, 0, writes=True) as log:
         log.log(10, {"loss": 2.5})
         log.log_evals(10, {"heldout/mrr": 0.5})
     assert read_events(tmp_path) == [("train/loss", 10, 2.5), ("heldout/mrr", 10, 0.5)]
 
 
 def test_resume_leaves_each_step_once_and_in_order(tmp_path):
-    with Metrics(tmp_path, 100, 0, writes=True) as log:
+    with MetricsLog(tmp_path, 100, 0, writes=True) as log:
         for step in (10, 20, 30, 40):
             log.log(step, {"loss": step})
             log.log_evals(step, {"heldout/mrr": step})
-    with Metrics(tmp_path, 100, 20, writes=True) as log:
+    with MetricsLog(tmp_path, 100, 20, writes=True) as log:
         log.log(30, {"loss": -30})
         log.log_evals(30, {"heldout/mrr": -30})
     assert [row["loss"] for row in read_rows(tmp_path / "metrics.jsonl")] == [10, 20, -30]
@@ -99,8 +100,8 @@ def test_a_broken_line_before_the_last_is_refused(tmp_path, line):
 
 KILLED = """
 import os, signal, sys, pathlib
-from jaxcpt.metrics import Metrics
-with Metrics(pathlib.Path(sys.argv[1]), 100, 0, writes=True) as log:
+from jaxcpt.metrics import MetricsLog
+with MetricsLog(pathlib.Path(sys.argv[1]), 100, 0, writes=True) as log:
     for step in range(1, 51):
         log.log(step, {"loss": 1.0})
         if step % 10 == 0:
@@ -118,7 +119,7 @@ def test_kill_9_loses_no_line_that_was_logged(tmp_path):
 
 def test_not_finite_is_valid_json_comes_back_and_is_said_once(tmp_path, capsys):
     bad = {"loss": math.nan, "gradient_norm": math.inf}
-    with Metrics(tmp_path, 100, 0, writes=True) as log:
+    with MetricsLog(tmp_path, 100, 0, writes=True) as log:
         for step, scalars in [(1, bad), (2, bad), (3, {"loss": 1.0}), (4, {"loss": -math.inf})]:
             log.log(step, scalars)
 
@@ -147,7 +148,7 @@ def test_evals_of_a_step_are_joined_and_ordered(tmp_path):
 
 
 def test_other_processes_write_and_print_nothing(tmp_path, capsys):
-    with Metrics(tmp_path, 100, 0, writes=False) as log:
+    with MetricsLog(tmp_path, 100, 0, writes=False) as log:
         log.log(10, {"loss": math.nan})
         log.log_evals(10, {"heldout/mrr": 0.5})
     assert list(tmp_path.iterdir()) == []
@@ -177,7 +178,7 @@ def test_plain_lines_every_so_often_and_at_the_last_step(tmp_path, capsys):
 def test_time_left_is_the_pace_since_the_first_logged_step(tmp_path, monkeypatch, capsys):
     now = 100.0
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
-    with Metrics(tmp_path, 40, 0, writes=True) as log:
+    with MetricsLog(tmp_path, 40, 0, writes=True) as log:
         log.log(10, {"loss": 0.1})
         now = 130.0
         log.log(20, {"loss": 0.05})
@@ -186,11 +187,11 @@ def test_time_left_is_the_pace_since_the_first_logged_step(tmp_path, monkeypatch
 
 def test_evals_are_one_line(tmp_path, capsys):
     scores = {f"heldout/recall_at_{k}": 0.5 for k in range(9)}
-    with Metrics(tmp_path, 100, 0, writes=True) as log:
+    with MetricsLog(tmp_path, 100, 0, writes=True) as log:
         log.log_evals(10, scores)
     listed = "  ".join(f"{name} 0.5000" for name in scores)
     assert capsys.readouterr().out == f"evals at step 10  {listed}\n"
-    with Metrics(tmp_path, 100, 10, writes=True) as log:
+    with MetricsLog(tmp_path, 100, 10, writes=True) as log:
         log.log_evals(20, scores | {"sts/sts13/mean/spearman": 0.5, "sts/sts14/all/pearson": 0.5})
     said = capsys.readouterr().out
     assert said == f"evals at step 20  {listed}  and 2 more in evals.jsonl\n"
@@ -199,8 +200,8 @@ def test_evals_are_one_line(tmp_path, capsys):
 
 ON_A_TERMINAL = f"""
 import pathlib, sys
-from jaxcpt.metrics import Metrics
-with Metrics(pathlib.Path(sys.argv[1]), 40, 0, writes=True, title="[b]run") as log:
+from jaxcpt.metrics import MetricsLog
+with MetricsLog(pathlib.Path(sys.argv[1]), 40, 0, writes=True, title="[b]run") as log:
     log.log(10, {SCALARS!r})
     print("printed while the bar stands")
     log.log_evals(10, {{"heldout/mrr": 0.5}})

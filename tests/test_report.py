@@ -12,7 +12,7 @@ import pytest
 from jaxcpt.config import Batching, Data, Experiment, Model, Optimizer, PythonPackages, Tokenizer
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import to_json
-from jaxcpt.metrics import Metrics
+from jaxcpt.metrics import MetricsLog
 from jaxcpt.report import main, write_report
 
 EXPERIMENT = Experiment(
@@ -85,7 +85,7 @@ def plant(run_dir, steps, planted=None, summary=None):
     """A run folder as training leaves it; `planted` overrides scalars of steps."""
     run_dir.mkdir(exist_ok=True)
     (run_dir / "experiment.json").write_text(to_json(EXPERIMENT))
-    with Metrics(run_dir, EXPERIMENT.train_steps, 0, writes=True) as log:
+    with MetricsLog(run_dir, EXPERIMENT.train_steps, 0, writes=True) as log:
         for step in range(1, steps + 1):
             log.log(step, scalars_at(step) | (planted or {}).get(step, {}))
             if step % 100 == 0:

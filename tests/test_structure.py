@@ -23,8 +23,8 @@ from jaxcpt.model import make_encoder, name_axes
 ORDER = """
 errors pair files lines beir sources config checks smoke experiments run_folder mining tokenizer
 pairs packing order sharding processes normalise attention model batches loss_terms loss_streaming
-loss optimizer update budget checkpoint interop start metrics top_k vectors embed search evals
-charts report evaluate planning train plan mine_text mine_code clean_pairs mine_negatives
+loss optimizer update budget checkpoint interop start terminal metrics top_k vectors embed search
+evals report scoring evaluate planning train plan mine_text mine_code clean_pairs mine_negatives
 train_tokenizer tokenize_pairs cli __main__
 """.split()  # noqa: SIM905
 
@@ -40,9 +40,9 @@ HOMES = {
     "datasets": {"pairs"},
     "tree_sitter": {"mining"},
     "apache_beam": {"mining"},
-    "rich": {"metrics"},
+    "rich": {"terminal"},
     "tensorboardX": {"metrics"},
-    "matplotlib": {"charts"},
+    "matplotlib": {"report"},
     "bm25s": {"evals"},
     "mteb": {"evals"},
     "pytrec_eval": {"evals"},
@@ -215,6 +215,21 @@ print(json.dumps([missing, early]))
     assert early == []
     optional = {"apache_beam", "tree_sitter", "fastwarc", "resiliparse", "rensa", "py3langid"}
     assert {name.split(".")[0] for name in missing} <= optional | {"pyarrow", "libtpu"}
+
+
+def test_evaluations_load_no_model():
+    """They take `embed_fn` and know nothing of the model behind it."""
+    code = """
+import importlib, pkgutil, sys
+import jaxcpt.evals
+for module in pkgutil.walk_packages(jaxcpt.evals.__path__, "jaxcpt.evals."):
+    importlib.import_module(module.name)
+print(*{name.partition(".")[0] for name in sys.modules} & {"flax", "orbax", "optax"})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert done.stdout == "\n"
 
 
 def test_configuration_needs_no_jax():

@@ -238,13 +238,13 @@ def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys)
     assert found >= saved >= 40
     capsys.readouterr()
 
-    def stop_after(self, step, scalars, real=train_module.Metrics.log):
+    def stop_after(self, step, scalars, real=train_module.MetricsLog.log):
         real(self, step, scalars)
         if step == len(before):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module.Metrics, "log", stop_after)
+        patch.setattr(train_module.MetricsLog, "log", stop_after)
         with pytest.raises(UserError, match=f"stopped at step {len(before)}, which is saved"):
             train(long_run, run_dir, run_dir)
     assert f"resuming at step {found} of 5000" in capsys.readouterr().out

@@ -19,12 +19,12 @@ from jaxcpt import config
 from jaxcpt.batches import Batches
 from jaxcpt.config import Batching, Data, Experiment, Model, Optimizer
 from jaxcpt.errors import UserError, run_command
-from jaxcpt.metrics import show_progress
 from jaxcpt.pairs import EncodedPairs, JoinedPairs, TokenizedReader
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
 from jaxcpt.pairs.tokenized import write_about
 from jaxcpt.sharding import make_mesh
 from jaxcpt.sources import TokenizedPairs
+from jaxcpt.terminal import show_progress
 from jaxcpt.tokenize_pairs import write_tokens
 from jaxcpt.tokenizer import Tokenizer, read_model
 

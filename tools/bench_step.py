@@ -24,9 +24,9 @@ from jaxcpt.batches import Batch, Sizes, shape_batch, size_full_batches
 from jaxcpt.checks import validate
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import apply_overrides, load_experiment
-from jaxcpt.metrics import print_table
 from jaxcpt.model import Cells, check_model_fits
 from jaxcpt.sharding import count_data_shards, make_mesh, use_cpu_cores
+from jaxcpt.terminal import print_table
 from jaxcpt.update import init_state, make_train_step
 
 

@@ -1,7 +1,6 @@
-"""Scores of the paper's suites for a person to read: ours, those of words alone and
-published ones in a row.
+"""Tables of the paper's suites: our scores beside those of words alone and published ones.
 
-In: scores by `<suite>/<name>`. Out: rows, suite by suite. It computes no score.
+In: scores by `<suite>/<name>`. Out: the lines of a table for each suite. It computes no score.
 """
 
 from collections.abc import Mapping
@@ -10,30 +9,22 @@ from typing import NamedTuple
 
 from jaxcpt.evals.published import FIGURES, list_caveats
 
-WORDS = {
-    "linear_probe": "bag of words",
-    "sts": "bag of words",
-    "retrieval": "BM25",
-    "code_search": "BM25",
-    "open_qa": "BM25",
-}
-"""What matches words alone in each suite."""
-
 
 class Line(NamedTuple):
     name: str
     score: float
     words: float | None
+    """The score of matching words alone, where there is one."""
     published: str
-    """Systems and their scores, in words."""
+    """Systems and their scores, as text."""
     caveat: str
-    """Why the published ones cannot be compared with it; empty: they can."""
+    """Why the score cannot be compared with published ones. Empty: it can."""
 
 
 def tabulate(
     scores: Mapping[str, float], words: Mapping[str, float], data: Path
 ) -> dict[str, list[Line]]:
-    """The lines of each suite. Of similarity, the Spearman correlations over whole sets alone."""
+    """The lines of each suite. The suite sts shows only Spearman correlations of whole sets."""
     caveats = list_caveats(data)
     tables: dict[str, list[Line]] = {}
     for full_name, score in scores.items():

@@ -1,4 +1,7 @@
-"""Curves in, SVG elements for a page out. Sole home of matplotlib; it knows no run and no file."""
+"""Curves in, SVG elements for a page out. Only this module imports matplotlib.
+
+It knows no run and no file.
+"""
 
 import io
 import math
@@ -14,12 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
 POINTS = 400
-"""Points that a curve is reduced to: more cannot be told apart on a screen."""
+"""Most points that a curve is drawn with. A screen does not show more."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One set of axes: the scalars it shows and how."""
+    """One set of axes: its title, the scalars that it shows, and how it shows them."""
 
     title: str
     names: tuple[str, ...]
@@ -29,7 +32,7 @@ class Chart:
 
 
 COLOURS = ("#3b82f6", "#e8710a", "#12a37a", "#a855f7", "#db2777", "#64748b")
-INK = "#010203"  # Stands for the page's text colour in a drawing, light or dark.
+INK = "#010203"  # Replaced by the page's text colour, which is light or dark.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxcpt",
@@ -49,17 +52,18 @@ STYLE: dict[Any, Any] = {
 }
 
 Curve = tuple[Sequence[float], Sequence[float]]
-"""Steps, and a value for each."""
+"""Steps, and the value at each step."""
 
 
-def show(value: float, percent: bool = False) -> str:
+def format_number(value: float, percent: bool = False) -> str:
+    """At least three digits; whole numbers from 1,000 on."""
     if percent:
         return f"{100 * value:.3g}%"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, float]) -> str:
-    """A figure with its legend; `levels` are dashed lines across it."""
+    """A figure with its legend. `levels`: values drawn as dashed horizontal lines."""
     legend, notes = [], []
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 2.2), layout="constrained")
@@ -76,11 +80,11 @@ def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, f
         if chart.logarithmic and len(finite) and finite.min() > 0:
             axes.set_yscale("log", subs=())
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: show(value, chart.percent))
+        axes.yaxis.set_major_formatter(lambda value, _: format_number(value, chart.percent))
         for index, (name, (steps, values)) in enumerate(curves.items()):
             colour = COLOURS[index % len(COLOURS)]
             _draw_curve(axes, np.array(steps), np.array(values), colour, chart.smooth)
-            legend.append((colour, "solid", name, show(values[-1], chart.percent)))
+            legend.append((colour, "solid", name, format_number(values[-1], chart.percent)))
             if bad := [s for s, v in zip(steps, values, strict=True) if not math.isfinite(v)]:
                 marks = bad[:: math.ceil(len(bad) / POINTS)]
                 across = axes.get_xaxis_transform()
@@ -89,7 +93,7 @@ def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, f
         for index, (name, level) in enumerate(levels.items(), start=len(curves)):
             colour = COLOURS[index % len(COLOURS)]
             axes.axhline(level, color=colour, linestyle=(0, (4, 3)), linewidth=1.3)
-            legend.append((colour, "dashed", name, show(level, chart.percent)))
+            legend.append((colour, "dashed", name, format_number(level, chart.percent)))
         drawing = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(drawing, format="svg", metadata=nothing)
@@ -108,7 +112,10 @@ def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, f
 def _draw_curve(
     axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, smooth: bool
 ) -> None:
-    """Means of equal stretches; over many noisy ones a running mean, and they behind it, faint."""
+    """Draws the means of at most POINTS equal stretches of the curve.
+
+    Where there are many and `smooth` is set, they are faint, and a running mean is drawn over them.
+    """
     stretches = np.array_split(np.arange(len(steps)), min(len(steps), POINTS))
     xs = [steps[stretch].mean() for stretch in stretches]
     ys = [_mean(values[stretch]) for stretch in stretches]
@@ -120,13 +127,16 @@ def _draw_curve(
 
 
 def _mean(values: np.ndarray) -> float:
-    """Of the finite ones; NaN, which leaves a gap in a curve, if there are none."""
+    """The mean of the finite values. Where there are none: NaN, which leaves a gap in a curve."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else math.nan
 
 
 def _to_inline(drawing: str, title: str) -> str:
-    """An SVG file as an element of a page: in its text colour, without ids that would repeat."""
+    """Turns an SVG file into an element of a page, with the page's text colour.
+
+    Ids that would repeat on a page with several drawings are removed.
+    """
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
     drawing = re.sub(r' id="[a-z0-9]+_\d+"', "", drawing)
     return drawing.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

@@ -1,0 +1,202 @@
+"""What a run scores of itself: during training, at its end, and when it is evaluated later.
+
+In: an experiment, `embed_fn` or an `Embedder`, and a run folder. Out: scores by name, tables on the
+terminal, and `summary.json`, `suites.json`, `evals.jsonl` and the report in the run folder. How a
+score is computed is known to `evals`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcpt.config import Experiment
+from jaxcpt.embed import Embedder
+from jaxcpt.evals import CorpusFn, EmbedFn, pair_search
+from jaxcpt.evals.suites import SUITES, run_suites, score_words
+from jaxcpt.evals.table import Line, tabulate
+from jaxcpt.files import hash_file, write_file
+from jaxcpt.lines import find_file
+from jaxcpt.metrics import EVALS_FILE, read_rows
+from jaxcpt.pair import Pair
+from jaxcpt.pairs import open_source
+from jaxcpt.processes import is_first
+from jaxcpt.report import write_report
+from jaxcpt.terminal import print_table
+from jaxcpt.top_k import top_k
+from jaxcpt.vectors import Storage, TextWithId, fill
+
+HELDOUT_KEYS = ("mrr", "recall_at_1", "recall_at_10")
+EXAMPLES = 3
+RESULTS_PER_EXAMPLE = 3
+
+
+def read_heldout(experiment: Experiment, run_dir: Path) -> list[Pair]:
+    """The held-out pairs of a run. Empty where the experiment names none."""
+    if experiment.data.heldout is None:
+        return []
+    pairs = open_source(experiment.data.heldout, run_dir, experiment.seed)
+    return pairs.read(range(len(pairs)))
+
+
+def score(experiment: Experiment, embed_fn: EmbedFn, heldout: Sequence[Pair]) -> dict[str, float]:
+    """The scores of one eval of a run: `heldout/<score>` and `<suite>/<score>`."""
+    scores: dict[str, float] = {}
+    if heldout:
+        of_heldout = pair_search.run(embed_fn, heldout)
+        scores = {f"heldout/{name}": value for name, value in of_heldout.items()}
+    if experiment.evals.suites:
+        scores |= run_suites(embed_fn, Path(experiment.evals.data), experiment.evals.suites)
+    return scores
+
+
+def conclude(
+    run_dir: Path, embedder: Embedder, heldout: Sequence[Pair], derived: dict[str, str]
+) -> None:
+    """Compares a trained run with its baselines, shows the tables, and writes the report.
+
+    derived: the numbers that follow from the experiment, for the report. All processes call it,
+    because all embed; only the first one shows and writes.
+    """
+    experiment = embedder.experiment
+    data, suites = Path(experiment.evals.data), experiment.evals.suites
+    summary: dict[str, Any] = {"derived": derived}
+    if heldout:
+        summary |= compare_heldout(run_dir, embedder.embed, heldout)
+    # By all processes, so that the others do not wait here for the first one.
+    words = score_words(data, suites)
+    if not is_first():
+        return
+    *_, last = read_rows(run_dir / EVALS_FILE) or [{}]
+    scores = {name: value for name, value in last.items() if name.partition("/")[0] in suites}
+    tables = tabulate(scores, words, data)
+    show_comparison(summary)
+    show_suites(tables)
+    write_file(run_dir / "summary.json", json.dumps(summary, indent=1))
+    if tables:
+        record_tables(run_dir, experiment.train_steps, tables)
+    report = write_report(run_dir)
+    print(f"report: {report}\nsearch: python -m jaxcpt.search --run-dir {run_dir} 'your words'")
+
+
+def compare_heldout(
+    run_dir: Path, embed_fn: EmbedFn, heldout: Sequence[Pair]
+) -> dict[str, list[dict[str, Any]]]:
+    """`table`: the scores of this run, its baseline, BM25 and chance. `examples`: see
+    `find_examples`."""
+    scores = {"this run": pair_search.run(embed_fn, heldout)}
+    if (run_dir / "baseline").is_dir():
+        baseline = Embedder.load(run_dir / "baseline")
+        scores[baseline.experiment.name] = pair_search.run(baseline.embed, heldout)
+    scores["BM25"] = pair_search.bm25(heldout)
+    scores["chance"] = pair_search.chance(len({pair.y for pair in heldout}))
+    table = [{"name": name, **row} for name, row in scores.items()]
+    return {"table": table, "examples": find_examples(embed_fn, heldout)}
+
+
+def find_examples(embed_fn: EmbedFn, heldout: Sequence[Pair]) -> list[dict[str, Any]]:
+    """A few queries, spread evenly over the held-out pairs, each with the best texts for it."""
+    queries = heldout[:: max(len(heldout) // EXAMPLES, 1)][:EXAMPLES]
+    zx_qd = embed_fn([pair.x for pair in queries], "x")
+    zy_nd = embed_fn([pair.y for pair in heldout], "y")
+    scores_qk, rows_qk = top_k(zx_qd, zy_nd, RESULTS_PER_EXAMPLE)
+    return [
+        {
+            "query": query.x,
+            "results": [
+                {
+                    "score": float(score),
+                    "text": heldout[row].y,
+                    "source": heldout[row].source,
+                    "right": heldout[row].y == query.y,
+                }
+                for score, row in zip(scores_k, rows_k, strict=True)
+            ],
+        }
+        for query, scores_k, rows_k in zip(queries, scores_qk, rows_qk, strict=True)
+    ]
+
+
+def show_comparison(summary: dict[str, Any]) -> None:
+    """Prints the result of `compare_heldout`, where the summary has one."""
+    headings = ("searcher", "MRR", "recall@1", "recall@10")
+    rows = [[row[key] for key in ("name", *HELDOUT_KEYS)] for row in summary.get("table", [])]
+    if rows:
+        print_table("Each held-out x searches the y of all", rows, headings)
+    for example in summary.get("examples", []):
+        print(f"\n{' '.join(example['query'].split())[:100]}")
+        for result in example["results"]:
+            mark = "  <- right" if result["right"] else ""
+            print(f"  {result['score']:.3f}  {result['source']}{mark}")
+
+
+def show_suites(tables: dict[str, list[Line]]) -> None:
+    """Prints a table for each suite, and below it the scores that must not be compared."""
+    for suite, lines in tables.items():
+        rows = [
+            (
+                line.name + ("*" if line.caveat else ""),
+                line.score,
+                "" if line.words is None else f"{line.words:.3f}",
+                line.published,
+            )
+            for line in lines
+        ]
+        print_table(suite, rows, ("", "this run", SUITES[suite].words_label, "published"))
+        for caveat in dict.fromkeys(line.caveat for line in lines if line.caveat):
+            names = ", ".join(line.name for line in lines if line.caveat == caveat)
+            print(f"  * {names}: {caveat}; not to be compared with published figures")
+
+
+def record_tables(run_dir: Path, step: int, tables: dict[str, list[Line]]) -> None:
+    """Adds the tables to suites.json and writes the report again.
+
+    Tables of other suites stay if they are of the same step; those of another step are removed.
+    """
+    path = run_dir / "suites.json"
+    recorded = _read_tables(path)
+    suites = recorded["suites"] if recorded.get("step") == step else {}
+    suites |= {suite: [line._asdict() for line in lines] for suite, lines in tables.items()}
+    write_file(path, json.dumps({"step": step, "suites": suites}, indent=1))
+    write_report(run_dir)
+
+
+def _read_tables(path: Path) -> dict[str, Any]:
+    """The content of suites.json. It is empty for a damaged file, which a printed line reports."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        print(f"{path}: does not parse; writing it anew, without the suites that it held")
+        return {}
+
+
+def embed_as_stored(embedder: Embedder, storage: Storage) -> EmbedFn:
+    """Embeds texts, and changes the vectors as storing them would: cut to a width, or as int8."""
+    if storage == Storage():
+        return embedder.embed
+    return lambda texts, side: storage.round_trip(embedder.embed(texts, side))
+
+
+def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn:
+    """Embeds corpora into shards below `folder`. A killed evaluation resumes with them."""
+
+    def embed(path: Path, documents: Iterable[TextWithId]) -> Iterator[np.ndarray]:
+        file = find_file(path)
+        assert file is not None  # its ids have been read
+        about = {
+            "step": embedder.step,
+            "checkpoint": embedder.fingerprint,
+            "side": "y",
+            "input": hash_file(file),
+            "path": str(file.resolve()),
+        }
+        vectors = fill(
+            folder / path.parent.name, about, documents, lambda t: embedder.embed(t, "y"), storage
+        )
+        return vectors.shards()
+
+    return embed

@@ -1,0 +1,179 @@
+"""What a person sees while a command runs: tables, progress bars, and the numbers of a run.
+
+In: host floats, names and counts. Out: text on stdout; on a terminal, bars that are redrawn in
+place. It is the only module that imports rich. It knows no file and no device.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from types import TracebackType
+
+from rich import progress
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+LINE_EVERY_SECONDS = 10.0
+EVALS_SHOWN = 9
+"""Scores shown at each eval. The suites have many more, which stand in the file."""
+
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "accuracy": "accuracy {:.1%}",
+    "pairs_per_s": "{:,.0f} pairs/s",
+    "tokens_per_s": "{:,.0f} tokens/s",
+    "padding": "padding {:.1%}",
+}
+"""Scalars shown beside the step. `accuracy` is the mean of the two search directions."""
+
+
+class RunDisplay:
+    """Shows the progress and the numbers of a training run, as a context manager.
+
+    On a terminal it is a bar with the newest numbers below it. Elsewhere it is a plain line at
+    most every LINE_EVERY_SECONDS, and one at the last step.
+    """
+
+    def __init__(self, title: str, start_step: int, total_steps: int) -> None:
+        """start_step: steps that were taken before this process started."""
+        self._title = title
+        self._start_step = start_step
+        self._total_steps = total_steps
+        self._console = make_console()
+        self._first_shown: tuple[int, float] | None = None
+        self._last_line = -math.inf
+        self._not_finite: set[str] = set()
+        self._live: Live | None = None
+
+    def __enter__(self) -> "RunDisplay":
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            waiting = Text("waiting for the first step", style="dim")
+            bar = self._draw_bar(self._start_step, "-", waiting)
+            # Redrawn only when there is news, so no thread competes with the run for a core.
+            self._live = Live(bar, console=self._console, auto_refresh=False)
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show_step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Shows the scalars named in SHOWN, and warns of any that is not finite."""
+        self._warn_if_not_finite(step, scalars)
+        now = time.perf_counter()
+        numbers, left = _format_numbers(scalars), self._estimate_time_left(step, now)
+        if self._live is not None:
+            self._live.update(self._draw_bar(step, left, numbers), refresh=True)
+        elif now - self._last_line >= LINE_EVERY_SECONDS or step == self._total_steps:
+            self._last_line = now
+            width = len(str(self._total_steps))
+            head = f"step {step:{width}}/{self._total_steps}  "
+            self._print(Text.assemble(head, numbers, f"  {left} left"))
+
+    def show_evals(self, step: int, scores: Mapping[str, float], file: str) -> None:
+        """Shows the first EVALS_SHOWN scores. `file`: the name of the file that holds them all."""
+        self._warn_if_not_finite(step, scores)
+        listed = [f"{name} {value:.4f}" for name, value in scores.items()]
+        if more := listed[EVALS_SHOWN:]:
+            listed[EVALS_SHOWN:] = [f"and {len(more)} more in {file}"]
+        self._print(Text(f"evals at step {step}  {'  '.join(listed)}"))
+
+    def _print(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=True)
+
+    def _draw_bar(self, step: int, left: str, numbers: Text) -> RenderableType:
+        grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1)
+        bar = ProgressBar(self._total_steps, step)
+        grid.add_row(self._title, bar, f"{step}/{self._total_steps}", f"{left} left")
+        return Group(grid, numbers)
+
+    def _estimate_time_left(self, step: int, now: float) -> str:
+        """Assumes the mean pace since the first shown step, evals and checkpoints included."""
+        if self._first_shown is None:
+            self._first_shown = (step, now)
+        first_step, start = self._first_shown
+        if step == first_step:
+            return "-"
+        pace = (now - start) / (step - first_step)
+        return str(timedelta(seconds=round(pace * (self._total_steps - step))))
+
+    def _warn_if_not_finite(self, step: int, row: Mapping[str, float]) -> None:
+        """Warns once for each name, until its value is finite again."""
+        bad = {name: value for name, value in row.items() if not math.isfinite(value)}
+        if new := [
+            f"{name} is {value}" for name, value in bad.items() if name not in self._not_finite
+        ]:
+            self._print(Text(f"step {step}: {', '.join(new)}", style="bold red"))
+        self._not_finite = self._not_finite - row.keys() | bad.keys()
+
+
+def _format_numbers(scalars: Mapping[str, float]) -> Text:
+    row = dict(scalars)
+    if "accuracy_x_to_y" in row and "accuracy_y_to_x" in row:
+        row["accuracy"] = (row["accuracy_x_to_y"] + row["accuracy_y_to_x"]) / 2
+    parts = [
+        Text(form.format(row[name]), style="" if math.isfinite(row[name]) else "bold red")
+        for name, form in SHOWN.items()
+        if name in row
+    ]
+    return Text("  ").join(parts)
+
+
+def print_table(
+    title: str, rows: Sequence[Sequence[str | float]], headings: Sequence[str] = ()
+) -> None:
+    """Prints rows under a title. Floats have three decimals; numeric columns are right-aligned."""
+    table = Table(title=title, title_justify="left", show_header=bool(headings))
+    for index, column in enumerate(zip(*rows, strict=True)):
+        numbers = all(isinstance(cell, int | float) for cell in column)
+        heading = headings[index] if headings else ""
+        table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{c:.3f}" if isinstance(c, float) else str(c) for c in row))
+    make_console().print(table)
+
+
+@contextmanager
+def show_progress(title: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Shows a bar on the terminal until the block ends.
+
+    It yields a function; call that with the number of items done since the last call.
+    total: the number of items. None: not known yet.
+    """
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    console = make_console()
+    shown = shown and console.is_terminal
+    with progress.Progress(*columns, console=console, disable=not shown, transient=True) as display:
+        task = display.add_task(title, total=total)
+        yield lambda count: display.advance(task, count)
+
+
+def make_console() -> Console:
+    """A console that prints text as it is: brackets and emoji names are no markup."""
+    terminal = sys.stdout.isatty()
+    return Console(
+        force_terminal=terminal,
+        width=None if terminal else 120,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
