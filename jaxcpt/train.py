@@ -260,8 +260,11 @@ class Interruption:
 
 
 def show_budget(experiment: Experiment) -> None:
-    """The derived numbers alone, from neither data nor devices: where rows are to be measured on
-    the data, they are those of texts of full length, which is the most there can be."""
+    """Prints the derived numbers without reading data or using the devices.
+
+    Where the number of rows would be measured on the data, every text counts with its full length.
+    So the numbers are upper bounds.
+    """
     shape = experiment.mesh
     fixed = math.prod(n for n in (shape.data, shape.fsdp, shape.tensor) if n != -1)
     here = jax.device_count()

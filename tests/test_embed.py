@@ -112,6 +112,14 @@ def test_few_texts_cost_few_tokens(embedder, monkeypatch):
     )
 
 
+def test_with_params_leaves_the_embedder_as_it_was(embedder, alone):
+    other = embedder.with_params(jax.tree.map(lambda leaf: 2 * leaf, embedder.params), step=7)
+    assert (embedder.step, other.step) == (0, 7)
+    assert not np.allclose(other.embed(TEXTS, "y"), alone)
+    assert_close(embedder.embed(TEXTS, "y"), alone)
+    assert other.embed_cells is embedder.embed_cells  # nothing is compiled again
+
+
 def test_sides_differ(embedder):
     assert not np.allclose(embedder.embed(["w1 w2"], "x"), embedder.embed(["w1 w2"], "y"))
 

@@ -1,5 +1,5 @@
-"""What holds for every suite: vectors that are not finite are an error, and never a score; the
-command refuses data that does not fit in one line."""
+"""What holds for every suite: a vector that is not finite is an error, and the command refuses
+data that does not fit in one line."""
 
 import shutil
 from typing import get_args
@@ -69,7 +69,7 @@ def test_one_value_that_is_not_finite_is_an_error(data, suite, side, value):
 
 
 @pytest.mark.parametrize("suite", [s.name for s in SUITES.values() if s.has_corpora])
-def test_so_it_is_in_vectors_that_were_kept(data, suite, tmp_path):
+def test_a_stored_vector_that_is_not_finite_is_an_error(data, suite, tmp_path):
     def keep(path, documents):
         def embed(texts):
             return np.full((len(texts), 3), np.nan, np.float32)

@@ -129,8 +129,8 @@ def test_refusals(tmp_path, monkeypatch):
     with refuse("--mteb Unreachable: its data, nobody/nothing, could not be loaded: Could"):
         run(tmp_path, "Unreachable")
     with refuse("2 of 2 embeddings of side y are not finite"):
-        encoder = mteb_tasks.Encoder(lambda texts, _: np.full((len(texts), 2), np.nan), None)
-        encoder.encode([{"text": ["a", "b"]}], prompt_type="document")
+        model = mteb_tasks.MtebModel(lambda texts, _: np.full((len(texts), 2), np.nan), None)
+        model.encode([{"text": ["a", "b"]}], prompt_type="document")
     monkeypatch.setitem(sys.modules, "mteb", None)
     with refuse("this evaluation needs mteb: pip install 'jaxcpt[mteb]'"):
         run(tmp_path, "STS12")

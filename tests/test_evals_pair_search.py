@@ -93,7 +93,7 @@ def test_bm25_equals_its_formula():
 
 
 def test_bm25_finds_functions_by_the_words_of_their_names():
-    assert words.split_words("HTTPServer.parse_date2 of a parseDate") == (
+    assert words.list_content_words("HTTPServer.parse_date2 of a parseDate") == (
         ["http", "server", "parse", "date2", "parse", "date"]
     )
     pairs = [

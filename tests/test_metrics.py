@@ -1,10 +1,7 @@
-"""Planted numbers through the files, the terminal, a kill and a resume."""
+"""Planted numbers through the files, a kill and a resume."""
 
 import json
 import math
-import os
-import pty
-import re
 import signal
 import struct
 import subprocess
@@ -14,10 +11,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxcpt import metrics
 from jaxcpt.errors import UserError
 from jaxcpt.metrics import MetricsLog, Throughput, read_rows, record_evals
-from jaxcpt.terminal import print_table
 
 
 def record(run_dir, steps, start=0, total=100, scalars=None):
@@ -155,82 +150,12 @@ def test_other_processes_write_and_print_nothing(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-SCALARS = {
-    "loss": 2.5,
-    "accuracy_x_to_y": 0.5,
-    "accuracy_y_to_x": 0.75,
-    "scale": 14.0,
-    "padding": 0.031,
-    "pairs_per_s": 412.4,
-    "tokens_per_s": 58_123.0,
-}
-
-
-def test_plain_lines_every_so_often_and_at_the_last_step(tmp_path, capsys):
-    record(tmp_path, [10, 20, 90, 100], scalars=SCALARS)
-    numbers = "loss 2.5000  accuracy 62.5%  412 pairs/s  58,123 tokens/s  padding 3.1%"
-    assert capsys.readouterr().out.splitlines() == [
-        f"step  10/100  {numbers}  - left",
-        f"step 100/100  {numbers}  0:00:00 left",
-    ]
-
-
-def test_time_left_is_the_pace_since_the_first_logged_step(tmp_path, monkeypatch, capsys):
-    now = 100.0
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
-    with MetricsLog(tmp_path, 40, 0, writes=True) as log:
-        log.log(10, {"loss": 0.1})
-        now = 130.0
-        log.log(20, {"loss": 0.05})
-    assert capsys.readouterr().out.splitlines()[1] == "step 20/40  loss 0.0500  0:01:00 left"
-
-
-def test_evals_are_one_line(tmp_path, capsys):
-    scores = {f"heldout/recall_at_{k}": 0.5 for k in range(9)}
-    with MetricsLog(tmp_path, 100, 0, writes=True) as log:
-        log.log_evals(10, scores)
-    listed = "  ".join(f"{name} 0.5000" for name in scores)
-    assert capsys.readouterr().out == f"evals at step 10  {listed}\n"
+def test_evals_are_recorded_beyond_those_that_are_shown(tmp_path, capsys):
+    scores = {f"heldout/recall_at_{k}": 0.5 for k in range(11)}
     with MetricsLog(tmp_path, 100, 10, writes=True) as log:
-        log.log_evals(20, scores | {"sts/sts13/mean/spearman": 0.5, "sts/sts14/all/pearson": 0.5})
-    said = capsys.readouterr().out
-    assert said == f"evals at step 20  {listed}  and 2 more in evals.jsonl\n"
+        log.log_evals(20, scores)
+    assert capsys.readouterr().out.endswith("  and 2 more in evals.jsonl\n")
     assert len(read_rows(tmp_path / "evals.jsonl")[-1]) == 12
-
-
-ON_A_TERMINAL = f"""
-import pathlib, sys
-from jaxcpt.metrics import MetricsLog
-with MetricsLog(pathlib.Path(sys.argv[1]), 40, 0, writes=True, title="[b]run") as log:
-    log.log(10, {SCALARS!r})
-    print("printed while the bar stands")
-    log.log_evals(10, {{"heldout/mrr": 0.5}})
-    log.log(40, {SCALARS!r})
-"""
-
-
-def test_a_terminal_shows_a_bar(tmp_path):
-    ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
-    command = [sys.executable, "-c", ON_A_TERMINAL, tmp_path]
-    result = subprocess.run(command, stdout=theirs, stderr=theirs, env=environment, check=True)
-    os.close(theirs)
-    raw = b""
-    while True:
-        try:
-            raw += os.read(ours, 65536)
-        except OSError:  # how Linux reports that the other end is closed
-            break
-    os.close(ours)
-    assert result.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw.decode())
-    lines = [line.rstrip() for line in text.splitlines()]
-    assert any(re.fullmatch(r"\[b\]run  ━+[╸╺]?━*\s+10/40  - left", line) for line in lines)
-    assert any(re.fullmatch(r"\[b\]run  ━+\s+40/40  0:00:00 left", line) for line in lines)
-    numbers = "loss 2.5000  accuracy 62.5%  412 pairs/s  58,123 tokens/s  padding 3.1%"
-    assert numbers in lines
-    assert "printed while the bar stands" in lines
-    assert "evals at step 10  heldout/mrr 0.5000" in lines
 
 
 def test_throughput_counts_work_without_pauses(tmp_path):
@@ -259,13 +184,3 @@ def test_without_a_known_peak_there_is_no_mfu():
     throughput = Throughput()
     throughput.count(pairs=1, tokens=1, flops=1.0)
     assert "mfu" not in throughput.read()
-
-
-def test_tables_take_text_as_it_is(capsys):
-    print_table("[b] run", [("this :smile: run", 0.5234), ("BM25", 0.47)], ("", "MRR"))
-    printed = capsys.readouterr().out
-    assert "[b] run" in printed
-    assert re.search(r"this :smile: run │ 0\.523 │", printed)
-    assert re.search(r"BM25 +│ 0\.470 │", printed)
-    print_table("plan", [("run folder", "x" * 90)])
-    assert "x" * 90 in capsys.readouterr().out

@@ -218,7 +218,7 @@ print(json.dumps([missing, early]))
 
 
 def test_evaluations_load_no_model():
-    """They take `embed_fn` and know nothing of the model behind it."""
+    """They know `embed_fn` and not the model behind it, so they need none of its libraries."""
     code = """
 import importlib, pkgutil, sys
 import jaxcpt.evals

@@ -1,8 +1,9 @@
 """Evaluations: texts and a function that embeds them in, named scores out.
 
-Each family is one file with `run(embed_fn, data, ...) -> dict[str, float]`. All of them know no
-model, no tokenizer and no device: only `embed_fn`, and the files of their own task. A corpus too
-large for memory goes through a `CorpusFn`, which may keep its vectors.
+Each family is one file with `run(embed_fn, data, ...) -> dict[str, float]`; `suites` lists the
+paper's. A family knows `embed_fn` and the files of its own task. It knows no model, no tokenizer
+and no device. A corpus that is too large for memory goes through a `CorpusFn`, which may keep the
+vectors on disk.
 """
 
 import importlib
@@ -26,7 +27,7 @@ CorpusFn = Callable[[Path, Iterable[TextWithId]], Iterable[np.ndarray]]
 
 
 def embed_blocks(embed_fn: EmbedFn) -> CorpusFn:
-    """Embeds a corpus a block at a time and keeps nothing."""
+    """A `CorpusFn` that embeds one block at a time and keeps no vectors on disk."""
 
     def embed(_: Path, documents: Iterable[TextWithId]) -> Iterator[np.ndarray]:
         for block in cut_into_blocks(documents, DOCUMENTS_PER_BLOCK):
@@ -36,8 +37,9 @@ def embed_blocks(embed_fn: EmbedFn) -> CorpusFn:
 
 
 def embed_finite(embed_fn: EmbedFn, texts: Sequence[str], side: Side) -> np.ndarray:
-    """`embed_fn`'s vectors [n, d]. A NaN compares as neither above nor below anything, which lets
-    a dead model rank first, so non-finite vectors are refused before any score is taken.
+    """The vectors [n, d] of `embed_fn`. Raises UserError where one is not finite.
+
+    No number is greater than NaN, so without this check a diverged model could rank first.
     """
     vectors_nd = np.asarray(embed_fn(texts, side))
     if vectors_nd.ndim != 2 or len(vectors_nd) != len(texts):
@@ -52,7 +54,7 @@ def embed_finite(embed_fn: EmbedFn, texts: Sequence[str], side: Side) -> np.ndar
 
 
 def import_extra(module: str, extra: str = "evals") -> Any:
-    """A module of a library that an extra brings. Raises UserError where it is missing."""
+    """Imports a module of an optional library. Raises UserError naming the extra to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""Code search: a function's documentation, or a web query, looks for the function.
+"""Code search: a function is searched by its documentation or by a web query.
 
 In: `embed_fn` and the folder code_search/. Out: mrr, recall_at_1 and recall_at_10 of each set, for
-a model and for BM25 on the same candidates. A set is a folder in BEIR layout, searched as a whole
-(CoSQA), or codesearchnet/, where each function has 999 others beside it, as in the paper.
+a model and for BM25 on the same candidates. A set is a folder in BEIR layout, whose whole corpus is
+searched (CoSQA), or codesearchnet/, where each function is searched among 1,000, as in the paper.
 It knows no model.
 """
 
@@ -21,11 +21,14 @@ CANDIDATES = 1_000
 SEED = 0
 
 Search = tuple[Sequence[str], Sequence[str], Sequence[Sequence[int]]]
-"""Queries, candidates, and for each query the numbers of the candidates that answer it."""
+"""Queries, candidates, and for each query the indices of the candidates that answer it."""
 
 
 def run(embed_fn: EmbedFn, data: Path, split: str = "test") -> dict[str, float]:
-    """`<set>/mrr` and so on, and `codesearchnet/<language>/mrr`, by the model's inner products."""
+    """`<set>/<score>` and `codesearchnet/<language>/<score>`, by the model's inner products.
+
+    With all six languages also `codesearchnet/average/mrr`.
+    """
 
     def rank(
         queries: Sequence[str], code: Sequence[str], right: Sequence[Sequence[int]]
@@ -37,12 +40,14 @@ def run(embed_fn: EmbedFn, data: Path, split: str = "test") -> dict[str, float]:
 
 
 def bm25(data: Path, split: str = "test") -> dict[str, float]:
-    """The same of BM25, words split at camelCase and snake_case."""
+    """The same scores of BM25. It splits words at camelCase and snake_case."""
 
     def rank(
         queries: Sequence[str], code: Sequence[str], right: Sequence[Sequence[int]]
     ) -> np.ndarray:
-        rows = words.score(map(words.split_words, queries), map(words.split_words, code))
+        rows = words.score(
+            map(words.list_content_words, queries), map(words.list_content_words, code)
+        )
         return ranks.rank_scores(rows, right)
 
     return _score_all(rank, data, split)
@@ -83,9 +88,9 @@ def _read_whole_corpus(folder: Path, split: str) -> Search:
 
 
 def _read_codesearchnet(folder: Path) -> Iterator[Search]:
-    """Blocks of 1,000 functions in random order; those left over are not used, as in the original.
+    """Blocks of 1,000 functions in random order. Like the original, it drops an incomplete block.
 
-    Texts are the data's own tokens, in which the code is without its documentation.
+    Texts are the tokens that the data has; their code does not contain its documentation.
     """
     paths = sorted((folder / "final" / "jsonl" / "test").glob("*.jsonl*"))
     if not paths:

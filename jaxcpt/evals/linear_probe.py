@@ -1,8 +1,9 @@
 """Linear probes: how well a logistic regression on frozen embeddings classifies sentences.
 
 In: `embed_fn` and the folder linear_probe/. Out: accuracy per task, F1 of MRPC, and the average
-accuracy of the seven tasks, by SentEval's protocol, as the paper has them, for a model and for bags
-of words. Sole home of scikit-learn. It knows no model; both texts of a pair are embedded as x.
+accuracy of the seven tasks, for a model and for bags of words. The protocol is SentEval's, which
+the paper uses. Both texts of a pair are embedded as x. Only this module imports scikit-learn.
+It knows no model.
 """
 
 import os
@@ -23,8 +24,8 @@ from jaxcpt.lines import parse_int, read_tsv
 CROSS_VALIDATED = ("mr", "cr", "subj", "mpqa")
 TASKS = (*CROSS_VALIDATED, "sst2", "trec", "mrpc")
 STRENGTHS = tuple(4.0**power for power in range(-1, 5))
-"""Inverse L2 strengths that are tried; on a tie the first, which is the most regularised.
-SentEval's range of 1/4 to 8 is for vectors longer than ours, whose length is 1."""
+"""Inverse L2 strengths to choose from. On a tie the first, most regularised one is taken.
+SentEval tries 1/4 to 8 on vectors that are longer than ours, whose length is 1."""
 SEED = 1111
 
 Featurize = Callable[[Sequence[str]], Any]
@@ -33,6 +34,8 @@ Featurize = Callable[[Sequence[str]], Any]
 
 @dataclass(frozen=True)
 class Labelled:
+    """Texts of a task as features, dense or sparse, with their labels."""
+
     features_nd: Any
     labels_n: np.ndarray
 
@@ -40,16 +43,17 @@ class Labelled:
 def run(
     embed_fn: EmbedFn, data: Path, tasks: Sequence[str] = TASKS, folds: int = 10
 ) -> dict[str, float]:
-    """Accuracy by task, `mrpc_f1`, and `average` where all seven are asked for.
+    """Accuracy by task, `mrpc_f1`, and with all seven tasks `average`.
 
-    MR, CR, SUBJ and MPQA: mean over `folds` folds, the L2 strength chosen inside each by another
-    `folds`. SST2: chosen on dev. TREC and MRPC: chosen by cross-validation on train.
+    MR, CR, SUBJ and MPQA: the mean over `folds` folds; the L2 strength of each is chosen by
+    another `folds` folds of its training part. SST2: the strength is chosen on the dev split.
+    TREC and MRPC: the strength is chosen by cross-validation on the training split.
     """
     return _score(lambda _: lambda texts: embed_finite(embed_fn, texts, "x"), data, tasks, folds)
 
 
 def bag_of_words(data: Path, tasks: Sequence[str] = TASKS, folds: int = 10) -> dict[str, float]:
-    """The same of counts of words, weighed by their rarity in the task's (training) texts."""
+    """The same scores of word counts, weighted by rarity in the task's training texts."""
     bags = import_extra("sklearn.feature_extraction.text").TfidfVectorizer
     return _score(
         lambda texts: bags(analyzer=words.list_words).fit(texts).transform, data, tasks, folds
@@ -59,9 +63,9 @@ def bag_of_words(data: Path, tasks: Sequence[str] = TASKS, folds: int = 10) -> d
 def _score(
     learn: Callable[[Sequence[str]], Featurize], data: Path, tasks: Sequence[str], folds: int
 ) -> dict[str, float]:
-    """`learn`: from the texts of a task that may be looked at, how its texts get features."""
+    """learn: takes the training texts of a task and returns what turns texts into features."""
     scores: dict[str, float] = {}
-    # The folds use all cores; BLAS threads on top of them made a fit up to 25 times as slow.
+    # The folds use all cores. With BLAS threads on top, a fit was up to 25 times slower.
     with import_extra("threadpoolctl").threadpool_limits(1):
         for task in tasks:
             scores |= _probe(learn, Path(data) / "linear_probe" / task, folds)
@@ -128,7 +132,7 @@ def _fit(rows: Labelled, strength: float) -> Any:
 
 
 def _split(rows: Labelled, folds: int) -> list[tuple[Labelled, Labelled]]:
-    """(training part, test part) of each fold; shuffled, each with all labels in proportion."""
+    """(training part, test part) of each fold. Rows are shuffled; labels stay in proportion."""
     folding = import_extra("sklearn.model_selection").StratifiedKFold
     parts = folding(folds, shuffle=True, random_state=SEED).split(rows.features_nd, rows.labels_n)
     return [
@@ -141,9 +145,9 @@ def _split(rows: Labelled, folds: int) -> list[tuple[Labelled, Labelled]]:
 
 
 def _read(path: Path, pairs: bool, folds: int = 0) -> tuple[np.ndarray, list[list[str]]]:
-    """Labels [n] and the texts of a file, those of a pair in two lists.
+    """Labels [n], and a list of texts, or two lists where the rows are pairs of texts.
 
-    folds: into how many the rows will be cut, and their training part again.
+    folds: the rows will be cut into this many folds, and the training part of a fold once more.
     """
     columns = ("label", "text_a", "text_b") if pairs else ("label", "text")
     labels, texts = [], []

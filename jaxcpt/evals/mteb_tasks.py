@@ -1,10 +1,10 @@
-"""Tasks of the MTEB library, run by its own evaluation loop, for people who have their data.
+"""Tasks of the MTEB library, run by MTEB's own evaluation loop.
 
-In: `embed_fn`, names of tasks, and a folder for MTEB's own result files. Out: the main score of
-each task. MTEB loads the data, from a hub or from its cache on this machine, and does what is due
-to it; a task that has its result file for the same model is not run again. Queries are x,
-documents y, and what is neither (similarity, classification, clustering) is x, as in our own
-suites. Sole home of mteb. It knows no model.
+In: `embed_fn`, names of tasks, and a folder for MTEB's result files. Out: the main score of each
+task. MTEB loads the data from a hub or from its cache on this machine. It does not run a task again
+that has a result file for the same model. Queries are embedded as x and documents as y; texts that
+are neither (similarity, classification, clustering) as x, as in our own suites. Only this module
+imports mteb. It knows no model.
 """
 
 import math
@@ -19,8 +19,8 @@ from jaxcpt.evals import EmbedFn, embed_finite, import_extra
 from jaxcpt.pair import Side
 
 
-class Encoder:
-    """What MTEB takes for a model, made of `embed_fn`."""
+class MtebModel:
+    """`embed_fn` with the methods that MTEB calls on a model."""
 
     def __init__(self, embed_fn: EmbedFn, meta: Any) -> None:
         self.embed_fn = embed_fn
@@ -35,32 +35,33 @@ class Encoder:
         return embed_finite(self.embed_fn, texts, side)
 
     def similarity(self, one_nd: Any, other_nd: Any) -> np.ndarray:
-        """Inner products of all with all: cosines, as the vectors are of unit length."""
+        """Inner products of all with all. Of unit vectors they are cosines."""
         return np.asarray(one_nd) @ np.asarray(other_nd).T
 
     def similarity_pairwise(self, one_nd: Any, other_nd: Any) -> np.ndarray:
+        """The inner product of each vector of `one_nd` with the one in its place in `other_nd`."""
         return np.sum(np.asarray(one_nd) * np.asarray(other_nd), axis=-1)
 
 
 def run(
     embed_fn: EmbedFn, tasks: Sequence[str], results: Path, name: str, revision: str
 ) -> dict[str, float]:
-    """Main scores by task. `name` and `revision` tell MTEB which model its result files are of.
+    """Main scores by task. MTEB's result files are of the model `name` and `revision`.
 
-    Raises UserError for a task that it does not know, or whose data is not to be had.
+    Raises UserError for a task that MTEB does not know, and for data that it cannot load.
     """
     mteb = import_extra("mteb", extra="mteb")
     meta = import_extra("mteb.models", extra="mteb").ModelMeta.create_empty(
         {"name": f"jaxcpt/{name}", "revision": revision}
     )
-    encoder, cache = Encoder(embed_fn, meta), mteb.ResultCache(results)
+    model, cache = MtebModel(embed_fn, meta), mteb.ResultCache(results)
     chosen = [_find(mteb, task) for task in tasks]
     scores: dict[str, float] = {}
     for task in chosen:
         if cache.load_task_result(task.metadata.name, meta) is None:
             _load(task)
-        found = mteb.evaluate(encoder, task, cache=cache, co2_tracker=False)
-        scores[task.metadata.name] = _check(task, float(found.task_results[0].get_score()))
+        result = mteb.evaluate(model, task, cache=cache, co2_tracker=False)
+        scores[task.metadata.name] = _check(task, float(result.task_results[0].get_score()))
     return scores
 
 
@@ -73,19 +74,19 @@ def _find(mteb: Any, name: str) -> Any:
 
 
 def _check(task: Any, score: float) -> float:
-    """Raises UserError for a score that is no number, such as the correlation of a constant."""
+    """Raises UserError for a score that is not finite, such as the correlation of a constant."""
     if math.isfinite(score):
         return score
     raise UserError(
-        f"--mteb {task.metadata.name}: MTEB's score is {score}; the embeddings are all alike, or "
-        "the task's answers are"
+        f"--mteb {task.metadata.name}: MTEB's score is {score}; the embeddings or the answers of "
+        "the task are all the same"
     )
 
 
 def _load(task: Any) -> None:
     try:
         task.load_data()
-    except OSError as error:  # of the network, and datasets' own for what is not there
+    except OSError as error:  # also DatasetNotFoundError of the datasets library
         raise UserError(
             f"--mteb {task.metadata.name}: its data, {task.metadata.dataset['path']}, could not be "
             f"loaded: {error}; MTEB needs a data hub, or HF_HUB_OFFLINE=1 and its cache"

@@ -1,8 +1,8 @@
-"""Open-domain questions: is an answer among the best 20 or 100 passages?
+"""Open-domain questions: does one of the best 20 or 100 passages contain an answer?
 
 In: `embed_fn` and the folder dpr/ in the layout of the DPR download. Out: answer recall@20 and
-@100 per question set, by DPR's matching of words, for a model and for BM25. Passages are embedded
-and searched a block at a time. It knows no model.
+@100 per question set, for a model and for BM25. Answers are matched word by word, as DPR does.
+Passages are embedded and searched a block at a time. It knows no model.
 """
 
 import ast
@@ -36,9 +36,9 @@ Best = tuple[np.ndarray, np.ndarray]
 
 
 def run(embed_fn: EmbedFn, data: Path, corpus_fn: CorpusFn | None = None) -> dict[str, float]:
-    """`<set>/answer_recall_at_20` and `_at_100`: share of questions with an answer that high.
+    """`<set>/answer_recall_at_20` and `_at_100`: the share of questions with an answer in the best.
 
-    corpus_fn: embeds the passages, once for all sets; None: a block at a time, keeps nothing.
+    corpus_fn: embeds the passages, once for all sets. None: see `embed_blocks`.
     """
 
     def find(questions: Sequence[str], path: Path) -> Best:
@@ -50,7 +50,7 @@ def run(embed_fn: EmbedFn, data: Path, corpus_fn: CorpusFn | None = None) -> dic
 
 
 def bm25(data: Path) -> dict[str, float]:
-    """The same of BM25; nothing where there are too many passages for its index."""
+    """The same scores of BM25. Empty where there are too many passages for its index."""
     path = Path(data) / "dpr" / PASSAGES
     if not words.can_search(path, sum(1 for _ in read_passages(path))):
         return {}
@@ -63,7 +63,7 @@ def bm25(data: Path) -> dict[str, float]:
 
 
 def _score_sets(find: Callable[[Sequence[str], Path], Best], data: Path) -> dict[str, float]:
-    """`find`: questions and the file of passages -> the best of these for each."""
+    """find: questions and the file of passages -> the best passages for each question."""
     folder = Path(data) / "dpr"
     found = [name for name in SETS if find_file(folder / QUESTIONS.format(name))]
     if not found:
@@ -92,19 +92,19 @@ def measure(
     """Recall at each cut, from the best passages of each question, best first."""
     wanted = set(rows_qk.ravel().tolist())
     passages = {row: text for row, (text, _) in enumerate(read_passages(path)) if row in wanted}
-    tokens = {row: split_words(text) for row, text in passages.items()}
+    tokens = {row: split_like_dpr(text) for row, text in passages.items()}
     ranks_q = np.full(len(answers), max(CUTS) + 1)
     for i, (scores_k, rows_k) in enumerate(zip(scores_qk, rows_qk.tolist(), strict=True)):
-        phrases = [split_words(answer) for answer in answers[i]]
+        phrases = [split_like_dpr(answer) for answer in answers[i]]
         hits_k = np.array([_holds_any(tokens[row], phrases) for row in rows_k], int)
-        # A full list shows by its last entry whether a tie goes on beyond it.
+        # The last entry of a full list shows whether passages beyond the list tie with it.
         order = ranks.settle_ties(scores_k, hits_k, complete=len(rows_k) <= max(CUTS))
         if hits_k[order].any():
             ranks_q[i] = 1 + int(np.argmax(hits_k[order]))
     return {cut: float(np.mean(ranks_q <= cut)) for cut in CUTS}
 
 
-def split_words(text: str) -> list[str]:
+def split_like_dpr(text: str) -> list[str]:
     """DPR's words: runs of letters, marks and digits, and every other visible character."""
     normal = unicodedata.normalize("NFD", text)
     regex = import_extra("regex")
@@ -136,6 +136,7 @@ def read_passages(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of a file of the DPR download."""
     path = require_file(path, f"the DPR download's tab-separated file of {columns} columns")
     for number, row in read_quoted(path):
         if len(row) != columns:

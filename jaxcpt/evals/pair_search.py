@@ -1,7 +1,8 @@
-"""Search among held-out pairs: the x of each pair looks for its y among the y of all.
+"""Search among held-out pairs: the x of each pair is a query, and the y of all are candidates.
 
 In: pairs and `embed_fn`. Out: mrr, recall_at_1 and recall_at_10, for a model, for BM25 and for
-chance on the same candidates. A y that several pairs share is one candidate, and right for each.
+chance on the same candidates. A y that several pairs share is one candidate, which is right for
+each of them. It knows no model.
 """
 
 from collections.abc import Sequence
@@ -22,16 +23,15 @@ def run(embed_fn: EmbedFn, pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def bm25(pairs: Sequence[Pair]) -> dict[str, float]:
-    """BM25's scores, words split at camelCase and snake_case."""
+    """The scores of BM25. It splits words at camelCase and snake_case."""
     candidates, right = _candidates(pairs)
-    scores_qn = words.score(
-        [words.split_words(pair.x) for pair in pairs], [words.split_words(y) for y in candidates]
-    )
+    split = words.list_content_words
+    scores_qn = words.score([split(pair.x) for pair in pairs], map(split, candidates))
     return ranks.mean_of_ranks(ranks.rank_scores(scores_qn, right))
 
 
 def chance(count: int) -> dict[str, float]:
-    """What a random order of `count` candidates scores in expectation."""
+    """The expected scores of a random order of `count` candidates."""
     return {
         "mrr": float(np.mean(1 / np.arange(1, count + 1))),
         "recall_at_1": 1 / count,
@@ -40,7 +40,7 @@ def chance(count: int) -> dict[str, float]:
 
 
 def _candidates(pairs: Sequence[Pair]) -> tuple[list[str], list[list[int]]]:
-    """The distinct y, and for each pair the one that is right."""
+    """The distinct y, and for each pair the index of its own y."""
     if not pairs:
         raise UserError("no held-out pairs to search; set data.heldout to a source that has some")
     number = {y: i for i, y in enumerate(dict.fromkeys(pair.y for pair in pairs))}

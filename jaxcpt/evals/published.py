@@ -1,7 +1,7 @@
-"""Figures of the literature to stand beside ours, and what of ours must not stand beside them.
+"""Published scores, and the reasons why some of our scores cannot be compared with them.
 
-In: the data folder. Out: published scores by the name of our result, and reasons by its prefix.
-It computes nothing. Only figures that were checked are here.
+In: the data folder. Out: published scores by the name of our score, and reasons by the prefix of
+that name. It computes nothing. Each figure was checked against its source.
 """
 
 from pathlib import Path
@@ -25,14 +25,14 @@ FIGURES: dict[str, dict[str, float]] = {
     "code_search/codesearchnet/javascript/mrr": {"cpt-code M": 0.865, "cpt-code S": 0.860},
     "code_search/codesearchnet/php/mrr": {"cpt-code M": 0.972},
 }
-"""Shares of 1, by `<suite>/<name of our result>`, then by system. The cpt figures, Contriever's and
-BM25's average are the paper's; BM25 on SciFact is BEIR's."""
+"""Scores from 0 to 1 by `<suite>/<name of our score>`, then by system. BM25 on SciFact is from the
+BEIR paper; all other figures are from the cpt paper."""
 
 STS12_SUBSETS = {"MSRpar", "MSRvid", "OnWN", "SMTeuroparl", "SMTnews"}
 
 
 def list_caveats(data: Path) -> dict[str, str]:
-    """Why results whose `<suite>/<name>` begins so cannot be compared with published ones."""
+    """By prefix of `<suite>/<name>`: why such scores cannot be compared with published ones."""
     caveats = {
         "code_search/codesearchnet/": (
             "code here is code_tokens, without documentation; the paper does not say what it took"

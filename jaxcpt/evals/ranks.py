@@ -1,23 +1,24 @@
-"""Where the right answer comes in a ranking of all candidates, and the scores made of that.
+"""The rank of the right answer among all candidates, and the scores that follow from it.
 
 In: vectors or scores, and which candidates are right. Out: ranks from 1, and their means.
-It knows neither texts nor files. Ties count against the model throughout: a candidate that scores
-the same as the right one is taken to stand before it, so a constant encoder scores chance.
+Ties always count against the model: a wrong candidate with the score of the right one ranks before
+it. So a model that gives all texts the same vector ranks last. It knows neither texts nor files.
 """
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-# Equal float32 vectors give float64 products that differ by their summation order alone.
+# Products of equal float32 vectors differ in float64 by the order of summation. They are a tie.
 TIE = 1e-12
 QUERIES_PER_TILE = 256
 
 
 def rank_scores(rows: Iterable[np.ndarray], right: Sequence[Sequence[int]]) -> np.ndarray:
-    """Ranks [q] of the best right candidate: 1 + the wrong ones that score at least as much.
+    """Ranks [q] of the best right candidate: 1 + the number of wrong ones that score as much.
 
-    `rows` are the scores [n] of each query, `right` the candidates that answer it, at least one.
+    rows: for each query, the scores [n] of all candidates. right: for each query, the indices of
+    the candidates that answer it, at least one.
     """
     ranks = []
     for scores_n, columns in zip(rows, right, strict=True):
@@ -30,7 +31,7 @@ def rank_scores(rows: Iterable[np.ndarray], right: Sequence[Sequence[int]]) -> n
 def rank_vectors(
     queries_qd: np.ndarray, candidates_nd: np.ndarray, right: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """As `rank_scores` on the float64 inner products, a tile of queries at a time."""
+    """`rank_scores` of the inner products, taken in float64 for one tile of queries at a time."""
     candidates_dn = candidates_nd.astype(np.float64).T
     starts = range(0, len(queries_qd), QUERIES_PER_TILE)
     tiles = (queries_qd[start : start + QUERIES_PER_TILE].astype(np.float64) for start in starts)
@@ -38,10 +39,10 @@ def rank_vectors(
 
 
 def settle_ties(scores_k: np.ndarray, grades_k: np.ndarray, complete: bool) -> np.ndarray:
-    """The order of the best k in which the least relevant stands first among equal scores.
+    """Orders the best k candidates; among equal scores the least relevant comes first.
 
-    Unless the k are `complete`, candidates beyond them may tie with the last: a relevant one
-    that scores no more than the last is left out, since they would stand before it.
+    complete: the k are all candidates. If not, candidates beyond the k may tie with the last one
+    and would come before it, so relevant candidates with the lowest score are left out.
     """
     order = np.lexsort((grades_k, -scores_k))
     if complete:

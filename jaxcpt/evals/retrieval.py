@@ -1,8 +1,8 @@
 """Search in any folder of BEIR layout: nDCG@10, MRR@10, recall@100 and MAP of the top 1,000.
 
-In: `embed_fn` and the folder retrieval/. Out: four scores per set, by the reference metric
-library, for a model and for BM25. Documents are embedded and searched a block at a time, so a
-corpus need not fit in memory. Sole home of pytrec_eval. It knows no model.
+In: `embed_fn` and the folder retrieval/. Out: four scores per set, for a model and for BM25, as
+the reference library pytrec_eval computes them. Documents are embedded and searched a block at a
+time, so a corpus need not fit in memory. Only this module imports pytrec_eval. It knows no model.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,8 @@ from jaxcpt.top_k import top_k
 from jaxcpt.vectors import TextWithId
 
 DEPTH = 1_000
-SPLITS = {"msmarco": "dev"}  # its test split has no public judgements but TREC's 43 queries
+SPLITS = {"msmarco": "dev"}
+"""Sets that are not scored on test. MS MARCO's test split has public judgements for 43 queries."""
 AVERAGED = (
     "arguana",
     "climate-fever",
@@ -40,6 +41,7 @@ AVERAGED = (
     "webis-touche2020",
 )
 """The BEIR sets that the paper averages over."""
+# Our name of a measure: pytrec_eval's.
 MEASURES = {"ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100", "map": "map"}
 
 
@@ -49,11 +51,11 @@ def run(
     split: str | None = None,
     corpus_fn: CorpusFn | None = None,
 ) -> dict[str, float]:
-    """`<set>/ndcg_at_10`, `mrr_at_10`, `recall_at_100`, `map`, by the model's inner products, and
-    `BEIR average/ndcg_at_10` where all sets of the paper's average are there.
+    """`<set>/ndcg_at_10`, `mrr_at_10`, `recall_at_100` and `map`, by the model's inner products.
 
-    split: None: that which is reported, test or else `SPLITS`. corpus_fn: embeds the documents;
-    None: a block at a time, and keeps nothing.
+    `BEIR average/ndcg_at_10` is added where all sets of the paper's average are there. split: the
+    split of every set. None: see `SPLITS`. corpus_fn: embeds the documents. None: see
+    `embed_blocks`.
     """
     embed_corpus = corpus_fn or embed_blocks(embed_fn)
     scores: dict[str, float] = {}
@@ -66,7 +68,7 @@ def run(
 
 
 def bm25(data: Path, split: str | None = None) -> dict[str, float]:
-    """The same of BM25, as the BEIR table has it."""
+    """The same scores of BM25, set up as in the BEIR paper."""
     scores: dict[str, float] = {}
     for task in _read_tasks(data, split):
         if words.can_search(task.folder, len(task.document_ids)):
@@ -77,10 +79,10 @@ def bm25(data: Path, split: str | None = None) -> dict[str, float]:
 
 
 def measure(task: Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str, float]:
-    """The four scores of the best documents of each of the task's queries, best first.
+    """The four scores, from the best k documents of each of the task's queries, best first.
 
-    k is more than `DEPTH` by 2, or the whole corpus: one document may be the query itself, which
-    does not count, and the last shows whether a tie goes on beyond `DEPTH`.
+    k is `DEPTH` + 2, or the whole corpus. One document may be the query itself, which does not
+    count. The last one shows whether documents beyond `DEPTH` tie with those before it.
     """
     complete = rows_qk.shape[1] == len(task.document_ids)
     run_of: dict[str, list[str]] = {}
@@ -100,12 +102,12 @@ def measure(task: Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str,
 
 
 def _rate(task: Task, run_of: dict[str, list[str]], measures: set[str]) -> dict[str, float]:
-    """Means over the queries. Ranks go in as scores, so that the library finds no ties."""
+    """Means over the queries. The library gets ranks as scores, so that it finds no ties."""
     evaluator = import_extra("pytrec_eval").RelevanceEvaluator(task.qrels, measures)
     rated = evaluator.evaluate(
         {query: {name: -float(i) for i, name in enumerate(run_of[query])} for query in run_of}
     )
-    # A query for which nothing at all was found is missing from what the library gives back.
+    # The library leaves out a query for which nothing was found. That query scores 0.
     return {name: sum(row[name] for row in rated.values()) / len(task.qrels) for name in measures}
 
 
@@ -124,6 +126,7 @@ def _name(task: Task, scores: dict[str, float]) -> dict[str, float]:
 
 
 def _average(scores: dict[str, float]) -> dict[str, float]:
-    found = [scores.get(f"{name}/ndcg_at_10") for name in AVERAGED]
-    known = [value for value in found if value is not None]
-    return {"BEIR average/ndcg_at_10": float(np.mean(known))} if known == found else {}
+    keys = [f"{name}/ndcg_at_10" for name in AVERAGED]
+    if not set(keys) <= scores.keys():
+        return {}
+    return {"BEIR average/ndcg_at_10": float(np.mean([scores[key] for key in keys]))}

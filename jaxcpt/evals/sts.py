@@ -1,9 +1,9 @@
-"""Semantic similarity: does the cosine of two embeddings follow people's judgement?
+"""Semantic similarity: does the cosine of two embeddings correlate with people's judgement?
 
-In: `embed_fn` and the folder sts/, with one folder for each set (sts12 to sts16, sick-r) of files
-`score text_a text_b`, one for each subset. Out: Spearman and Pearson correlations per subset,
-their mean, and those of all pairs of a set put together, for a model and for bags of words. Sole
-home of SciPy's statistics. It knows no model; both texts are embedded as x.
+In: `embed_fn` and the folder sts/. It has a folder for each set (sts12 to sts16, sick-r), with a
+file of lines `score text_a text_b` for each subset. Out: Spearman and Pearson correlations of each
+subset, their mean over the subsets, and those of all pairs of a set together, for a model and for
+bags of words. Both texts are embedded as x. It knows no model.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ COLUMNS = ("score", "text_a", "text_b")
 
 
 def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
-    """`<set>/<subset>/spearman` and `pearson`, and with `mean` and `all` for the subset."""
+    """`<set>/<subset>/spearman` and `pearson`; as subsets also `mean` and `all`."""
 
     def compare(texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
         a_nd = embed_finite(embed_fn, texts_a, "x").astype(np.float64)
@@ -32,14 +32,14 @@ def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
 
 
 def bag_of_words(data: Path) -> dict[str, float]:
-    """The same of cosines of bags of words."""
+    """The same scores of bags of words."""
     return _score_sets(words.compare_bags, data)
 
 
 def _score_sets(
     compare: Callable[[Sequence[str], Sequence[str]], np.ndarray], data: Path
 ) -> dict[str, float]:
-    """`compare`: two lists of texts -> the cosine of each pair."""
+    """compare: two lists of texts -> the cosine of each pair."""
     scores: dict[str, float] = {}
     found = [Path(data) / "sts" / name for name in SETS if (Path(data) / "sts" / name).is_dir()]
     if not found:
@@ -69,7 +69,7 @@ def list_subsets(folder: Path) -> list[Path]:
 
 
 def correlate(cosines_n: np.ndarray, gold_n: np.ndarray) -> tuple[float, float]:
-    """Spearman and Pearson. Cosines that are all the same follow nothing: 0."""
+    """Spearman and Pearson. Both are 0 where all cosines are the same."""
     if np.ptp(cosines_n) < 1e-12:
         return 0.0, 0.0
     spearman = stats.spearmanr(cosines_n, gold_n).statistic
