@@ -161,6 +161,36 @@ class Checkpoints:
         return self.folder / str(step)
 
 
+def save_params(folder: Path, params: Any, meta: dict[str, Any]) -> None:
+    """Saves parameters alone as step 0 of a new folder, one array after another.
+
+    params: NumPy arrays. Those mapped from files are used where they lie, so that hardly more than
+    the largest is ever in memory. Raises UserError where the disk is full.
+    """
+    host = jax.local_devices(backend="cpu")[0]
+    arrays = jax.tree.map(lambda a: jax.device_put(a, host, may_alias=True), params)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    # Pieces this small: each is compressed in memory of its own.
+    pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=1 << 24), arrays)
+    one_by_one = ocp.StandardCheckpointHandler(save_concurrent_gb=1.01 * largest / 1e9)
+    handlers = {"params": one_by_one, "meta": ocp.JsonCheckpointHandler()}
+    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+    try:
+        with ocp.CheckpointManager(
+            folder.resolve(), options=options, item_handlers=handlers
+        ) as manager:
+            manager.save(
+                0,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(arrays, save_args=pieces),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+    except Exception as error:  # orbax raises whatever its storage raised
+        raise UserError(f"{folder}: the parameters could not be saved: {error}") from error
+    write_manifest(folder / "0")
+
+
 def check_tokenizer(fingerprint: str, meta: dict[str, Any], run_dir: Path) -> None:
     """Raises UserError where a checkpoint's embeddings belong to another tokenizer's ids."""
     if meta["tokenizer"] != fingerprint:

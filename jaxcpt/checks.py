@@ -94,7 +94,7 @@ def _tokenizer(e: Experiment) -> Iterator[Check]:
     yield t.vocabulary > 0, f"tokenizer.vocabulary: must be above 0, found {t.vocabulary}{given}"
     yield min(t.x_tokens, t.y_tokens) >= 3, "tokenizer.x_tokens, y_tokens: must be at least 3"
     yield (
-        t.kind != "hugging_face" or t.model_file is not None or e.init_from is not None,
+        t.kind != "hugging_face" or bool(t.model_file or e.init_from or e.train_steps == 0),
         "tokenizer.model_file: kind hugging_face needs a tokenizer.json",
     )
     yield (

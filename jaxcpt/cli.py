@@ -17,6 +17,7 @@ VERBS = {
     "clean-pairs": "deduplicate and decontaminate pairs that you already have",
     "train-tokenizer": "pairs to a SentencePiece vocabulary",
     "tokenize-pairs": "pairs to token ids on disk, where tokenising limits the speed",
+    "import": "a Hugging Face model to a run folder at step 0",
     "plan": "memory, traffic and time of a run, before you rent the machine",
     "train": "train an experiment, or resume its run",
     "evaluate": "score a run on held-out pairs, the paper's suites or MTEB",
@@ -26,6 +27,9 @@ VERBS = {
     "vectors": "shards of vectors to one file for another index",
     "report": "write the HTML report of a run again",
 }
+
+MODULES = {"import": "import_model"}
+"""Modules of verbs that cannot be a module's name."""
 
 
 def describe_verbs() -> str:
@@ -52,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif verb == "--version":
         print(f"jaxcpt {__version__}")
     elif verb in VERBS:
-        importlib.import_module(f"jaxcpt.{verb.replace('-', '_')}").main(rest)
+        name = MODULES.get(verb, verb.replace("-", "_"))
+        importlib.import_module(f"jaxcpt.{name}").main(rest)
     else:
         raise UserError(f"{verb}: no such verb; there are {', '.join(VERBS)}")
 

@@ -18,7 +18,7 @@ def make_schedule(settings: config.Optimizer, train_steps: int) -> optax.Schedul
         init_value=settings.learning_rate / (settings.warmup_steps + 1),
         peak_value=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
-        decay_steps=train_steps,
+        decay_steps=max(train_steps, 1),  # an imported model has none
         end_value=settings.learning_rate * settings.final_share,
     )
 

@@ -24,8 +24,8 @@ ORDER = """
 errors pair files lines beir sources config checks smoke experiments run_folder mining tokenizer
 pairs packing order sharding processes normalise attention model batches loss_terms loss_streaming
 loss optimizer update budget checkpoint interop start terminal metrics top_k vectors embed search
-evals report scoring evaluate planning train plan mine_text mine_code clean_pairs mine_negatives
-train_tokenizer tokenize_pairs cli __main__
+evals report scoring evaluate planning train import_model plan mine_text mine_code clean_pairs
+mine_negatives train_tokenizer tokenize_pairs cli __main__
 """.split()  # noqa: SIM905
 
 HOMES = {

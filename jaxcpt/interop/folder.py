@@ -1,0 +1,167 @@
+"""What a Hugging Face or sentence-transformers folder says beside its weights and sizes.
+
+In: the folder. Out: a `Source` with its pooling, longest text and prompts. It reads JSON files
+alone and knows neither tensors nor tokenizers.
+"""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from jaxcpt.errors import UserError
+from jaxcpt.interop.families import Options
+from jaxcpt.interop.safetensors import read_json
+
+Delimiters = Literal["own", "brackets"]
+Pooling = Literal["eos", "mean", "first"]
+POOLINGS: dict[str, Pooling] = {"lasttoken": "eos", "mean": "mean", "cls": "first"}
+PACKAGE = "package:"
+LONGEST = 512
+"""Tokens of a text where the folder names no limit below this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    folder: Path
+    """Holds config.json and the weights."""
+    options: Options
+    pooling: Pooling | None
+    """None: the folder is not an embedding model."""
+    normalises: bool
+    longest: int
+    """Tokens of the longest text."""
+    prompts: dict[str, str]
+
+    @property
+    def is_embedding_model(self) -> bool:
+        return self.pooling is not None
+
+
+def find_folder(source: str) -> Path:
+    """A path, or `package:NAME/PATH`: a folder in an installed package, which is not imported."""
+    if not source.startswith(PACKAGE):
+        return Path(source)
+    name, *rest = PurePosixPath(source.removeprefix(PACKAGE)).parts or ("",)
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:
+        spec = None
+    if ".." in rest or spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{source}: no such package; install it, and write {PACKAGE}NAME/PATH")
+    return Path(spec.submodule_search_locations[0], *rest)
+
+
+def read_source(folder: Path) -> Source:
+    """Raises UserError where the folder is no model's, or does what jaxcpt does not."""
+    modules = _read_modules(folder)
+    inner = _inside(folder, modules["Transformer"]) if modules else folder
+    if not (inner / "config.json").is_file():
+        raise UserError(f"{inner}: no config.json; name the folder of a Hugging Face model")
+    options = Options(read_json(inner / "config.json"), str(inner / "config.json"))
+    return Source(
+        folder=inner,
+        options=options,
+        pooling=_read_pooling(_inside(folder, modules["Pooling"])) if modules else None,
+        normalises="Normalize" in modules,
+        longest=_read_longest(inner, options, bool(modules)),
+        prompts=_read_prompts(folder) if modules else {},
+    )
+
+
+def _read_modules(folder: Path) -> dict[str, str]:
+    """The folder of each module by its class: Transformer, Pooling, and Normalize or not."""
+    file = folder / "modules.json"
+    if not file.is_file():
+        return {}
+    try:
+        modules = [
+            (str(module["type"]), str(module["path"])) for module in json.loads(file.read_bytes())
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file}: damaged: {error!r}") from None
+    names = [kind.rpartition(".")[2] for kind, _ in modules]
+    for (kind, _), name in zip(modules, names, strict=True):
+        if name not in ("Transformer", "Pooling", "Normalize") or not kind.startswith(
+            "sentence_transformers."
+        ):
+            raise UserError(
+                f"{file}: the module {kind} is not supported; "
+                "there are Transformer, Pooling, Normalize"
+            )
+    if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise UserError(
+            f"{file}: its modules are {', '.join(names)}; "
+            "expected Transformer, Pooling and, where there is one, Normalize"
+        )
+    return {name: path for name, (_, path) in zip(names, modules, strict=True)}
+
+
+def _inside(folder: Path, path: str) -> Path:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise UserError(f"{folder / 'modules.json'}: {path!r} is not in its folder")
+    return folder / path
+
+
+def _read_pooling(folder: Path) -> Pooling:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{file}: missing; modules.json names it")
+    values = read_json(file)
+    old = "pooling_mode_"
+    modes = values.get("pooling_mode") or [
+        name.removeprefix(old).removesuffix("_tokens").removesuffix("_token")
+        for name, used in values.items()
+        if name.startswith(old) and used is True
+    ]
+    modes = modes if isinstance(modes, list) else [modes]
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        found = " with ".join(map(str, modes)) or "none"
+        raise UserError(
+            f"{file}: pooling {found} is not supported; there are {', '.join(POOLINGS)}"
+        )
+    if values.get("include_prompt") is False:
+        raise UserError(f"{file}: include_prompt: False is not supported; prompts are pooled too")
+    return POOLINGS[modes[0]]
+
+
+def _read_longest(folder: Path, options: Options, is_embedding_model: bool) -> int:
+    """As sentence-transformers takes it: max_seq_length, or else the tokenizer's limit; and never
+    more than the model has positions."""
+    limits: list[Any] = [
+        options.values.get("max_position_embeddings"),
+        options.values.get("n_positions"),
+    ]
+    settings = _read_optional(folder / "sentence_bert_config.json")
+    limits.append(settings.get("max_seq_length"))
+    if limits[-1] is None:
+        limits.append(_read_optional(folder / "tokenizer_config.json").get("model_max_length"))
+    if not is_embedding_model:
+        limits.append(LONGEST)
+    known = [int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0]
+    if settings.get("do_lower_case") is True and not _lowers(folder / "tokenizer.json"):
+        raise UserError(
+            f"{folder / 'sentence_bert_config.json'}: do_lower_case is not supported where "
+            "tokenizer.json does not lower-case"
+        )
+    return min(known, default=LONGEST)
+
+
+def _lowers(tokenizer: Path) -> bool:
+    normalizer = json.dumps(_read_optional(tokenizer).get("normalizer"))
+    return '"lowercase": true' in normalizer or '"Lowercase"' in normalizer
+
+
+def _read_prompts(folder: Path) -> dict[str, str]:
+    """The texts that stand before a query and the like, by their names."""
+    prompts = _read_optional(folder / "config_sentence_transformers.json").get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise UserError(
+            f"{folder / 'config_sentence_transformers.json'}: prompts: expected texts by name"
+        )
+    return {str(name): str(text) for name, text in prompts.items() if text}
+
+
+def _read_optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}

@@ -1,0 +1,201 @@
+"""A Hugging Face folder in, a run folder at step 0 out, on which every other command works.
+
+Everything is checked before anything is written. The run folder appears whole or not at all.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcpt import config
+from jaxcpt.checkpoint import save_params
+from jaxcpt.checks import validate
+from jaxcpt.config import Batching, Data, Experiment, Optimizer
+from jaxcpt.errors import UserError
+from jaxcpt.experiments import EXPERIMENT_FILE, to_json
+from jaxcpt.files import hash_file, write_file
+from jaxcpt.interop.convert import Sizes, list_slots, match_tensors, write_parameters
+from jaxcpt.interop.families import Family, find_family
+from jaxcpt.interop.folder import Delimiters, Pooling, Source, find_folder, read_source
+from jaxcpt.interop.safetensors import Tensor, open_weights
+from jaxcpt.run_folder import MARKER
+from jaxcpt.tokenizer import Tokenizer, read_model
+from jaxcpt.update import name_parameters
+
+IMPORTED_FILE = "imported.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What a user may state. None: as the model's folder says."""
+
+    delimiters: Delimiters | None = None
+    pooling: Pooling | None = None
+    x_tokens: int | None = None
+    y_tokens: int | None = None
+
+
+def import_model(source: str, run_dir: Path, choices: Choices | None = None) -> dict[str, str]:
+    """Writes the run folder; returns what a person should know about it, by name.
+
+    source: a folder, or `package:NAME/PATH` for one in an installed package. Raises UserError, and
+    then leaves nothing behind.
+    """
+    if run_dir.exists():
+        raise UserError(f"{run_dir}: exists; name a folder that does not")
+    found = read_source(find_folder(source))
+    family = find_family(found.options)
+    tensors = open_weights(found.folder)
+    experiment = plan_run(run_dir.name, found, family, tensors, choices or Choices())
+    tokenizer = open_tokenizer(found, experiment.tokenizer)
+    sizes = measure(experiment, found, family)
+    matched, ignored = match_tensors(tensors, family, list_slots(family, sizes), str(found.folder))
+    axes = flatten(name_parameters(experiment)["encoder"])
+    about = {
+        "source": source if source.startswith("package:") else found.folder.resolve().name,
+        "model_type": found.options.values["model_type"],
+        "weights": {
+            file.name: hash_file(file) for file in sorted({t.file for t in tensors.values()})
+        },
+        "ignored": ignored,
+        "prompts": found.prompts,
+    }
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{run_dir.name}.", dir=run_dir.parent, ignore_cleanup_errors=True
+    ) as scratch:
+        partial, arrays = Path(scratch, "run"), Path(scratch, "arrays")
+        arrays.mkdir()
+        tokenizer.save(partial / "tokenizer")
+        params = {
+            "encoder": unflatten(write_parameters(matched, family, sizes, axes, arrays)),
+            "log_scale": np.log(np.float32(experiment.loss.scale_start)),
+        }
+        save_params(partial / "checkpoints", params, {"tokenizer": tokenizer.fingerprint})
+        write_file(partial / IMPORTED_FILE, json.dumps(about, indent=1) + "\n")
+        write_file(partial / EXPERIMENT_FILE, to_json(experiment))
+        (partial / MARKER).touch()
+        partial.rename(run_dir)
+    return describe(experiment, found, about)
+
+
+def plan_run(
+    name: str, found: Source, family: Family, tensors: Mapping[str, Tensor], choices: Choices
+) -> Experiment:
+    """The experiment of the imported run: its sizes are config.json's. Raises UserError."""
+    model = family.read(found.options)
+    is_half = any(tensor.dtype == "BF16" for tensor in tensors.values())
+    bidirectional_or_embedding = not model.causal or found.pooling is not None
+    tokenizer = config.Tokenizer(
+        vocabulary=found.options.size("vocab_size"),
+        kind="hugging_face",
+        delimiters=choices.delimiters or ("own" if bidirectional_or_embedding else "brackets"),
+        x_tokens=choices.x_tokens or found.longest,
+        y_tokens=choices.y_tokens or found.longest,
+    )
+    window = family.window(found.options)
+    if window is not None and tokenizer.longest > window:
+        raise UserError(
+            f"{found.options.where}: sliding_window: {window} tokens, fewer than a text of "
+            f"{tokenizer.longest}; lower --x-tokens and --y-tokens to {window}"
+        )
+    return validate(
+        Experiment(
+            name=name,
+            train_steps=0,
+            data=Data(train=()),
+            batching=Batching(pairs_per_batch=1, row_tokens=tokenizer.longest),
+            optimizer=Optimizer(learning_rate=1e-5),
+            tokenizer=tokenizer,
+            model=replace(
+                model,
+                pooling=choices.pooling or found.pooling or ("eos" if model.causal else "mean"),
+                compute_dtype="bfloat16" if is_half else "float32",
+            ),
+        )
+    )
+
+
+def open_tokenizer(found: Source, settings: config.Tokenizer) -> Tokenizer:
+    """The folder's tokenizer.json. Raises UserError where its ids do not fit the token table."""
+    file = found.folder / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(
+            f"{found.folder}: no tokenizer.json; write one: python -c \"from transformers import "
+            f"AutoTokenizer as T; T.from_pretrained('{found.folder}').save_pretrained("
+            f"'{found.folder}')\""
+        )  # fmt: skip
+    tokenizer = read_model(
+        str(file), settings.x_tokens, settings.y_tokens, delimiters=settings.delimiters
+    )
+    if tokenizer.vocabulary > settings.vocabulary:
+        raise UserError(
+            f"{file}: has {tokenizer.vocabulary:,} tokens, but the table of tokens has "
+            f"{settings.vocabulary:,} rows; put the model's own tokenizer.json there"
+        )
+    return replace(tokenizer, vocabulary=settings.vocabulary)
+
+
+def measure(experiment: Experiment, found: Source, family: Family) -> Sizes:
+    m = experiment.model
+    letters = {
+        "d": m.width,
+        "h": m.heads,
+        "j": m.key_heads,
+        "k": m.head_size,
+        "f": m.mlp_size,
+        "i": m.layers,
+        "l": m.position_rows or 0,
+        "v": experiment.tokenizer.vocabulary,
+    }
+    return Sizes(
+        letters=letters,
+        position_offset=family.position_offset(found.options),
+        token_types=found.options.size("type_vocab_size", 2) if family.token_types else 0,
+    )
+
+
+def describe(experiment: Experiment, found: Source, about: Mapping[str, Any]) -> dict[str, str]:
+    """What a person should know about the imported run, by name, in the order of the table."""
+    m, t = experiment.model, experiment.tokenizer
+    ignored, prompts = about["ignored"], about["prompts"]
+    return {
+        "model": f"{about['model_type']}, {m.layers} layers, width {m.width}, {m.compute_dtype}",
+        "pooling": f"{m.pooling}, to unit length"
+        + ("" if found.normalises or found.pooling is None else ", which the source does not do"),
+        "delimiters": t.delimiters,
+        "longest texts": f"x {t.x_tokens} tokens, y {t.y_tokens} tokens",
+        "ignored tensors": f"{len(ignored)}: {', '.join(ignored)}" if ignored else "none",
+        "prompts": "; ".join(f"{name}: {text!r}" for name, text in prompts.items())
+        + " (kept in imported.json, not put before texts)"
+        if prompts
+        else "none",
+    }
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of nested dicts by their path, such as blocks/query."""
+    leaves: dict[str, Any] = {}
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            leaves |= {f"{name}/{path}": leaf for path, leaf in flatten(node).items()}
+        else:
+            leaves[name] = node
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
