@@ -142,22 +142,17 @@ def open_tokenizer(found: Source, settings: config.Tokenizer) -> Tokenizer:
 
 
 def measure(experiment: Experiment, found: Source, family: Family) -> Sizes:
-    m = experiment.model
-    letters = {
-        "d": m.width,
-        "h": m.heads,
-        "j": m.key_heads,
-        "k": m.head_size,
-        "f": m.mlp_size,
-        "i": m.layers,
-        "l": m.position_rows or 0,
-        "v": experiment.tokenizer.vocabulary,
-    }
-    return Sizes(
-        letters=letters,
+    return replace(
+        measure_letters(experiment.model, experiment.tokenizer.vocabulary),
         position_offset=family.position_offset(found.options),
         token_types=found.options.size("type_vocab_size", 2) if family.token_types else 0,
     )
+
+
+def measure_letters(m: config.Model, vocabulary: int) -> Sizes:
+    letters = {"d": m.width, "h": m.heads, "j": m.key_heads, "k": m.head_size, "f": m.mlp_size}
+    letters |= {"i": m.layers, "l": m.position_rows or 0, "v": vocabulary}
+    return Sizes(letters=letters)
 
 
 def describe(experiment: Experiment, found: Source, about: Mapping[str, Any]) -> dict[str, str]:
