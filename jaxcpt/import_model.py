@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxcpt.errors import run_command
 from jaxcpt.interop import Choices, import_model
-from jaxcpt.metrics import print_table
+from jaxcpt.terminal import print_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
