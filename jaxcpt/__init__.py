@@ -16,7 +16,8 @@ and the rule table in `sharding.py` as its keys:
     r packed rows in a cell          f MLP width
     l tokens in a row                v vocabulary
     t texts (both sides of pairs)    i layers
-    s tokens of a cell (r x l)       e width of the residual stream where that is cut
+    s tokens of a cell (r x l)       a rank of an adapter
+    e width of the residual stream where that is cut
 
 A cell is what one data shard encodes in one chunk, so a global batch has n x g cells. The two
 sides of a pair are x and y, and nothing else is; z is an embedding, `log_scale` the learnt

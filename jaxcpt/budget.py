@@ -12,8 +12,9 @@ import jax
 
 from jaxcpt.batches import Sizes
 from jaxcpt.config import Experiment
+from jaxcpt.model import make_encoder, name_axes
 from jaxcpt.optimizer import is_table, mark
-from jaxcpt.update import build_state, name_parameters
+from jaxcpt.update import build_state
 
 
 @dataclass(frozen=True)
@@ -23,23 +24,31 @@ class Budget:
     parameters: int
     table_parameters: int
     """Of them, looked up and not multiplied: tokens, positions."""
+    trained_parameters: int
     state_bytes: int
+    """All that the devices keep from step to step."""
+    base_bytes: int
+    """Of them, frozen parameters. They are saved once and not in each checkpoint."""
+    optimizer_bytes: int
     tokens_per_step: int
     model_flops_per_step: float
 
 
 def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
-    """Model FLOPs: 6 per weight and token, attention over rows, and the loss's products. What is
-    computed again, in the second of two passes or under remat, does not count."""
+    """Model FLOPs: 6 per weight and token (4 for a frozen weight, which has no gradient), attention
+    over rows, and the loss's products. What is computed again, in the second of two passes or under
+    remat, does not count."""
     state = jax.eval_shape(lambda: build_state(experiment))
     m = experiment.model
     tables = jax.tree.map(
         lambda leaf, table: leaf.size * table,
-        state.params,
-        mark(name_parameters(experiment), is_table),
+        state.encoder,
+        mark(name_axes(make_encoder(experiment)), is_table),
     )
-    parameters = _count(state.params)
+    trained = _count(state.params)
+    parameters = trained + _count(state.base)
     table_parameters = sum(jax.tree.leaves(tables))
+    frozen = max(_count(state.base) - table_parameters, 0)  # of them, no table is trained
     tokens = sizes.tokens_per_batch
     attention = 4 * m.layers * m.width * sizes.row_tokens / (2 if m.causal else 1)
     forward = tokens * (2 * (parameters - table_parameters) + attention)
@@ -49,9 +58,12 @@ def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
     return Budget(
         parameters=parameters,
         table_parameters=table_parameters,
-        state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
+        trained_parameters=trained,
+        state_bytes=_add_bytes(state),
+        base_bytes=_add_bytes(state.base),
+        optimizer_bytes=_add_bytes(state.opt_state),
         tokens_per_step=tokens,
-        model_flops_per_step=3.0 * forward + loss,
+        model_flops_per_step=3.0 * forward - 2 * tokens * frozen + loss,
     )
 
 
@@ -59,20 +71,31 @@ def _count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+def _add_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def describe(experiment: Experiment, sizes: Sizes, budget: Budget) -> dict[str, str]:
     """The derived numbers of a run, in words, in the order of the table."""
     pairs, cells = experiment.batching.pairs_per_batch, sizes.chunks * sizes.data_shards
     free = sizes.pairs_per_cell * cells - pairs
     tables = shorten(budget.table_parameters)
+    adapted = {
+        "trained parameters": f"{shorten(budget.trained_parameters)} (adapters, temperature)",
+        "optimizer state": f"{shorten(budget.optimizer_bytes)}B, "
+        f"{budget.optimizer_bytes / max(budget.base_bytes, 1):.2%} of the frozen base's "
+        f"{shorten(budget.base_bytes)}B",
+    }
     return {
         "parameters": f"{shorten(budget.parameters)} ({tables} in tables)",
+        **(adapted if experiment.adapter is not None else {}),
         "steps x pairs": f"{experiment.train_steps:,} x {pairs:,}",
         "pairs per data shard": f"{sizes.pairs_per_cell * sizes.chunks:,} in {sizes.chunks} chunks"
         + (f" ({free} slots masked)" if free else ""),
         "tokens per step": f"{budget.tokens_per_step:,} = {cells} cells x {sizes.rows_per_cell} "
         f"rows x {sizes.row_tokens}",
         "model FLOPs per step": f"{shorten(budget.model_flops_per_step)}FLOP",
-        "checkpoint": f"{shorten(budget.state_bytes)}B",
+        "checkpoint": f"{shorten(budget.state_bytes - budget.base_bytes)}B",
     }
 
 

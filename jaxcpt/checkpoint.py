@@ -1,9 +1,12 @@
 """Saves the state, proves what it saved, restores the newest whole step onto any mesh.
 
-In: a `TrainState` and facts about it (meta). Out: the same on any number of devices. Sole home of
-orbax, which neither notices a flipped bit in an array nor falls back to an older step, and which
-reports a failed write only at the next save. So every step gets a manifest of sha256 sums, written
-as soon as the save has finished, and only a step that agrees with its manifest counts as saved.
+In: a `TrainState` and facts about it (meta). Out: the same on any number of devices. Frozen
+parameters are saved once, beside the checkpoints, which name their fingerprint.
+
+Sole home of orbax, which neither notices a flipped bit in an array nor falls back to an older step,
+and which reports a failed write only at the next save. So every step gets a manifest of sha256
+sums, written as soon as the save has finished, and only a step that agrees with its manifest counts
+as saved.
 """
 
 import json
@@ -18,8 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from jaxcpt.adapter import join_params
 from jaxcpt.errors import UserError
 from jaxcpt.files import hash_file, write_file
+from jaxcpt.model import Params
 from jaxcpt.update import TrainState
 
 # It logs hundreds of lines about what it also raises, which `Checkpoints` tells in one.
@@ -32,7 +37,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None = None) -> None:
         """keep: how many steps to keep. None: only reads, and so leaves alone what a training
         run may be writing at this moment."""
-        self.folder = folder
+        self.folder, self.base_folder = folder, folder.parent / "base"
         self.manager = ocp.CheckpointManager(
             folder.resolve(),
             options=ocp.CheckpointManagerOptions(
@@ -59,19 +64,31 @@ class Checkpoints:
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Begins a save of the state's step; arrays are copied, so training may go on at once.
 
-        Raises UserError where the save before it did not reach the disk.
+        Its frozen parameters must have been saved by `save_base`. Raises UserError where the save
+        before it did not reach the disk.
         """
-        self.finish()
-        step = int(jax.device_get(state.step))
-        self.discard_after(step - 1)  # none of them is whole, or training would be beyond them
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                opt_state=ocp.args.StandardSave(state.opt_state),
-                meta=ocp.args.JsonSave(meta),
-            ),
+        if state.base:
+            meta = meta | {"base": hash_file(_manifest_of(self.base_folder / "0"))}
+        self._begin_save(
+            int(jax.device_get(state.step)),
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(state.opt_state),
+            meta=ocp.args.JsonSave(meta),
         )
+
+    def save_base(self, base: Params) -> None:
+        """Saves the frozen parameters of a run that has some; returns when they are proven."""
+        if not base:
+            return
+        with Checkpoints(self.base_folder, keep=1) as kept:
+            kept._begin_save(0, params=ocp.args.StandardSave(base))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("base")  # all read the first one's manifest
+
+    def _begin_save(self, step: int, **items: Any) -> None:
+        self.finish()
+        self.discard_after(step - 1)  # none of them is whole, or training would be beyond them
+        self.manager.save(step, args=ocp.args.Composite(**items))
         # At once and not at the next save: a run killed in between must find this step whole.
         self.proof = self.prover.submit(self._prove, step)
 
@@ -134,10 +151,30 @@ class Checkpoints:
             ),
         )
         at = jax.make_array_from_callback((), shapes.step.sharding, lambda _: np.int32(step))
-        return TrainState(at, restored["params"], restored["opt_state"])
+        base = self.restore_base(step, shapes.base)
+        return TrainState(at, restored["params"], restored["opt_state"], base)
+
+    def restore_base(self, step: int, shapes: Params) -> Params:
+        """The frozen parameters that a step belongs to. Raises UserError where others are there."""
+        if not shapes:
+            return {}
+        with Checkpoints(self.base_folder) as kept:
+            kept.choose(0)
+            found, wanted = kept.fingerprint(0), self.read_meta(step)["base"]
+            if found != wanted:
+                raise UserError(
+                    f"{self.base_folder}: other frozen parameters than step {step} was trained "
+                    f"with (sha256 {found[:12]}, expected {wanted[:12]}); put its own folder back"
+                )
+            return kept.restore_params(0, shapes)
+
+    def restore_encoder(self, step: int, shapes: TrainState) -> Params:
+        """The encoder's whole parameters, for embedding and evaluation."""
+        trained = self.restore_params(step, shapes.params)["encoder"]
+        return join_params(self.restore_base(step, shapes.base), trained)
 
     def restore_params(self, step: int, shapes: Any) -> Any:
-        """The parameters alone, for embedding and evaluation."""
+        """What was trained, without the optimizer's state."""
         args = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
         return self.manager.restore(step, args=args)["params"]
 

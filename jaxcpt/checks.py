@@ -24,7 +24,7 @@ Check = tuple[bool, str]
 
 def validate(experiment: Experiment) -> Experiment:
     """Returns the experiment. Raises UserError naming the first field that cannot be."""
-    for part in (_run, _data, _tokenizer, _batching, _model, _loss, _optimizer, _mesh):
+    for part in (_run, _data, _tokenizer, _batching, _model, _adapter, _loss, _optimizer, _mesh):
         for holds, message in part(experiment):
             if not holds:
                 raise UserError(f"{experiment.name}: {message}")
@@ -176,6 +176,27 @@ def _model(e: Experiment) -> Iterator[Check]:
     yield (
         m.pooling != "eos" or e.tokenizer.delimiters == "brackets" or m.causal,
         "model.pooling: eos at a closing token of the model's own needs a causal model",
+    )
+
+
+def _adapter(e: Experiment) -> Iterator[Check]:
+    if (adapter := e.adapter) is None:
+        return
+    yield e.init_from is not None, "adapter: needs init_from, whose parameters it adapts"
+    yield from _above_zero(adapter__rank=adapter.rank, adapter__alpha=adapter.alpha)
+    weights = ("query", "key", "value", "out", "up", "gate", "down")
+    unknown = [target for target in adapter.targets if target not in weights]
+    yield (
+        not unknown,
+        f"adapter.targets: no weight is named {''.join(unknown[:1])}; there are "
+        f"{', '.join(weights)}",
+    )
+    have = [name for name in weights if name != "gate" or e.model.mlp == "swiglu"]
+    have = have if e.model.layers else []
+    yield (
+        bool(set(adapter.targets) & set(have)),
+        f"adapter.targets: ({', '.join(adapter.targets)}) match no weight of the model; it has "
+        f"{', '.join(have) or 'no layers'}",
     )
 
 

@@ -227,6 +227,24 @@ class InitFrom:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """Low-rank adapters on frozen weights (LoRA, arXiv 2106.09685).
+
+    A target W becomes W + alpha / rank * A B. The parameters of `init_from` are frozen and stored
+    in bfloat16; A, B and the temperature are trained.
+    """
+
+    rank: int
+    """Columns of A and rows of B."""
+    alpha: float = 16.0
+    """The product A B is scaled by alpha / rank, so that another rank needs no other rate."""
+    targets: tuple[str, ...] = ("query", "value")
+    """Weights of each layer to adapt: query, key, value, out, up, gate, down. The default is that
+    of the paper. All seven of a 7B model at rank 16 have an optimizer state of 2.4 % of the base's
+    bytes; the default has 0.5 %."""
+
+
+@dataclass(frozen=True)
 class Checkpoints:
     every_steps: int = 1000
     keep: int = 2
@@ -272,6 +290,8 @@ class Experiment:
     model: Model = field(default_factory=Model)
     """Left out: taken from `init_from`."""
     init_from: InitFrom | None = None
+    adapter: Adapter | None = None
+    """Train adapters on the parameters of `init_from`. None: train all parameters."""
     loss: Loss = field(default_factory=Loss)
     mesh: Mesh = field(default_factory=Mesh)
     topology: str = ""
@@ -289,4 +309,4 @@ def derive_baseline(experiment: Experiment) -> Experiment | None:
     if experiment.baseline is None:
         return None
     changes = {f.name: getattr(experiment.baseline, f.name) for f in fields(Baseline)}
-    return replace(experiment, **(changes | {"baseline": None, "init_from": None}))
+    return replace(experiment, **(changes | {"baseline": None, "init_from": None, "adapter": None}))

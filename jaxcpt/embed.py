@@ -88,8 +88,7 @@ class Embedder:
         with Checkpoints(run_dir / "checkpoints") as checkpoints:
             chosen = checkpoints.choose(step)
             check_tokenizer(tokenizer.fingerprint, checkpoints.read_meta(chosen), run_dir)
-            shapes = shard_state(experiment, devices).params
-            params = checkpoints.restore_params(chosen, shapes)["encoder"]
+            params = checkpoints.restore_encoder(chosen, shard_state(experiment, devices))
             fingerprint = checkpoints.fingerprint(chosen)
         return cls(experiment, params, tokenizer, devices, chosen, fingerprint)
 

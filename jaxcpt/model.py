@@ -4,6 +4,7 @@ Sole home of flax. Every parameter names its axes by letters; which of them are 
 for `sharding.py` to say. The encoder knows neither pairs nor losses.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,11 +83,36 @@ class Block(nn.Module):
     """
 
     settings: config.Model
+    adapter: config.Adapter | None
 
     def weight(self, name: str, letters: str, shape: tuple[int, ...], init: Callable) -> jax.Array:
         """A parameter in the compute dtype and layout."""
         value: Any = self.param(name, nn.with_logical_partitioning(init, tuple(letters)), shape)
         return fetch(value, letters, self.settings.compute_dtype)
+
+    def multiply(
+        self, spec: str, x: jax.Array, name: str, shape: tuple[int, ...], init: Callable
+    ) -> jax.Array:
+        """x W, by the einsum `spec`; for a target of the adapter, x W + alpha / rank * (x A) B.
+
+        A has the axes of W that x also has, and B the others. A B is never formed, so neither is
+        the gradient of W.
+        """
+        x_letters, letters, y_letters = spec.replace("->", ",").split(",")
+        y = jnp.einsum(spec, x, self.weight(name, letters, shape, init))
+        if self.adapter is None or name not in self.adapter.targets:
+            return y
+        sizes = dict(zip(letters, shape, strict=True)) | {"a": self.adapter.rank}
+        inputs = "".join(letter for letter in letters if letter in x_letters)
+        down, up = inputs + "a", "a" + letters.removeprefix(inputs)
+        start = nn.initializers.normal(math.prod(sizes[letter] for letter in inputs) ** -0.5)
+        a = self.weight(f"{name}_a", down, tuple(sizes[letter] for letter in down), start)
+        b = self.weight(
+            f"{name}_b", up, tuple(sizes[letter] for letter in up), nn.initializers.zeros
+        )
+        xa_rla = jnp.einsum(f"{x_letters},{down}->rla", x, a)
+        xa_rla = xa_rla * (self.adapter.alpha / self.adapter.rank)
+        return y + jnp.einsum(f"rla,{up}->{y_letters}", xa_rla, b)
 
     @nn.compact
     def __call__(
@@ -115,13 +141,9 @@ class Block(nn.Module):
         m = self.settings
         d, h, j, k = m.width, m.heads, m.key_heads, m.head_size
         start, zero = nn.initializers.normal(0.02), nn.initializers.zeros
-        query_rlhk = jnp.einsum(
-            "rld,dhk->rlhk", x_rld, self.weight("query", "dhk", (d, h, k), start)
-        )
-        key_rljk = jnp.einsum("rld,djk->rljk", x_rld, self.weight("key", "djk", (d, j, k), start))
-        value_rljk = jnp.einsum(
-            "rld,djk->rljk", x_rld, self.weight("value", "djk", (d, j, k), start)
-        )
+        query_rlhk = self.multiply("rld,dhk->rlhk", x_rld, "query", (d, h, k), start)
+        key_rljk = self.multiply("rld,djk->rljk", x_rld, "key", (d, j, k), start)
+        value_rljk = self.multiply("rld,djk->rljk", x_rld, "value", (d, j, k), start)
         if m.has_qkv_biases:
             query_rlhk = query_rlhk + self.weight("query_bias", "hk", (h, k), zero)
             key_rljk = key_rljk + self.weight("key_bias", "jk", (j, k), zero)
@@ -137,27 +159,25 @@ class Block(nn.Module):
         key_rljk = checkpoint_name(key_rljk, "key")
         value_rljk = checkpoint_name(value_rljk, "value")
         mixed_rlhk = attention(query_rlhk, key_rljk, value_rljk, segments_rl, causal=m.causal)
-        out_hkd = self.weight("out", "hkd", (h, k, d), branch_end(m))
-        mixed_rld = jnp.einsum("rlhk,hkd->rld", mixed_rlhk, out_hkd)
+        mixed_rld = self.multiply("rlhk,hkd->rld", mixed_rlhk, "out", (h, k, d), branch_end(m))
         return mixed_rld + self.weight("out_bias", "d", (d,), zero) if m.biases else mixed_rld
 
     def transform(self, x_rld: jax.Array) -> jax.Array:
         m = self.settings
         d, f = m.width, m.mlp_size
         start, zero = nn.initializers.normal(0.02), nn.initializers.zeros
-        inner_rlf = jnp.einsum("rld,df->rlf", x_rld, self.weight("up", "df", (d, f), start))
+        inner_rlf = self.multiply("rld,df->rlf", x_rld, "up", (d, f), start)
         if m.biases:
             inner_rlf = inner_rlf + self.weight("up_bias", "f", (f,), zero)
         inner_rlf = checkpoint_name(inner_rlf, "up")
         if m.mlp == "swiglu":
-            gate_rlf = jnp.einsum("rld,df->rlf", x_rld, self.weight("gate", "df", (d, f), start))
+            gate_rlf = self.multiply("rld,df->rlf", x_rld, "gate", (d, f), start)
             inner_rlf = nn.silu(checkpoint_name(gate_rlf, "gate")) * inner_rlf
         elif m.mlp == "relu":
             inner_rlf = nn.relu(inner_rlf)
         else:
             inner_rlf = nn.gelu(inner_rlf, approximate=m.mlp == "gelu")
-        down_fd = self.weight("down", "fd", (f, d), branch_end(m))
-        out_rld = jnp.einsum("rlf,fd->rld", inner_rlf, down_fd)
+        out_rld = self.multiply("rlf,fd->rld", inner_rlf, "down", (f, d), branch_end(m))
         return out_rld + self.weight("down_bias", "d", (d,), zero) if m.biases else out_rld
 
 
@@ -210,6 +230,7 @@ class Encoder(nn.Module):
     settings: config.Model
     vocabulary: int
     longest: int
+    adapter: config.Adapter | None = None
 
     @nn.compact
     def __call__(self, cells: Cells) -> jax.Array:
@@ -238,7 +259,7 @@ class Encoder(nn.Module):
                 length=m.layers,
                 unroll=m.layers if m.layers <= 4 else 1,
                 metadata_params={nn.PARTITION_NAME: "i"},
-            )(m, name="blocks")(hidden_rld, segments_rl, positions_rl)
+            )(m, self.adapter, name="blocks")(hidden_rld, segments_rl, positions_rl)
             if m.final_norm:
                 hidden_rld = Norm(m, name="final_norm")(hidden_rld)
 
@@ -283,7 +304,7 @@ class Encoder(nn.Module):
 
 def make_encoder(experiment: config.Experiment) -> Encoder:
     t = experiment.tokenizer
-    return Encoder(experiment.model, t.vocabulary, t.longest)
+    return Encoder(experiment.model, t.vocabulary, t.longest, experiment.adapter)
 
 
 def initialise(encoder: Encoder, seed: jax.Array) -> Params:

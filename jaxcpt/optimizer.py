@@ -47,8 +47,12 @@ def is_table(letters: tuple[str, ...]) -> bool:
 
 
 def is_matrix(letters: tuple[str, ...]) -> bool:
-    """Whether the parameter maps the residual stream (d) to another width, or back."""
-    return "d" in letters and len(set(letters) - {"i"}) > 1 and not is_table(letters)
+    """Whether the parameter maps the residual stream (d) to another width, or back.
+
+    Both halves of an adapter (a) count: their decay draws the model back to its frozen weights.
+    """
+    maps_stream = "d" in letters and len(set(letters) - {"i"}) > 1
+    return "a" in letters or (maps_stream and not is_table(letters))
 
 
 def mark(axes: Any, holds: Callable[[tuple[str, ...]], bool]) -> Any:

@@ -37,6 +37,7 @@ RULES: dict[str, tuple[str | tuple[str, ...] | None, str | tuple[str, ...] | Non
     "j": ("tensor", "tensor"),
     "f": ("tensor", "tensor"),
     "v": ("tensor", "tensor"),
+    "a": (None, None),
     "i": (None, None),
     "k": (None, None),
     "l": (None, None),

@@ -33,6 +33,7 @@ def shrink(experiment: Experiment) -> Experiment:
         ),
         loss=replace(experiment.loss, prefixes=tuple(8 * (i + 1) for i in range(few))),
         init_from=None,  # a tiny model has no start
+        adapter=None,
         mesh=Mesh(*(1 if size == 1 else 2 for size in dataclasses.astuple(experiment.mesh))),
         checkpoints=Checkpoints(every_steps=2),
         log_every_steps=1,

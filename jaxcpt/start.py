@@ -8,11 +8,13 @@ its start is not needed any more.
 
 import shutil
 from dataclasses import MISSING, Field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 
+from jaxcpt.adapter import merge_adapters
 from jaxcpt.checkpoint import Checkpoints
 from jaxcpt.config import Experiment, InitFrom, Model, Tokenizer
 from jaxcpt.errors import UserError
@@ -68,13 +70,22 @@ def find_start(start: InitFrom, run_dir: Path) -> Path:
 
 
 def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The encoder's parameters of the start, straight into their shards on the mesh."""
+    """The encoder's parameters of the start, straight into their shards on the mesh.
+
+    The start's own adapters, where it has some, are merged into its weights.
+    """
     assert experiment.init_from is not None
     folder = find_start(experiment.init_from, run_dir)
+    adapter = read_experiment(folder).adapter
     with Checkpoints(folder / "checkpoints") as checkpoints:
         step = checkpoints.choose(experiment.init_from.step)
-        shapes = shard_state(experiment, mesh).params
-        return checkpoints.restore_params(step, shapes)["encoder"]
+        shapes = shard_state(replace(experiment, adapter=adapter), mesh)
+        params = checkpoints.restore_encoder(step, shapes)
+    if adapter is None:
+        return params
+    merged = shard_state(replace(experiment, adapter=None), mesh).params["encoder"]
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, merged)
+    return jax.jit(partial(merge_adapters, settings=adapter), out_shardings=layouts)(params)
 
 
 def forget_start(run_dir: Path) -> None:

@@ -133,7 +133,7 @@ def begin(run: Prepared, checkpoints: Checkpoints) -> tuple[int, TrainState]:
     """The step that is done, and its state, in this order of preference:
 
     1. the newest whole checkpoint of this run folder;
-    2. the parameters of `init_from`, with a new optimizer and temperature;
+    2. the parameters of `init_from`, with new adapters, optimizer and temperature;
     3. new parameters, each array born on the devices it belongs to.
     """
     experiment, mesh = run.experiment, run.mesh
@@ -147,6 +147,7 @@ def begin(run: Prepared, checkpoints: Checkpoints) -> tuple[int, TrainState]:
     if experiment.init_from is None:
         return 0, init_state(experiment, mesh)
     state = init_state(experiment, mesh, restore_start(experiment, run.run_dir, mesh))
+    checkpoints.save_base(state.base)
     checkpoints.save(state, make_meta(run))  # from now on a resume does not need the source
     checkpoints.finish()
     with first_goes_first("start"):
@@ -170,7 +171,7 @@ def run_steps(
     """The loop. Returns what embeds with the last state. Raises UserError after a signal."""
     experiment, last = run.experiment, run.experiment.train_steps
     train_step = make_train_step(experiment, run.mesh)
-    embedder = Embedder(experiment, state.params["encoder"], run.tokenizer, run.mesh)
+    embedder = Embedder(experiment, state.encoder, run.tokenizer, run.mesh)
     speed = Throughput(find_peak_flops(run.mesh))
     stream = run.batches.stream(first, last)
     waiting: list[dict[str, jax.Array]] = []
@@ -207,10 +208,10 @@ def run_steps(
         if step % experiment.evals.every_steps == 0 or step == last:
             jax.block_until_ready(scalars)
             with speed.paused():
-                embedder = embedder.with_params(state.params["encoder"], step)
+                embedder = embedder.with_params(state.encoder, step)
                 if scores := score(experiment, embedder.embed, run.heldout):
                     metrics.log_evals(step, scores)
-    return embedder.with_params(state.params["encoder"], last)
+    return embedder.with_params(state.encoder, last)
 
 
 def obtain_tokenizer(

@@ -1,7 +1,8 @@
 """One training step, exact for any number of chunks: `train_step(state, batch)`.
 
 In: `TrainState` and a `Batch`, both sharded. Out: the next state and global metrics. It does not
-know where batches come from or what is kept.
+know where batches come from or what is kept. Of a run with adapters, only these and the
+temperature have a gradient and an optimizer state.
 
 A contrastive loss cannot be accumulated: the mean of microbatch losses lacks most negatives. So
 with several chunks the step passes over them twice. First every chunk is encoded and only its
@@ -10,7 +11,7 @@ encoded again and that gradient pushed through it (as GradCache, arXiv 2101.0698
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxcpt.adapter import FROZEN_DTYPE, join_params, split_params
 from jaxcpt.batches import Batch
 from jaxcpt.config import Experiment
 from jaxcpt.loss import Labels, Scalars, contrastive_loss
 from jaxcpt.model import (
     Array,
     Cells,
-    Encoder,
     Params,
     encode,
     initialise,
@@ -39,16 +40,29 @@ from jaxcpt.sharding import constrain, named, partition_spec
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """step; params {encoder, log_scale}; opt_state. All of a run that changes."""
+    """step; params {encoder, log_scale}; opt_state. All of a run that changes.
+
+    base: the encoder's frozen parameters, in bfloat16, where params holds adapters alone. Empty
+    where the whole encoder is trained.
+    """
 
     step: jax.Array
     params: Params
     opt_state: Any
+    base: Params = field(default_factory=dict)
+
+    @property
+    def encoder(self) -> Params:
+        """The encoder's whole parameters, as `model.encode` takes them."""
+        return join_params(self.base, self.params["encoder"])
 
 
 def name_parameters(experiment: Experiment) -> Any:
-    """The letters of every parameter: a tree like `TrainState.params`, with tuples for leaves."""
-    return {"encoder": name_axes(make_encoder(experiment)), "log_scale": ()}
+    """The letters of what is trained: a tree like `TrainState.params`, with tuples for leaves."""
+    axes = name_axes(make_encoder(experiment))
+    if experiment.adapter is not None:
+        _, axes = split_params(axes, axes)
+    return {"encoder": axes, "log_scale": ()}
 
 
 def _make_optimizer(experiment: Experiment) -> Any:
@@ -57,15 +71,22 @@ def _make_optimizer(experiment: Experiment) -> Any:
 
 
 def build_state(experiment: Experiment, encoder_params: Params | None = None) -> TrainState:
-    """The state at step 0. Traced only: under `jax.eval_shape` or `init_state`."""
-    if encoder_params is None:
-        encoder_params = initialise(make_encoder(experiment), jax.random.key(experiment.seed))
-    params = {
-        "encoder": encoder_params,
-        "log_scale": jnp.log(jnp.float32(experiment.loss.scale_start)),
-    }
-    opt_state = _make_optimizer(experiment).init(params)
-    return TrainState(jnp.int32(0), params, opt_state)
+    """The state at step 0. Traced only: under `jax.eval_shape` or `init_state`.
+
+    encoder_params: those to start from, without adapters. None: random numbers.
+    """
+    base: Params = {}
+    encoder = make_encoder(experiment)
+    drawn = initialise(encoder, jax.random.key(experiment.seed))
+    if experiment.adapter is None:
+        trained = drawn if encoder_params is None else encoder_params
+    else:
+        base, trained = split_params(drawn, name_axes(encoder))
+        base = base if encoder_params is None else encoder_params
+        base = jax.tree.map(lambda leaf: leaf.astype(FROZEN_DTYPE), base)
+    log_scale = jnp.log(jnp.float32(experiment.loss.scale_start))
+    params = {"encoder": trained, "log_scale": log_scale}
+    return TrainState(jnp.int32(0), params, _make_optimizer(experiment).init(params), base)
 
 
 def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
@@ -73,7 +94,7 @@ def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
 
     Adam's moments are laid out like the parameters they belong to: their paths end alike.
     """
-    axes = name_parameters(experiment)
+    axes = name_axes(make_encoder(experiment)) | {"log_scale": ()}
     letters = {
         tuple(key.key for key in path): names
         for path, names in jax.tree.leaves_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))
@@ -81,6 +102,7 @@ def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         keys = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        keys = keys[1:] if keys[:1] == ("encoder",) else keys
         spec = partition_spec(letters[keys], "storage") if keys else PartitionSpec()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
@@ -132,7 +154,7 @@ def train_step(
     experiment: Experiment, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Scalars]:
     """One update; metrics are of the batch as it was before it."""
-    metrics, gradient = compute_gradient(experiment, state.params, batch)
+    metrics, gradient = compute_gradient(experiment, state.params, batch, state.base)
     updates, opt_state = _make_optimizer(experiment).update(gradient, state.opt_state, state.params)
     params = jax.tree.map(jnp.add, state.params, updates)
     # Clamped here and not in the loss, where it would leave the temperature without gradient.
@@ -142,17 +164,20 @@ def train_step(
         "gradient_norm": measure_norm(gradient),
         "learning_rate": make_schedule(experiment.optimizer, experiment.train_steps)(state.step),
     }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 def compute_gradient(
-    experiment: Experiment, params: Params, batch: Batch
+    experiment: Experiment, params: Params, batch: Batch, base: Params | None = None
 ) -> tuple[Scalars, Params]:
-    """Global metrics (with the loss) and the exact gradient of every parameter."""
+    """Global metrics (with the loss) and the exact gradient of everything in `params`.
+
+    base: the frozen parameters of a run with adapters. They are constants here.
+    """
     encoder = make_encoder(experiment)
 
     def encode_chunk(encoder_params: Params, cells: Cells) -> jax.Array:
-        return encode(encoder, encoder_params, cells)
+        return encode(encoder, join_params(base, encoder_params), cells)
 
     find_loss = jax.value_and_grad(partial(global_loss, experiment), argnums=(0, 1), has_aux=True)
     if experiment.batching.chunks == 1:
@@ -163,15 +188,19 @@ def compute_gradient(
     else:
         z_ngtd = jax.lax.map(partial(encode_chunk, params["encoder"]), batch.cells)
         (loss, metrics), (dz_ngtd, dlog_scale) = find_loss(z_ngtd, params["log_scale"], batch)
-        encoder_gradient = _pull_chunks(encoder, encode_chunk, params, batch.cells, dz_ngtd)
+        encoder_gradient = _pull_chunks(experiment, encode_chunk, params, batch.cells, dz_ngtd)
     return metrics | {"loss": loss}, {"encoder": encoder_gradient, "log_scale": dlog_scale}
 
 
 def _pull_chunks(
-    encoder: Encoder, encode_chunk: Callable, params: Params, cells: Cells, dz_ngtd: jax.Array
+    experiment: Experiment,
+    encode_chunk: Callable,
+    params: Params,
+    cells: Cells,
+    dz_ngtd: jax.Array,
 ) -> Params:
     """Second pass: the sum over chunks of each chunk's gradient, kept in the storage layout."""
-    axes = name_axes(encoder)
+    axes = name_parameters(experiment)["encoder"]
 
     def store(gradient: Params) -> Params:
         return jax.tree.map(lambda g, letters: constrain(g, letters, "storage"), gradient, axes)

@@ -109,7 +109,7 @@ def test_set_in_order_and_leaves_the_rest():
         ("seed", "--set seed: expected dotted.path=value"),
         ("model.widht=8", "--set model.widht: Model has no field 'widht'; nearest: width, "),
         ("modle.width=8", "--set modle.width: Experiment has no field 'modle'; nearest: model"),
-        ("=8", "--set : Experiment has no field ''; nearest: baseline, batching, "),
+        ("=8", "--set : Experiment has no field ''; nearest: adapter, baseline, batching, "),
         (
             "baseline.model.width=8",
             "--set baseline.model.width: its parent is None, so there is nothing to set below it",

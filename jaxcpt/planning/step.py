@@ -197,7 +197,7 @@ def _read_memory(
     else:  # the peak of a CPU's program leaves temporaries out
         peak = arguments + int(analysis.temp_size_in_bytes)
     return Memory(
-        parameters=per_chip(state.params),
+        parameters=per_chip((state.params, state.base)),
         optimizer=per_chip(state.opt_state),
         batch=per_chip(batch),
         temporaries=max(peak - arguments, 0),
