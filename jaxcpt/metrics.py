@@ -28,18 +28,6 @@ from jaxcpt.terminal import RunDisplay
 
 METRICS_FILE, EVALS_FILE = "metrics.jsonl", "evals.jsonl"
 
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Dense bfloat16 FLOP/s of a device, by JAX's `device_kind`; from the vendors' data sheets."""
-
 # It warns at every value that is not finite. `RunDisplay` warns once, with step and name.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 

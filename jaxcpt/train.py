@@ -20,13 +20,14 @@ from jaxcpt.batches import Batches, size_full_batches
 from jaxcpt.budget import Budget, count_budget, describe
 from jaxcpt.checkpoint import Checkpoints, check_tokenizer
 from jaxcpt.checks import validate
+from jaxcpt.chips import FLOPS_BY_DEVICE_KIND
 from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.evals.suites import list_suites
 from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
 from jaxcpt.files import write_file
-from jaxcpt.metrics import PEAK_FLOPS, MetricsLog, Throughput
+from jaxcpt.metrics import MetricsLog, Throughput
 from jaxcpt.model import check_model_fits
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import EncodedPairs, open_training, sample_texts
@@ -235,9 +236,9 @@ def describe_mesh(mesh: jax.sharding.Mesh) -> str:
 
 
 def find_peak_flops(mesh: jax.sharding.Mesh) -> float | None:
-    """FLOP/s of all devices together, from the vendors' data sheets; None where unknown."""
-    of_one = PEAK_FLOPS.get(mesh.devices.flat[0].device_kind)
-    return None if of_one is None else of_one * mesh.size
+    """Published FLOP/s of all devices together. None: the device is not in jaxcpt/chips.py."""
+    flops = FLOPS_BY_DEVICE_KIND.get(mesh.devices.flat[0].device_kind)
+    return None if flops is None else flops * mesh.size
 
 
 class Interruption:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import bench_step
+import check_plans
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,9 +17,9 @@ from jaxcpt import plan
 from jaxcpt.config import Mesh
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import apply_overrides, load_experiment
-from jaxcpt.planning import chips as plan_chips
 from jaxcpt.planning.layouts import guess_bytes, list_layouts
 from jaxcpt.planning.step import Plan, TooLarge, _explain, make_plan
+from jaxcpt.planning.topology import describe_devices, parse_topology
 from jaxcpt.sharding import find_platform, make_mesh
 from jaxcpt.update import choose_compiler_options
 
@@ -43,25 +44,25 @@ needs_libtpu = pytest.mark.skipif(not has_libtpu, reason="needs libtpu: pip inst
 )
 def test_unknown_topologies_are_refused(name, text):
     with pytest.raises(UserError, match="^" + re.escape(text)):
-        plan_chips.parse_topology(name)
+        parse_topology(name)
 
 
 def test_topologies_are_counted():
-    assert plan_chips.parse_topology("v5p:4x4x8").chips == 128
-    assert plan_chips.parse_topology("v5p:4x4x4*2").chips == 128
-    assert plan_chips.parse_topology("h200:8").chips == 8
+    assert parse_topology("v5p:4x4x8").chips == 128
+    assert parse_topology("v5p:4x4x4*2").chips == 128
+    assert parse_topology("h200:8").chips == 8
 
 
 @pytest.mark.skipif(has_libtpu, reason="libtpu is installed")
 def test_without_libtpu_the_line_that_installs_it():
     with pytest.raises(UserError, match=r"libtpu is not installed.*pip install -e '\.\[tpu\]'"):
-        plan_chips.describe_devices(plan_chips.parse_topology("v5p:2x2x1"))
+        describe_devices(parse_topology("v5p:2x2x1"))
 
 
 @pytest.fixture(scope="module")
 def planned():
     experiment = make_experiment(mesh__fsdp=2, mesh__tensor=2, batching__pairs_per_batch=16)
-    return experiment, make_plan(experiment, plan_chips.parse_topology("cpu:8"))
+    return experiment, make_plan(experiment, parse_topology("cpu:8"))
 
 
 def test_a_plan_says_what_the_step_does(planned, capsys):
@@ -86,9 +87,7 @@ def test_a_plan_says_what_the_step_does(planned, capsys):
 
 def test_two_passes_show_in_the_hardware_flops(planned):
     experiment, once = planned
-    twice = make_plan(
-        apply_overrides(experiment, ["batching.chunks=2"]), plan_chips.parse_topology("cpu:8")
-    )
+    twice = make_plan(apply_overrides(experiment, ["batching.chunks=2"]), parse_topology("cpu:8"))
     assert twice.chunks == 2
     assert 1.1 < twice.hardware_flops / once.hardware_flops < 1.5
     assert twice.model_flops == pytest.approx(once.model_flops, rel=0.1)
@@ -96,7 +95,7 @@ def test_two_passes_show_in_the_hardware_flops(planned):
 
 def test_a_gpu_is_estimated_from_the_cpus_program(planned):
     experiment, _ = planned
-    found = make_plan(experiment, plan_chips.parse_topology("h200:8"))
+    found = make_plan(experiment, parse_topology("h200:8"))
     assert found.step_seconds == found.compute_bound
     assert 0 < found.mfu < 1
 
@@ -104,20 +103,20 @@ def test_a_gpu_is_estimated_from_the_cpus_program(planned):
 def test_what_is_kept_is_compared(planned, tmp_path, capsys):
     found = planned[1]
     path = tmp_path / "tiny.json"
-    assert plan.check(found, path) == [f"{path}: missing; make it with --write {tmp_path}"]
+    assert check_plans.check(found, path) == [f"{path}: missing; make it with --write {tmp_path}"]
     found = replace(found, score_arrays=0)
-    path.write_text(json.dumps(plan.summarise(found)))
-    assert plan.check(found, path) == []
+    path.write_text(json.dumps(check_plans.summarise(found)))
+    assert check_plans.check(found, path) == []
     assert "tiny: memory and exchanges as in" in capsys.readouterr().out
     more = replace(found, memory=replace(found.memory, peak=int(found.memory.peak * 1.06)))
-    (line,) = plan.check(more, path)
+    (line,) = check_plans.check(more, path)
     assert re.search(
         r"tiny.json: peak_bytes was [\d,]+, is [\d,]+ a chip; where that is mean", line
     )
     exchange = max(found.exchanges, key=lambda e: e["bytes"])
     changed = replace(found, exchanges=(exchange | {"bytes": 2 * exchange["bytes"]},))
-    assert any(f"{exchange['kind']} over" in line for line in plan.check(changed, path))
-    (line,) = plan.check(replace(found, score_arrays=1), path)
+    assert any(f"{exchange['kind']} over" in line for line in check_plans.check(changed, path))
+    (line,) = check_plans.check(replace(found, score_arrays=1), path)
     assert "score_arrays was" in line
 
 
@@ -133,17 +132,17 @@ def test_too_little_memory_is_told_from_other_failures():
 
 def test_layouts_that_may_fit_are_listed_fastest_first():
     experiment = load_experiment(str(REPOSITORY / "experiments" / "cpt_text_l.py"))
-    topology = plan_chips.parse_topology("v5p:4x4x4")
+    topology = parse_topology("v5p:4x4x4")
     layouts = list_layouts(experiment, topology)
     assert len(layouts) > 10
     for layout in layouts:
         assert layout.data * layout.fsdp * layout.tensor == 64
         assert experiment.model.width % layout.fsdp == 0
-        assert guess_bytes(experiment, 80 * 10**9, layout) < topology.chip.hbm
+        assert guess_bytes(experiment, 80 * 10**9, layout) < topology.chip.hbm_bytes
         apply_overrides(experiment, layout.changes())
     first = layouts[0]
     assert (first.tensor, first.chunks) == (1, 1)
-    small = list_layouts(experiment, plan_chips.parse_topology("v5e:4x4"))
+    small = list_layouts(experiment, parse_topology("v5e:4x4"))
     assert all(layout.fsdp * layout.tensor > 8 for layout in small)
 
 
@@ -159,7 +158,7 @@ def test_a_tpu_step_is_compiled_without_a_tpu(name, data):
         model__compute_dtype="bfloat16",
         mesh=Mesh(data, 4, 1),
     )
-    found = make_plan(experiment, plan_chips.parse_topology(name))
+    found = make_plan(experiment, parse_topology(name))
     assert isinstance(found, Plan)
     assert found.is_prediction
     assert found.score_arrays == 0  # the splash kernel's, instead of [rows, heads, l, l]
@@ -175,7 +174,7 @@ def test_a_tpu_step_is_compiled_without_a_tpu(name, data):
 
 @needs_libtpu
 def test_slices_that_the_data_axis_does_not_hold_are_refused():
-    topology = plan_chips.parse_topology("v5p:2x2x1*2")
+    topology = parse_topology("v5p:2x2x1*2")
     with pytest.raises(UserError, match=r"mesh.data: 1 does not divide by the 2 slices here"):
         make_plan(make_experiment(mesh=Mesh(1, 8, 1)), topology)
 
@@ -191,38 +190,43 @@ SMALL = (
 def command(monkeypatch, capsys):
     """Runs the command in this process, on topology cpu:8; returns what it prints."""
 
-    def call(*arguments, files=("cpt_text_s",), small=SMALL):
+    def call(*arguments, files=("cpt_text_s",), small=SMALL, module=plan):
         paths = [str(REPOSITORY / "experiments" / f"{name}.py") for name in files]
         changes = [word for change in small for word in ("--set", change)]
         argv = ["--experiment", *paths, "--topology", "cpu:8", *changes, *arguments]
-        plan.main([*map(str, argv)])
+        module.main([*map(str, argv)])
         return capsys.readouterr().out
 
     return call
 
 
-def test_plans_are_written_and_checked_by_the_command(command, tmp_path):
+def test_two_experiments_with_the_same_step_are_compiled_once(command, tmp_path):
     two = ("cpt_text_s", "cpt_code_s")
-    out = command("--json", tmp_path / "plans.json", "--write", tmp_path / "kept", files=two)
+    out = command("--json", tmp_path / "plans.json", files=two)
     assert "cpt_text_s, planned" in out
     assert "cpt_code_s, planned" in out
     text, code = json.loads((tmp_path / "plans.json").read_text())
     assert code["experiment"] == "cpt_code_s"
     assert text["memory"] == code["memory"]  # the same program, compiled once
-    out = command("--check", tmp_path / "kept", files=two)
+
+
+def test_golden_plans_are_written_and_checked(command, tmp_path):
+    two, golden = ("cpt_text_s", "cpt_code_s"), tmp_path / "golden"
+    command("--write", golden, files=two, module=check_plans)
+    out = command("--check", golden, files=two, module=check_plans)
     assert out.count("memory and exchanges as in") == 2
     with pytest.raises(
         UserError, match=r"cpt_text_s.json: .* was .*; where that is meant, --write"
     ):
-        command("--check", tmp_path / "kept", small=(*SMALL, "model.layers=3"))
+        command("--check", golden, small=(*SMALL, "model.layers=3"), module=check_plans)
 
 
 def test_layouts_are_compiled_and_ranked(command):
     out = command("--search", "--tries", "2")
     assert "cpt_text_s on cpu:8, fastest first" in out
     assert out.count("--set mesh.data=") >= 2
-    with pytest.raises(UserError, match="takes one experiment, and neither --write nor --check"):
-        command("--search", "--write", "somewhere")
+    with pytest.raises(UserError, match="--search: takes one experiment"):
+        command("--search", files=("cpt_text_s", "cpt_code_s"))
     with pytest.raises(UserError, match=r"batching.rows_per_cell: leave it unset"):
         command("--search", small=(*SMALL, "batching.rows_per_cell=8"))
     with pytest.raises(SystemExit):
@@ -230,15 +234,15 @@ def test_layouts_are_compiled_and_ranked(command):
 
 
 def test_what_does_not_fit_is_told_with_what_does(planned):
-    topology = plan_chips.parse_topology("h200:8")
+    topology = parse_topology("h200:8")
     needed = planned[1].memory.peak - planned[1].memory.temporaries
-    small = replace(topology, chip=replace(topology.chip, hbm=needed - 1024.0))
+    small = replace(topology, chip=replace(topology.chip, hbm_bytes=needed - 1024.0))
     with pytest.raises(TooLarge) as too_large:
         make_plan(planned[0], small)
     assert too_large.value.missing == 1024
     said = plan.find_fit(planned[0], small, too_large.value, 1)
     assert said.startswith("tiny on h200:8: does not fit, 0.0 GiB a chip are missing; this fits, ")
-    none = replace(topology, chip=replace(topology.chip, hbm=100.0))
+    none = replace(topology, chip=replace(topology.chip, hbm_bytes=100.0))
     said = plan.find_fit(planned[0], none, too_large.value, 1)
     assert said.endswith(
         "and of other layouts none that was tried fits; try more chips, or --tries"
@@ -262,8 +266,8 @@ def test_only_tpus_are_given_options():
 
 @needs_libtpu
 def test_a_mesh_knows_what_it_is_made_of():
-    topology = plan_chips.parse_topology("v5p:2x2x1")
-    mesh = make_mesh(Mesh(1, 4, 1), plan_chips.describe_devices(topology))
+    topology = parse_topology("v5p:2x2x1")
+    mesh = make_mesh(Mesh(1, 4, 1), describe_devices(topology))
     with jax.set_mesh(mesh):
         assert jax.eval_shape(lambda: jnp.zeros(len(find_platform()))).shape == (3,)
     assert choose_compiler_options(mesh)
@@ -271,7 +275,7 @@ def test_a_mesh_knows_what_it_is_made_of():
 
 def test_the_command_refuses_in_one_line():
     def run(*arguments):
-        command = [sys.executable, "jaxcpt plan", *arguments]
+        command = [sys.executable, "-m", "jaxcpt", "plan", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()

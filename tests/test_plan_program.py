@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxcpt.config import Mesh
-from jaxcpt.planning import chips as plan_chips
-from jaxcpt.planning.cost import Exchange, Machine, Player, count_flops
+from jaxcpt.planning.cost import Exchange, Machine, ScheduleSimulator, count_flops
 from jaxcpt.planning.hlo import list_arrays, list_group, read_program
+from jaxcpt.planning.topology import parse_topology
 from jaxcpt.sharding import make_mesh
 
 # One gather that a product of 7,000 cycles hides in part, inside a loop of 3; one sum that waits.
@@ -68,7 +68,7 @@ replica_groups=mesh['x'=2,'y'=4] {'x'}, to_apply=%none
 
 
 def make_machine(name="v5p:2x2x2", mesh=(2, 4, 1)):
-    topology = plan_chips.parse_topology(name)
+    topology = parse_topology(name)
     devices = [
         FakeChip(coords, number)
         for number in range(topology.slices)
@@ -176,11 +176,11 @@ def test_groups_are_read_however_they_are_spelt(spelling, group):
 
 def test_a_schedule_is_played_through():
     machine = make_machine()
-    cost = Player(read_program(PROGRAM), machine, 512, True).play()
+    cost = ScheduleSimulator(read_program(PROGRAM), machine, 512, True).run()
     chip = machine.topology.chip
     assert chip.clock == 1.75e9
     # Four chips of a 2 x 2 plane, whose ends do not join: two links, two hops.
-    gather = max(256 * 8 * 2 * 3 / 4 / (2 * chip.link), 2e-6)
+    gather = max(256 * 8 * 2 * 3 / 4 / (2 * chip.link_bandwidth), 2e-6)
     product = 7000 / chip.clock
     total = 2 * 1e-6  # two chips, there and back
     assert product > gather
@@ -188,11 +188,16 @@ def test_a_schedule_is_played_through():
     small = 80 / chip.hbm_bandwidth  # the fusion without cycles
     assert cost.compute_seconds == pytest.approx(3 * product + small, rel=1e-2)
     assert cost.exchanges["all-gather", "fsdp"] == Exchange(
-        "all-gather", "fsdp", 3, 3 * 256 * 8 * 2 * 3 / 4, pytest.approx(3 * gather), 0.0
+        kind="all-gather",
+        axes="fsdp",
+        times=3,
+        bytes=3 * 256 * 8 * 2 * 3 / 4,
+        link_seconds=pytest.approx(3 * gather),
+        network_seconds=0.0,
     )
     assert cost.exchanges["all-reduce", "data"].times == 1
     slow = PROGRAM.replace('"7000"', '"1750"')
-    waited = Player(read_program(slow), machine, 512, True).play().exposed_seconds
+    waited = ScheduleSimulator(read_program(slow), machine, 512, True).run().exposed_seconds
     assert waited == pytest.approx(total + 3 * (gather - 1e-6), rel=1e-2)
 
 
@@ -201,8 +206,8 @@ def test_exchanges_between_slices_take_the_network():
     chip = machine.topology.chip
     link, network = machine.time("all-reduce", 1 << 30, list(range(8)))
     # A slice's four chips carry a quarter each, and half of that is the other slice's.
-    assert network == pytest.approx(2 * (1 << 30) / 4 / 2 / chip.network)
-    assert link == pytest.approx(2 * (1 << 30) * 3 / 4 / (2 * chip.link))
+    assert network == pytest.approx(2 * (1 << 30) / 4 / 2 / chip.network_bandwidth)
+    assert link == pytest.approx(2 * (1 << 30) * 3 / 4 / (2 * chip.link_bandwidth))
     assert machine.time("all-gather", 1 << 30, [0, 1, 2, 3])[1] == 0.0
     assert machine.time("all-gather", 1 << 30, [0, 4])[0] == 0.0
 

@@ -59,7 +59,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, float]:
     """The plan, from a process that has no other devices than those it asks for."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
-        command = [sys.executable, str(Path(__file__).with_name("plan.py"))]
+        command = [sys.executable, "-m", "jaxcpt", "plan"]
         command += ["--experiment", arguments.experiment, "--topology", arguments.topology]
         command += [word for change in arguments.changes for word in ("--set", change)]
         done = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True)

@@ -1,1 +1,1 @@
-"""Plans of a run on machines that are not here: memory, traffic and time of the compiled step."""
+"""Plans a run before its machine is rented: memory, traffic and time of the compiled step."""

@@ -1,15 +1,16 @@
-"""What a compiled step costs on a machine: the schedule played through, and its roofline.
+"""The cost of a compiled training step on a machine: a simulation of its schedule.
 
-In: a program (plan_hlo.py), a mesh on a topology (plan_chips.py). Out: a `Cost` in seconds and
-bytes per chip and step. Cycles are the TPU compiler's own estimates; what it gives none for takes
-as long as its bytes take through HBM. Exchanges take their bytes over the links that join the
-group, and are hidden as far as the schedule computes between their start and their end.
+In: a program (hlo.py) and a mesh on a topology (topology.py). Out: a `Cost` in seconds and bytes
+per chip and step. The TPU compiler estimates the cycles of most instructions. An instruction
+without an estimate takes as long as its bytes need to pass through HBM. An exchange takes as long
+as its bytes need on the links that join its group; the computation that the schedule places
+between its start and its end hides it. This module does not know experiments.
 """
 
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -17,27 +18,27 @@ import numpy as np
 from jax.extend.core import Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxcpt.planning.chips import GPUS_PER_MACHINE, Topology
 from jaxcpt.planning.hlo import Computation, Instruction, Program, list_group
+from jaxcpt.planning.topology import GPUS_PER_MACHINE, Topology
 
 LANES = 128
 VECTOR_LANES = 8 * 128 * 4
-"""Numbers that a TPU core's vector unit computes with in a cycle: 8 x 128 lanes, 4 units."""
+"""Numbers that a TPU core's vector unit processes in a cycle: 8 x 128 lanes, 4 units."""
 VECTOR_STEPS = 10
-"""Operations on each attention score beside the products: mask, maximum, exponential, sum, casts.
-Taken as not overlapped with the products, which is on the safe side."""
+"""Vector operations on each attention score: mask, maximum, exponential, sum, casts. The
+simulation does not overlap them with the matrix products, so it errs on the slow side."""
 HOP_SECONDS = 1e-6
-"""Latency from chip to chip."""
-FREE = {
+"""Latency from one chip to the next."""
+FREE_OPCODES = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("copy-start", "copy-done", "partition-id", "replica-id", "iota", "opt-barrier"),
     *("slice-start", "slice-done", "async-start", "async-update", "async-done"),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """Of one kind along some axes of the mesh, all of a step together, per chip."""
+    """All exchanges of one kind over the same mesh axes in a step, per chip."""
 
     kind: str
     axes: str
@@ -54,11 +55,11 @@ class Cost:
     compute_seconds: float = 0.0
     attention_seconds: float = 0.0
     exposed_seconds: float = 0.0
-    """Waiting for exchanges."""
+    """Time in which the chip only waits for exchanges."""
     hbm_bytes: float = 0.0
     exchanges: dict[tuple[str, str], Exchange] = field(default_factory=dict)
     score_arrays: int = 0
-    """Arrays [rows, heads, l, l] in the program: what the attention kernel is there to avoid."""
+    """Arrays [rows, heads, l, l] in the program. A good attention kernel makes none."""
 
     @property
     def step_seconds(self) -> float:
@@ -74,99 +75,107 @@ class Cost:
 
 
 class Machine:
-    """Which links a group of the mesh's devices has."""
+    """The links between the devices of a mesh, and the time of an exchange over them."""
 
     def __init__(self, mesh: jax.sharding.Mesh, topology: Topology) -> None:
         self.mesh, self.topology = mesh, topology
         self.devices = mesh.devices.ravel().tolist()
 
     def axes_of(self, group: list[int]) -> str:
+        """The mesh axes along which the devices of a group differ, such as `data+fsdp`."""
         where = np.array(np.unravel_index(group, self.mesh.devices.shape))
         varying = [a for a, at in zip(self.mesh.axis_names, where, strict=True) if len({*at}) > 1]
         return "+".join(map(str, varying)) or "none"
 
     def time(self, kind: str, bytes: int, group: list[int]) -> tuple[float, float]:
-        """Seconds on the links of a slice, and on the network, to exchange `bytes`: the whole of
-        what is gathered, summed, or sent on."""
+        """Seconds on the links inside a slice, and seconds on the network between slices.
+
+        bytes: size of the whole array that is gathered, summed or permuted.
+        """
         chip, members = self.topology.chip, len(group)
-        if members == 1 or not chip.link:
+        if members == 1 or not chip.link_bandwidth:
             return 0.0, 0.0
         rounds = 2 if kind == "all-reduce" else 1
         within = members // self._count_slices(group)
         share = 1.0 if kind == "collective-permute" else (within - 1) / within
         bandwidth, hops = self._links(group)
-        if kind == "collective-permute":  # to the next one, over one link
-            bandwidth, hops = chip.link, 1
+        if kind == "collective-permute":  # each chip sends to the next one, over one link
+            bandwidth, hops = chip.link_bandwidth, 1
         link = max(rounds * bytes * share / bandwidth, rounds * hops * HOP_SECONDS)
         slices = members // within
-        # Each chip of a slice carries its part of the whole to the other slices.
-        network = rounds * bytes / within * (slices - 1) / slices / chip.network
+        # Each chip of a slice sends its part of the whole to the other slices.
+        network = rounds * bytes / within * (slices - 1) / slices / chip.network_bandwidth
         return (link if within > 1 else 0.0), network
 
     def _count_slices(self, group: list[int]) -> int:
-        if self.topology.chip.clock:
+        if self.topology.is_tpu:
             return len({getattr(self.devices[i], "slice_index", 0) for i in group})
-        return len({i // GPUS_PER_MACHINE for i in group})  # a machine is their slice
+        return len({i // GPUS_PER_MACHINE for i in group})  # a machine counts as a slice
 
     def _links(self, group: list[int]) -> tuple[float, int]:
-        """Bytes/s one way of all links that join the group within a slice; hops across it."""
+        """Bytes/s one way over all links that join the group inside a slice; hops across it."""
         chip = self.topology.chip
-        if not chip.clock:
-            return chip.link, 1
+        if not self.topology.is_tpu:
+            return chip.link_bandwidth, 1
         coords = np.array([self.devices[i].coords for i in group])
-        # A cube of v5p has optical links that close all three axes, or none of them.
+        # A v5p topology closes all three axes with optical links, or none of them.
         whole = all(size % chip.wraps_from == 0 for size in self.topology.shape)
         bandwidth, hops = 0.0, 0
         for at, size in zip(coords.T, self.topology.shape, strict=False):
             extent = len({*at.tolist()})
             if extent > 1:
                 closed = extent == size >= chip.wraps_from and (whole or len(coords.T) < 3)
-                bandwidth += chip.link * (2 if closed else 1)
+                bandwidth += chip.link_bandwidth * (2 if closed else 1)
                 hops += extent // 2 if closed else extent - 1
-        return bandwidth or chip.link, max(hops, 1)
+        return bandwidth or chip.link_bandwidth, max(hops, 1)
 
 
-class Player:
-    """Plays a program's schedule through; each axis of the mesh carries one exchange at a time."""
+class ScheduleSimulator:
+    """Steps through a program's schedule with a clock, and adds up its `Cost`.
+
+    Each axis of the mesh carries one exchange at a time.
+    """
 
     def __init__(self, program: Program, machine: Machine, row_tokens: int, causal: bool) -> None:
         self.program, self.machine, self.cost = program, machine, Cost()
         self.row_tokens, self.causal = row_tokens, causal
         self.now = 0.0
         self.free_from: dict[str, float] = {}
-        self.under_way: dict[str, float] = {}
+        """When each mesh axis has finished its last exchange."""
+        self.ends: dict[str, float] = {}
+        """When each exchange ends that has started and that nothing has waited for yet."""
 
-    def play(self) -> Cost:
-        self._play(self.program.computations[self.program.entry], 1)
+    def run(self) -> Cost:
+        self._run(self.program.computations[self.program.entry], 1)
         return self.cost
 
-    def _play(self, computation: Computation, times: int) -> None:
+    def _run(self, computation: Computation, times: int) -> None:
         for instruction in computation.values():
             if instruction.opcode in ("while", "call"):
-                self._play_inner(instruction, times)
+                self._run_inner(instruction, times)
             elif (exchange := self.program.exchange_in(instruction)) is not None:
                 self._exchange(instruction, exchange, times)
-                if instruction.cycles:  # a part of it, fused with what is computed meanwhile
+                if instruction.cycles:  # a computation that is fused with a part of the exchange
                     self._compute(instruction, computation, times)
             elif "xla_megascale_runtime" in instruction.text and instruction.opcode == "send":
                 self._send(instruction, times)
             elif instruction.opcode == "recv":
-                self.under_way[instruction.name] = self.under_way.get(_rendezvous(instruction), 0.0)
+                self.ends[instruction.name] = self.ends.get(_rendezvous(instruction), 0.0)
             elif instruction.opcode.endswith("-done"):
                 self._finish(instruction.operands[0], times)
-            elif instruction.opcode not in FREE:
+            elif instruction.opcode not in FREE_OPCODES:
                 self._compute(instruction, computation, times)
 
-    def _play_inner(self, instruction: Instruction, times: int) -> None:
-        """A loop's body is played once, as it runs when nothing is left over from before."""
+    def _run_inner(self, instruction: Instruction, times: int) -> None:
+        """Runs a loop's body once, with no exchange left over from before, and multiplies it."""
         body = self.program.computations[
             instruction.attribute("body") or instruction.attribute("to_apply") or ""
         ]
         if instruction.opcode == "while":
             times *= self.program.trips(instruction)
-        self.under_way, outer = {}, self.under_way
-        self._play(body, times)
-        self.under_way = outer
+        self.ends, outer = {}, self.ends
+        self._run(body, times)
+        self.ends = outer
 
     def _compute(self, instruction: Instruction, computation: Computation, times: int) -> None:
         chip = self.machine.topology.chip
@@ -175,7 +184,7 @@ class Player:
         if "tpu_custom_call" in instruction.text and (shape := _find_query(instruction)):
             seconds = self._time_attention(shape, "dkv" in instruction.name)
             self.cost.attention_seconds += times * seconds
-        elif chip.clock and '"AllocateBuffer"' not in instruction.text:
+        elif self.machine.topology.is_tpu and '"AllocateBuffer"' not in instruction.text:
             seconds = instruction.cycles / chip.clock or read_and_written / chip.hbm_bandwidth
             self.cost.compute_seconds += times * seconds
         self.now += seconds
@@ -186,8 +195,11 @@ class Player:
         )
 
     def _time_attention(self, shape: tuple[int, ...], backward: bool) -> float:
-        """A splash kernel's own time: 2 products forward, 5 backward, over whole lanes, and the
-        vector unit's work on the scores. Blocks above the diagonal are left out."""
+        """Seconds of a splash attention kernel on queries of shape [rows, heads, l, k].
+
+        The forward pass has 2 matrix products and the backward pass 5, over whole lanes. The
+        vector unit's work on the scores is added. A causal kernel skips blocks above the diagonal.
+        """
         chip, (rows, heads, l, k) = self.machine.topology.chip, shape
         blocks = max(l // math.gcd(l, 512), 1)
         computed = (blocks + 1) / (2 * blocks) if self.causal else 1.0
@@ -197,16 +209,16 @@ class Player:
         return products + VECTOR_STEPS * scores / (VECTOR_LANES * chip.cores * chip.clock)
 
     def _exchange(self, instruction: Instruction, exchange: Instruction, times: int) -> None:
-        """An exchange that ends, goes on, starts, or stands alone."""
+        """Starts an exchange, or waits for its end, or both, as the instruction says."""
         inner = "".join(i.text for i in self.program.called(instruction).values())
         if "AsyncCollectiveDone" in inner:
             self._finish(_chain(exchange), times)
             return
         in_parts = "AsyncCollectiveStart" in inner
-        # A sum of which each chip keeps its slice, as one fusion.
+        # The compiler may fuse a sum and the slice of it that each chip keeps.
         scatters = "reduce-scatter" in (instruction.attribute("calls") or "")
-        if _chain(exchange) in self.under_way:
-            return  # goes on
+        if _chain(exchange) in self.ends:
+            return  # a later part of an exchange that has started
         group = list_group(exchange, len(self.machine.devices))
         kind = "reduce-scatter" if scatters else exchange.opcode.removesuffix("-start")
         axes = self.machine.axes_of(group)
@@ -215,66 +227,85 @@ class Player:
         share = 1.0 if kind == "collective-permute" else (len(group) - 1) / len(group)
         wire = whole * share * (2 if kind == "all-reduce" else 1)
         key = _chain(exchange) if in_parts else instruction.name
-        self._start(key, Exchange(kind, axes, times, wire, link, network))
+        once = Exchange(
+            kind=kind,
+            axes=axes,
+            times=times,
+            bytes=wire,
+            link_seconds=link,
+            network_seconds=network,
+        )
+        self._start(key, once)
         if not (in_parts or instruction.opcode.endswith("-start")):
             self._finish(key, times)
 
     def _send(self, instruction: Instruction, times: int) -> None:
-        """Between slices, through the hosts: what each chip has of an exchange's whole, after its
-        slice has summed that up by itself."""
+        """Starts a transfer between slices, which goes through the hosts.
+
+        Each chip sends its part of the array, which its slice has summed up before.
+        """
         slices, bytes = self.machine.topology.slices, instruction.arrays[0].bytes
         found = re.search(r'megascale_transfer_type="(\w+)"', instruction.text)
         kind = found[1].lower().replace("_", "-") if found else "send"
         share = (slices - 1) / slices
         rounds = {"all-reduce": 2 * share, "all-gather": slices - 1.0, "reduce-scatter": share}
         wire = bytes * rounds.get(kind, 1.0)
-        seconds = wire / self.machine.topology.chip.network
-        self._start(
-            _rendezvous(instruction), Exchange(kind, "data (network)", times, wire, 0.0, seconds)
+        seconds = wire / self.machine.topology.chip.network_bandwidth
+        once = Exchange(
+            kind=kind,
+            axes="data (network)",
+            times=times,
+            bytes=wire,
+            link_seconds=0.0,
+            network_seconds=seconds,
         )
+        self._start(_rendezvous(instruction), once)
 
     def _start(self, key: str, once: Exchange) -> None:
-        """Puts an exchange under way; `once` has its cost each time, and how many times."""
+        """Starts an exchange. `once`: the cost of one exchange, and how often the step has it."""
         kind, axes, times = once.kind, once.axes, once.times
-        before = self.cost.exchanges.get((kind, axes), Exchange(kind, axes, 0, 0.0, 0.0, 0.0))
-        self.cost.exchanges[kind, axes] = Exchange(
-            kind,
-            axes,
-            before.times + times,
-            before.bytes + times * once.bytes,
-            before.link_seconds + times * once.link_seconds,
-            before.network_seconds + times * once.network_seconds,
+        nothing = Exchange(
+            kind=kind, axes=axes, times=0, bytes=0.0, link_seconds=0.0, network_seconds=0.0
+        )
+        before = self.cost.exchanges.get((kind, axes), nothing)
+        self.cost.exchanges[kind, axes] = replace(
+            before,
+            times=before.times + times,
+            bytes=before.bytes + times * once.bytes,
+            link_seconds=before.link_seconds + times * once.link_seconds,
+            network_seconds=before.network_seconds + times * once.network_seconds,
         )
         parts = axes.split("+")
         begin = max(self.now, *(self.free_from.get(axis, 0.0) for axis in parts))
         end = begin + once.link_seconds + once.network_seconds
         self.free_from |= dict.fromkeys(parts, end)
-        self.under_way[key] = end
+        self.ends[key] = end
 
     def _finish(self, key: str, times: int) -> None:
-        end = self.under_way.pop(key, self.now)
+        """Waits until an exchange has ended."""
+        end = self.ends.pop(key, self.now)
         self.cost.exposed_seconds += times * max(end - self.now, 0.0)
         self.now = max(self.now, end)
 
 
 def _rendezvous(instruction: Instruction) -> str:
-    """By which a send and its receive know each other."""
+    """The name that a send and its receive share."""
     found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.text)
     return found[1] if found else ""
 
 
 def _chain(exchange: Instruction) -> str:
-    """What the parts of an exchange that is fused with others have in common."""
+    """The name that all parts of one exchange share, where the compiler has split it."""
     found = re.search(r'chain_id="(\d+)"', exchange.text)
     return f"chain {found[1]}" if found else f"channel {exchange.channel}"
 
 
 def _whole_bytes(exchange: Instruction, members: int) -> int:
-    """Of what is gathered, summed or sent, the whole."""
+    """Size of the whole array that is gathered, summed or permuted."""
     arrays = exchange.arrays
-    if exchange.opcode == "all-reduce-start":  # the result alone
+    if exchange.opcode == "all-reduce-start":  # its shape lists only the result
         return sum(array.bytes for array in arrays)
-    if exchange.opcode.endswith("-start"):  # operands, results, and contexts of no size
+    if exchange.opcode.endswith("-start"):  # lists operands, results, and scalar contexts
         arrays = [array for array in arrays if array.shape]
         arrays = arrays[len(arrays) // 2 :]
     total = sum(array.bytes for array in arrays)
@@ -282,19 +313,21 @@ def _whole_bytes(exchange: Instruction, members: int) -> int:
 
 
 def _find_query(instruction: Instruction) -> tuple[int, ...] | None:
-    """[rows, heads, l, k] of a splash kernel."""
+    """[rows, heads, l, k] of a splash attention kernel; None for any other instruction."""
     if "splash" not in instruction.name:
         return None
-    # Its largest result: out [r, h, l, k] forward, dq [r, blocks, h, l, k] backward.
+    # The largest result is the output [r, h, l, k] or the gradient dq [r, blocks, h, l, k].
     shapes = [a.shape for a in instruction.arrays if a.dtype == "bf16" and len(a.shape) >= 4]
     largest = max(shapes, key=math.prod, default=None)
     return largest and (largest[0], *largest[-3:])
 
 
 def count_flops(jaxpr: Jaxpr, devices: int) -> float:
-    """FLOPs of all matrix products of a traced function on all devices: loops multiplied out,
-    and what is computed again counted again. A kernel's grid is a loop. What nothing uses, the
-    compiler leaves out, and so does this."""
+    """FLOPs of all matrix products of a traced function, on all devices together.
+
+    Each iteration of a loop counts, and so does recomputation. A kernel's grid counts as a loop.
+    Results that nothing uses do not count, because the compiler removes them.
+    """
     used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count_flops(used, devices)
 

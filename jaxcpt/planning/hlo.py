@@ -1,8 +1,9 @@
-"""Reads what the TPU compiler has made: the text of an optimised, scheduled HLO program.
+"""Reads an optimised and scheduled HLO program, the text that XLA's compiler produces.
 
-In: `compiled.as_text()`. Out: its computations as instructions in the order of their schedule,
-and of each what it costs: cycles by the compiler's own estimate, bytes to and from HBM, exchanges
-between chips with the groups that take part. It knows neither chips nor experiments.
+In: `compiled.as_text()`. Out: its computations, each a list of instructions in the order of the
+schedule. An instruction knows the cycles that the compiler estimates, the bytes that it reads from
+HBM and writes there, and for an exchange between chips the group that takes part. This module
+knows neither chips nor experiments.
 """
 
 import math
@@ -27,7 +28,7 @@ class Array:
     dtype: str
     shape: tuple[int, ...]
     in_hbm: bool
-    """Else in the chip's fast memory (VMEM, SMEM), which costs no HBM bandwidth."""
+    """False: in the chip's fast memory (VMEM, SMEM), which uses no HBM bandwidth."""
 
     @property
     def bytes(self) -> int:
@@ -35,21 +36,21 @@ class Array:
 
 
 def list_arrays(shape: str) -> list[Array]:
-    """The arrays of an HLO shape, which may be a tuple."""
+    """The arrays in an HLO shape. The shape may be a tuple."""
     return [
         Array(dtype, tuple(map(int, filter(None, sizes.split(",")))), "S(" not in layout)
         for dtype, sizes, layout in _ARRAY.findall(shape)
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Instruction:
     name: str
     shape: str
     opcode: str
     operands: tuple[str, ...]
     text: str
-    """All of its line, attributes included."""
+    """The whole line, with its attributes."""
     is_root: bool
 
     @cached_property
@@ -61,12 +62,13 @@ class Instruction:
         return sum(array.bytes for array in self.arrays)
 
     def attribute(self, name: str) -> str | None:
-        """The computation named by an attribute such as `calls`, `body`, `condition`."""
+        """The computation that an attribute such as `calls`, `body` or `condition` names."""
         found = re.search(rf"[ ,]{name}=%([^\s,)]+)", self.text)
         return found and found[1]
 
     @cached_property
     def cycles(self) -> int:
+        """The compiler's estimate. 0: it gives none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
         return int(found[1]) if found else 0
 
@@ -77,7 +79,7 @@ class Instruction:
 
 
 Computation = dict[str, Instruction]
-"""By name, in the order of the schedule."""
+"""Instructions by name, in the order of the schedule."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Program:
     entry: str
 
     def trips(self, loop: Instruction) -> int:
-        """How often a `while` goes round: the constant that its condition counts to."""
+        """Iterations of a `while` loop: the constant that its condition compares with."""
         condition = self.computations[loop.attribute("condition") or ""]
         for instruction in condition.values():
             number = re.search(r"constant\((\d+)\)", instruction.text)
@@ -95,26 +97,30 @@ class Program:
         raise ValueError(f"no constant bounds the loop {loop.name}")
 
     def called(self, instruction: Instruction) -> Computation:
+        """The computation inside a fusion. Empty for other instructions."""
         return self.computations.get(instruction.attribute("calls") or "", {})
 
     def exchange_in(self, instruction: Instruction) -> Instruction | None:
-        """The exchange that an instruction is, or that it is fused with."""
+        """The exchange that this instruction is, or that its fusion contains."""
         if instruction.opcode.removesuffix("-start") in EXCHANGES:
             return instruction
         inner = self.called(instruction).values()
         return next((i for i in inner if i.opcode in EXCHANGES), None)
 
     def hbm_bytes(self, instruction: Instruction, computation: Computation) -> int:
-        """Bytes that an instruction reads from HBM and writes to it. Of an array that a fusion
-        only takes a slice of, or only writes a slice into, the slice counts; one that it hands on
-        does not."""
+        """Bytes that an instruction reads from HBM and writes to HBM.
+
+        If a fusion reads or writes only a slice of an array, then only the slice counts. An array
+        that it returns unchanged counts nothing.
+        """
         inner = self.called(instruction)
         total = 0
         for number, operand in enumerate(instruction.operands):
             source = computation.get(operand)
             if source is None or len(source.arrays) != 1 or not source.arrays[0].in_hbm:
                 continue
-            if instruction.opcode != "dynamic-update-slice" or number:  # its place is only filled
+            # dynamic-update-slice does not read its first operand, the array that it writes into.
+            if instruction.opcode != "dynamic-update-slice" or number:
                 total += self._bytes_read(inner, number, source.bytes)
         roots = [i for i in inner.values() if i.is_root] or [instruction]
         parts = [inner[o] for o in roots[0].operands] if roots[0].opcode == "tuple" else roots
@@ -127,12 +133,15 @@ class Program:
         return total
 
     def _bytes_read(self, inner: Computation, number: int, whole: int) -> int:
-        """Of operand `number`, whose size is `whole`, by a computation that is called with it."""
+        """Bytes that the fused computation `inner` reads of its operand `number`.
+
+        whole: size of that operand.
+        """
         names = {i.name for i in inner.values() if f" parameter({number})" in i.text}
         if not names:
-            return whole  # no fusion
+            return whole  # the instruction is not a fusion
         total = 0
-        for user in inner.values():  # in an order in which aliases come before their users
+        for user in inner.values():  # an alias comes before the instructions that use it
             for place in (p for p, operand in enumerate(user.operands) if operand in names):
                 if user.opcode == "bitcast":
                     names.add(user.name)
@@ -142,11 +151,12 @@ class Program:
                     total += self._bytes_read(self.called(user), place, whole)
                 elif not (user.opcode == "dynamic-update-slice" and place == 0):
                     total += 0 if user.opcode == "tuple" else whole
-        handed_on = any(i.is_root and i.name in names for i in inner.values())
-        return whole if handed_on else min(total, whole)
+        is_result = any(i.is_root and i.name in names for i in inner.values())
+        return whole if is_result else min(total, whole)
 
 
 def read_program(text: str) -> Program:
+    """Parses the text of an HLO program. Raises ValueError if it has no entry computation."""
     computations: dict[str, Computation] = {}
     current: Computation = {}
     entry = ""
@@ -158,7 +168,12 @@ def read_program(text: str) -> Program:
         elif match := _START.match(line):
             operands = re.findall(r"%([^\s,()]+)", _inside(line, match.end()))
             current[match[2]] = Instruction(
-                match[2], match[3], match[4], tuple(operands), line, bool(match[1])
+                name=match[2],
+                shape=match[3],
+                opcode=match[4],
+                operands=tuple(operands),
+                text=line,
+                is_root=bool(match[1]),
             )
     if not entry:
         raise ValueError("this text is no HLO program: it has no ENTRY")
@@ -166,7 +181,7 @@ def read_program(text: str) -> Program:
 
 
 def _join_lines(text: str) -> Iterator[str]:
-    """Lines, with what a line break inside an attribute has torn apart put together."""
+    """Yields whole instructions: joins lines that a line break inside an attribute has split."""
     whole = ""
     for line in text.splitlines():
         if _START.match(line) or line.startswith(("%", "ENTRY", "HloModule")) or line == "}":
@@ -178,7 +193,7 @@ def _join_lines(text: str) -> Iterator[str]:
 
 
 def _inside(line: str, start: int) -> str:
-    """From an opening parenthesis to the one that closes it."""
+    """The text from `start`, just after an opening parenthesis, to the one that closes it."""
     depth = 1
     for end in range(start, len(line)):
         depth += {"(": 1, ")": -1}.get(line[end], 0)
@@ -188,10 +203,10 @@ def _inside(line: str, start: int) -> str:
 
 
 def list_group(exchange: Instruction, devices: int) -> list[int]:
-    """Numbers of the devices, in the order of the mesh, that exchange with the first of them.
+    """Numbers of the devices in the first group of an exchange, counted in mesh order.
 
-    The compiler spells groups in three ways: as lists, as an iota that is reshaped and turned, and
-    as axes of a mesh.
+    The compiler writes groups in three ways: as lists, as a reshaped and transposed iota, and as
+    axes of a mesh.
     """
     text = exchange.text
     if match := re.search(r"source_target_pairs=\{(.*?)\}\}", text):
@@ -213,7 +228,7 @@ def list_group(exchange: Instruction, devices: int) -> list[int]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """`[8,16]T(1,0)` -> the numbers from 0 in that shape, turned."""
+    """`[8,16]T(1,0)` -> the numbers from 0 in that shape, transposed by those axes."""
     match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if match is None:
         raise ValueError(f"unknown device list {text!r}")
@@ -223,7 +238,7 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _follow(target: dict[int, int]) -> list[int]:
-    """Who is reached from the first sender by sending on and on."""
+    """All devices that the first sender reaches over any number of sends."""
     reached, at = [min(target)], target[min(target)]
     while at not in reached:
         reached.append(at)

@@ -1,7 +1,8 @@
-"""Other ways to lay a run out on a machine, the likely fastest first.
+"""Lists the ways to lay out a run on a machine, those that are likely to be fastest first.
 
-In: an experiment and a topology. Out: layouts (mesh, chunks, remat, cut residual) that may fit, by
-a guess that costs nothing; whether one does, and how fast it is, only a compiled plan says.
+In: an experiment and a topology. Out: the layouts (mesh, chunks, remat, cut residual) that may fit
+by a cheap estimate. This module compiles nothing. Compile a plan (step.py) to learn whether a
+layout does fit and how fast it is.
 """
 
 import math
@@ -13,20 +14,20 @@ from typing import Literal
 from jaxcpt.batches import size_full_batches
 from jaxcpt.budget import count_budget
 from jaxcpt.config import Experiment
-from jaxcpt.planning.chips import Topology
+from jaxcpt.planning.topology import Topology
 
 Remat = Literal["nothing", "dots", "everything"]
 
-# What a step takes beside the products of one forward and one backward pass (1 and 2 parts of 3):
-# computed again under remat, encoded twice with chunks, waiting for what tensor cuts. Rough: they
-# only say what to try first.
-AGAIN: dict[Remat, float] = {"nothing": 0.0, "dots": 0.04, "everything": 1 / 3}
-# Numbers of the width kept of each token in each layer: the stream at its start; with it queries,
-# keys, values, attention, the stream in the middle, four of the MLP; and all that lies between.
-KEPT: dict[Remat, float] = {"everything": 1.0, "dots": 10.0, "nothing": 22.0}
+# These rough estimates only decide which layouts are compiled first.
+# Time to recompute activations in the backward pass, in forward passes.
+RECOMPUTED_PASSES: dict[Remat, float] = {"nothing": 0.0, "dots": 0.04, "everything": 1 / 3}
+# Activations that a layer saves for its backward pass, in vectors of the model's width per token.
+# everything: its input. dots: also query, key, value, attention, the stream after attention, and
+# four of the MLP. nothing: all intermediate results.
+SAVED_VECTORS: dict[Remat, float] = {"everything": 1.0, "dots": 10.0, "nothing": 22.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     data: int
     fsdp: int
@@ -36,7 +37,7 @@ class Layout:
     cut_residual: bool
 
     def changes(self) -> list[str]:
-        """As `--set` takes them."""
+        """The layout as values for `--set`."""
         part = {"data": "mesh", "fsdp": "mesh", "tensor": "mesh", "chunks": "batching"}
         return [
             f"{part.get(f.name, 'model')}.{f.name}={getattr(self, f.name)}" for f in fields(self)
@@ -47,15 +48,15 @@ class Layout:
 
 
 def list_layouts(experiment: Experiment, topology: Topology) -> list[Layout]:
-    """Those that may fit, the likely fastest first."""
+    """The layouts that may fit, those that are likely to be fastest first."""
     batching = replace(experiment.batching, chunks=1)
     sizes = size_full_batches(replace(experiment, batching=batching), 1)
     state_bytes = count_budget(experiment, sizes).state_bytes
     layouts = [
         layout
         for layout in _all_layouts(experiment, topology)
-        if not topology.chip.hbm
-        or guess_bytes(experiment, state_bytes, layout) < 0.9 * topology.chip.hbm
+        if not topology.chip.hbm_bytes
+        or guess_bytes(experiment, state_bytes, layout) < 0.9 * topology.chip.hbm_bytes
     ]
     return sorted(layouts, key=lambda layout: guess_time(experiment, layout))
 
@@ -65,20 +66,23 @@ def _all_layouts(experiment: Experiment, topology: Topology) -> Iterator[Layout]
     per_slice = topology.chips // topology.slices
     for tensor, fsdp in product(_divisors(per_slice), repeat=2):
         fits = tensor * fsdp <= per_slice and per_slice % (tensor * fsdp) == 0
-        cut = (
-            model.key_heads,
-            model.mlp_size,
-            experiment.tokenizer.vocabulary,
-        )
-        divides = model.width % fsdp == 0 and all(size % tensor == 0 for size in cut)
+        cut_sizes = (model.key_heads, model.mlp_size, experiment.tokenizer.vocabulary)
+        divides = model.width % fsdp == 0 and all(size % tensor == 0 for size in cut_sizes)
         if not (fits and divides and tensor <= 16):
             continue
         data = topology.chips // (tensor * fsdp)
-        for chunks, remat in product((1, 2, 4, 8, 16, 32), AGAIN):
+        for chunks, remat in product((1, 2, 4, 8, 16, 32), RECOMPUTED_PASSES):
             if chunks * data * fsdp <= batching.pairs_per_batch:
                 cuts = (False, True) if tensor > 1 and model.width % tensor == 0 else (False,)
                 for cut_residual in cuts:
-                    yield Layout(data, fsdp, tensor, chunks, remat, cut_residual)
+                    yield Layout(
+                        data=data,
+                        fsdp=fsdp,
+                        tensor=tensor,
+                        chunks=chunks,
+                        remat=remat,
+                        cut_residual=cut_residual,
+                    )
 
 
 def _divisors(number: int) -> list[int]:
@@ -86,21 +90,23 @@ def _divisors(number: int) -> list[int]:
 
 
 def guess_time(experiment: Experiment, layout: Layout) -> float:
-    """In forward passes."""
-    time = 3.0 + AGAIN[layout.remat] + (1.0 if layout.chunks > 1 else 0.0)
-    # Every chunk gathers all weights once more; small ones cannot hide it.
+    """A rough step time, in forward passes: one forward, two for the backward, and overheads."""
+    # Several chunks are encoded twice (update.py).
+    time = 3.0 + RECOMPUTED_PASSES[layout.remat] + (1.0 if layout.chunks > 1 else 0.0)
+    # Every chunk gathers all weights again, and a small chunk cannot hide that.
     time += 0.02 * layout.chunks + 0.1 * math.log2(layout.tensor)
     return time + 0.02 * abs(math.log2(layout.fsdp / 16)) + 0.05 * layout.cut_residual
 
 
 def guess_bytes(experiment: Experiment, state_bytes: int, layout: Layout) -> float:
-    """Per chip: the state, what layers keep for the backward pass, and what one layer holds."""
+    """A rough peak of memory in bytes per chip: the state, the saved activations, one layer."""
     model = experiment.model
     state = state_bytes / (layout.fsdp * layout.tensor)
     batching = replace(experiment.batching, chunks=layout.chunks)
     sizes = size_full_batches(replace(experiment, batching=batching), layout.data * layout.fsdp)
     tokens = sizes.rows_per_cell * sizes.row_tokens
-    kept = KEPT[layout.remat]
-    cut = kept / layout.tensor if layout.cut_residual else 1 + (kept - 1) / layout.tensor
-    of_one = tokens * model.width * 2
-    return 1.4 * state + of_one * (cut * model.layers + 2 + 12 / layout.tensor)
+    saved = SAVED_VECTORS[layout.remat]
+    # The tensor axis cuts all saved vectors but the residual stream, unless that is cut too.
+    saved = saved / layout.tensor if layout.cut_residual else 1 + (saved - 1) / layout.tensor
+    vector_bytes = tokens * model.width * 2  # bfloat16
+    return 1.4 * state + vector_bytes * (saved * model.layers + 2 + 12 / layout.tensor)

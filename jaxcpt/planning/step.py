@@ -1,7 +1,8 @@
-"""One experiment on one machine: the training step itself, compiled from abstract arrays.
+"""Plans one experiment on one machine: compiles its training step from abstract arrays.
 
 In: an `Experiment` and a `Topology`. Out: a `Plan` with memory, FLOPs, exchanges and time, or
-`TooLarge`. Nothing is allocated: no machine needs to be there.
+`TooLarge`. Nothing is allocated, so the machine need not be available. This module does not know
+other layouts (layouts.py) and prints nothing.
 """
 
 import math
@@ -17,25 +18,24 @@ from jaxcpt.budget import count_budget
 from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError
 from jaxcpt.model import check_model_fits
-from jaxcpt.planning.chips import Topology, describe_devices
-from jaxcpt.planning.cost import Cost, Machine, Player, count_flops
+from jaxcpt.planning.cost import Cost, Machine, ScheduleSimulator, count_flops
 from jaxcpt.planning.hlo import Program, list_arrays, read_program
+from jaxcpt.planning.topology import Topology, describe_devices
 from jaxcpt.sharding import count_data_shards, make_mesh, use_cpu_cores
 from jaxcpt.update import make_train_step, shard_state
 
 
 class TooLarge(Exception):
-    """The step does not fit; its argument is the bytes missing per chip."""
+    """The step does not fit. Its argument is the number of bytes missing per chip."""
 
     @property
     def missing(self) -> float:
         return float(self.args[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes per chip. The peak is the compiler's own; temporaries are what it holds beside the
-    arguments."""
+    """Bytes per chip, as the compiler reports them. The peak is arguments plus temporaries."""
 
     parameters: int
     optimizer: int
@@ -44,12 +44,12 @@ class Memory:
     peak: int
     available: float
     largest: tuple[str, ...]
-    """What fills the temporaries: arrays that the loop over the layers carries, largest first."""
+    """Arrays that the loop over the layers carries, largest first. They fill the temporaries."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Of one step; times in seconds, bytes and FLOPs per chip unless said otherwise."""
+    """Figures of one step. Times are in seconds; bytes and FLOPs are per chip."""
 
     experiment: str
     topology: str
@@ -66,7 +66,7 @@ class Plan:
     exchanges: tuple[dict[str, Any], ...]
     score_arrays: int
     is_prediction: bool
-    """False: a program compiled for the CPU; the step cannot be faster than its products."""
+    """False: compiled for the CPU, so `step_seconds` is only the time of its matrix products."""
     compute_bound: float
     hbm_bound: float
     link_bound: float
@@ -80,6 +80,7 @@ class Plan:
 
     @property
     def bound(self) -> str:
+        """The part of the machine that needs the most time."""
         names = {"compute": self.compute_bound, "HBM": self.hbm_bound}
         names |= {"interconnect": self.link_bound, "network": self.network_bound}
         return max(names, key=lambda name: names[name])
@@ -89,7 +90,7 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, topology: Topology) -> Plan:
-    """Raises TooLarge when the step does not fit, UserError when it cannot be laid out."""
+    """Compiles the step. Raises TooLarge if it does not fit, UserError if no mesh can hold it."""
     mesh = make_mesh(experiment.mesh, list_devices(topology))
     check_model_fits(mesh, experiment)
     sizes = size_full_batches(experiment, count_data_shards(mesh))
@@ -102,20 +103,19 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
         except jax.errors.JaxRuntimeError as error:
             raise _explain(error) from error
     program = read_program(compiled.as_text())
-    cost = Player(
-        program, Machine(mesh, topology), sizes.row_tokens, experiment.model.causal
-    ).play()
+    machine = Machine(mesh, topology)
+    cost = ScheduleSimulator(program, machine, sizes.row_tokens, experiment.model.causal).run()
     memory = _read_memory(compiled, program, state, batch, topology)
-    # A CPU's temporaries, plain attention's scores among them, say nothing of a GPU's.
-    needed = memory.peak if topology.chip.clock else memory.peak - memory.temporaries
-    if topology.chip.hbm and needed > memory.available:
+    # Temporaries on a CPU hold attention scores, so they do not predict those on a GPU.
+    needed = memory.peak if topology.is_tpu else memory.peak - memory.temporaries
+    if topology.chip.hbm_bytes and needed > memory.available:
         raise TooLarge(needed - memory.available)
     budget = count_budget(experiment, sizes)
     hardware_flops = count_flops(traced.jaxpr.jaxpr, mesh.size) / mesh.size
     bounds = _bound(cost, hardware_flops, topology)
-    # A CPU's program exchanges float32, and sums whole what a GPU's scatters.
-    seconds = cost.step_seconds if topology.chip.clock else bounds["compute_bound"]
-    # Places that no pair takes, where the batch does not divide, are computed and of no use.
+    # On a CPU, XLA exchanges float32 and sums whole arrays where a GPU scatters the sums.
+    seconds = cost.step_seconds if topology.is_tpu else bounds["compute_bound"]
+    # A batch that does not divide evenly leaves empty places, which are computed for nothing.
     places = sizes.chunks * sizes.data_shards * sizes.pairs_per_cell
     useful = experiment.batching.pairs_per_batch / places
     model_flops = useful * budget.model_flops_per_step / mesh.size
@@ -134,7 +134,7 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
         hardware_flops=hardware_flops,
         exchanges=tuple(asdict(cost.exchanges[key]) for key in sorted(cost.exchanges)),
         score_arrays=cost.score_arrays,
-        is_prediction=bool(topology.chip.clock),
+        is_prediction=topology.is_tpu,
         **bounds,
         compute_seconds=cost.compute_seconds,
         attention_seconds=cost.attention_seconds,
@@ -146,8 +146,11 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
 
 
 def list_devices(topology: Topology) -> list[Any]:
-    """To be called before anything else starts JAX: a CPU is given its devices then. UserError."""
-    if topology.chip.clock:
+    """The devices to compile for. Raises UserError if they cannot be had.
+
+    For GPUs and CPUs it makes CPU devices, so call it before anything else starts JAX.
+    """
+    if topology.is_tpu:
         return describe_devices(topology)
     use_cpu_cores(topology.chips)
     devices = jax.devices("cpu")
@@ -157,7 +160,7 @@ def list_devices(topology: Topology) -> list[Any]:
 
 
 def _explain(error: Exception) -> Exception:
-    """TooLarge, where it is memory that the compiler misses; else a UserError in its own words."""
+    """TooLarge if the compiler lacks memory, else a UserError with the compiler's message."""
     text = str(error)
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available \w+ \(([\d.]+)([KMGT])\)", text)
     found = found or re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", text)
@@ -169,12 +172,12 @@ def _explain(error: Exception) -> Exception:
 
 
 def _bound(cost: Cost, hardware_flops: float, topology: Topology) -> dict[str, float]:
-    """The least that each part of the machine takes, were it never waiting for another."""
+    """The time that each part of the machine needs if it never waits for another part."""
     chip = topology.chip
     return {
         "compute_bound": hardware_flops / chip.flops if chip.flops else 0.0,
-        # A CPU's program moves other bytes than a GPU's.
-        "hbm_bound": cost.hbm_bytes / chip.hbm_bandwidth if chip.clock else 0.0,
+        # A program for the CPU moves other bytes than a program for the GPU.
+        "hbm_bound": cost.hbm_bytes / chip.hbm_bandwidth if topology.is_tpu else 0.0,
         "link_bound": cost.link_seconds,
         "network_bound": cost.network_seconds,
     }
@@ -191,10 +194,10 @@ def _read_memory(
 
     analysis = compiled.memory_analysis()
     arguments = int(analysis.argument_size_in_bytes)
-    if topology.chip.clock:
-        # temp_size counts every buffer of the heap; not all of them live at the same time.
+    if topology.is_tpu:
+        # temp_size adds up all buffers, but they do not all live at the same time.
         peak = int(analysis.peak_memory_in_bytes)
-    else:  # the peak of a CPU's program leaves temporaries out
+    else:  # on a CPU, peak_memory_in_bytes leaves out the temporaries
         peak = arguments + int(analysis.temp_size_in_bytes)
     return Memory(
         parameters=per_chip((state.params, state.base)),
@@ -202,20 +205,20 @@ def _read_memory(
         batch=per_chip(batch),
         temporaries=max(peak - arguments, 0),
         peak=peak,
-        available=topology.chip.hbm,
+        available=topology.chip.hbm_bytes,
         largest=_list_largest(program, arguments),
     )
 
 
 def _list_largest(program: Program, arguments: int, most: int = 4) -> tuple[str, ...]:
-    """The largest arrays that loops of the whole step carry, as `number x type[shape] GiB`."""
+    """The largest arrays that the step's loops carry, as `number x type[shape] GiB`."""
     counts: Counter[str] = Counter()
     for instruction in program.computations[program.entry].values():
         if instruction.opcode == "while":
             carried = Counter(
                 f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in instruction.arrays if a.bytes
             )
-            counts |= carried  # of two loops, what the larger holds
+            counts |= carried  # the larger count of the two loops
     sizes = {name: count * list_arrays(name)[0].bytes for name, count in counts.items()}
     largest = sorted(sizes, key=lambda name: -sizes[name])[:most]
     return tuple(

@@ -1,0 +1,55 @@
+"""Plans several experiments in parallel processes.
+
+In: experiment files, and values that `--topology` and `--set` change. Out: a `Plan` or `TooLarge`
+for each experiment, in the same order. It prints nothing.
+"""
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import jax
+
+from jaxcpt.checks import validate
+from jaxcpt.config import Experiment
+from jaxcpt.errors import UserError
+from jaxcpt.experiments import apply_overrides, load_experiment, to_json
+from jaxcpt.planning.step import Plan, TooLarge, make_plan
+from jaxcpt.planning.topology import Topology, parse_topology
+
+
+def load_task(path: str, topology: str | None, changes: list[str]) -> tuple[Experiment, Topology]:
+    """The experiment of a file, and the topology to plan it for. Raises UserError."""
+    experiment = validate(apply_overrides(load_experiment(path), changes))
+    name = topology or experiment.topology
+    if not name:
+        raise UserError(f"{path}: declares no topology; name one, such as --topology v5p:4x4x4")
+    return experiment, parse_topology(name)
+
+
+def plan_all(tasks: Sequence[tuple[Experiment, Topology]], jobs: int) -> list[Plan | TooLarge]:
+    """Plans each task, `jobs` at a time. Tasks with the same training step are compiled once."""
+    # The training step depends on neither the name nor the data.
+    keys = [to_json(replace(e, name="", data=tasks[0][0].data)) + t.name for e, t in tasks]
+    distinct = dict(zip(keys, tasks, strict=True))
+    if len(distinct) == 1 or jobs == 1:
+        plans = [_plan_one(*task) for task in distinct.values()]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+            plans = list(pool.map(_plan_one, *zip(*distinct.values(), strict=True)))
+    by_key = dict(zip(distinct, plans, strict=True))
+    return [_rename(by_key[key], task[0].name) for key, task in zip(keys, tasks, strict=True)]
+
+
+def _plan_one(experiment: Experiment, topology: Topology) -> Plan | TooLarge:
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        return make_plan(experiment, topology)
+    except TooLarge as too_large:
+        return too_large
+
+
+def _rename(plan: Plan | TooLarge, name: str) -> Plan | TooLarge:
+    return replace(plan, experiment=name) if isinstance(plan, Plan) else plan
