@@ -1,0 +1,61 @@
+"""The command `jaxcpt`: its help, its cost, and where it can be started."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from jaxcpt import __version__, cli
+from jaxcpt.errors import UserError
+
+
+def test_the_help_names_every_verb(capsys):
+    cli.main(["--help"])
+    shown = capsys.readouterr().out
+    for verb, purpose in cli.VERBS.items():
+        assert f"  {verb} " in shown
+        assert purpose in shown
+
+
+def test_the_version_is_printed(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"jaxcpt {__version__}\n"
+
+
+def test_an_unknown_verb_is_refused():
+    with pytest.raises(UserError, match="^trian: no such verb; there are mine-text, mine-code"):
+        cli.main(["trian"])
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_shows_its_own_usage(verb, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([verb, "--help"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: jaxcpt {verb} ")
+
+
+def test_the_help_loads_neither_jax_nor_numpy():
+    code = "import sys, jaxcpt.cli; print({'jax', 'numpy'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("module", ["jaxcpt", "jaxcpt.search"])
+def test_commands_start_in_the_folder_that_contains_the_clone(module, tmp_path):
+    """Python must find the package, and not take the clone's folder `jaxcpt` for a package."""
+    (tmp_path / "jaxcpt").symlink_to(REPOSITORY, target_is_directory=True)
+    # An editable install adds the repository's root to the path, as PYTHONPATH does here.
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: jaxcpt")
