@@ -98,6 +98,43 @@ def pairs_file(tmp_path):
     return path
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write-skipped", type=Path, help="list skipped tests and files there")
+    parser.addoption("--only-listed", type=Path, help="run the tests and files listed there")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(SkippedTests(config), "skipped_tests")
+
+
+class SkippedTests:
+    """Lets a second run, with more libraries, take only what the first run has skipped."""
+
+    def __init__(self, config):
+        self.write_to = config.getoption("--write-skipped")
+        self.read_from = config.getoption("--only-listed")
+        self.skipped = []
+
+    def pytest_collectreport(self, report):  # a file that skips itself as a whole
+        if report.skipped:
+            self.skipped.append(report.nodeid)
+
+    def pytest_runtest_logreport(self, report):
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.skipped.append(report.nodeid)
+
+    def pytest_collection_modifyitems(self, config, items):
+        if self.read_from is not None:
+            listed = set(self.read_from.read_text().splitlines())
+            wanted = [i for i in items if {i.nodeid, i.nodeid.split("::")[0]} & listed]
+            config.hook.pytest_deselected(items=[i for i in items if i not in wanted])
+            items[:] = wanted
+
+    def pytest_sessionfinish(self):
+        if self.write_to is not None:
+            self.write_to.write_text("".join(f"{name}\n" for name in self.skipped))
+
+
 @pytest.fixture
 def refuse(capsys):
     """Runs a command that must refuse; returns its line."""

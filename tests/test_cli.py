@@ -25,7 +25,7 @@ def test_the_version_is_printed(capsys):
 
 
 def test_an_unknown_verb_is_refused():
-    with pytest.raises(UserError, match="^trian: no such verb; there are mine-text, mine-code"):
+    with pytest.raises(UserError, match=r"^trian: no such verb; there are mine-text, mine-code"):
         cli.main(["trian"])
 
 

@@ -1,5 +1,6 @@
-"""Every field of an experiment is read somewhere, judged for each class by mypy's type inference."""
+"""Every field of an experiment is read somewhere. mypy infers which class a read belongs to."""
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -27,35 +28,40 @@ def find_reads(folder):
     """The pairs (class, field) that the code in `folder` reads.
 
     It renames fields where they are declared. Then mypy reports each place that reads a field by
-    its old name, with the class of the object. Fields that hold another part of the experiment are
-    renamed in a run of their own, because mypy does not know the type of a field that is missing.
+    its old name, with the class of the object. mypy does not know the type of a missing field, so
+    fields that hold a part of the experiment are renamed in runs of their own, class by class.
     """
-    parts = "|".join([*CLASSES, "Source"])
-    leaf, branch = rf"(?!.*\b(?:{parts})\b)", rf"(?=.*\b(?:{parts})\b)"
-    return find_reads_of(folder, leaf) | find_reads_of(folder, branch)
+    parts = {*CLASSES, "Source"}
+
+    def holds_part(node):
+        return any(isinstance(n, ast.Name) and n.id in parts for n in ast.walk(node.annotation))
+
+    reads = find_reads_of(folder, lambda name, node: not holds_part(node))
+    for name in ("Experiment", "Baseline", "Model", "Data"):
+        reads |= find_reads_of(folder, lambda own, node, n=name: own == n and holds_part(node))
+    return reads
 
 
-def find_reads_of(folder, annotation):
-    """The same for the fields whose annotation matches a regular expression."""
-    before = {folder / "jaxcpt" / name: "" for name in ("config.py", "sources.py")}
-    for path in before:
+def find_reads_of(folder, selects):
+    """The same for the declarations `node` of the class `own` that `selects(own, node)` chooses."""
+    before = {}
+    for path in (folder / "jaxcpt" / name for name in ("config.py", "sources.py")):
         before[path] = path.read_text()
-        renamed = re.sub(rf"(?m)^    (\w+): {annotation}", r"    renamed_\1: ", before[path])
-        path.write_text(renamed)
-    options = ["--follow-imports=skip", "--soft-error-limit=-1", "--no-pretty", "--no-color-output"]
-    files = [name for name in ("jaxcpt", "tools") if (folder / name).is_dir()]
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", REPOSITORY / "pyproject.toml"]
-        + ["--cache-dir", folder / "cache", *options, *files],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
+        lines = before[path].splitlines(keepends=True)
+        for own in ast.parse(before[path]).body:
+            for node in own.body if isinstance(own, ast.ClassDef) else []:
+                if isinstance(node, ast.AnnAssign) and selects(own.name, node):
+                    lines[node.lineno - 1] = "    renamed_" + lines[node.lineno - 1].lstrip()
+        path.write_text("".join(lines))
+    command = [sys.executable, "-m", "mypy", "--config-file", REPOSITORY / "pyproject.toml"]
+    command += ["--cache-dir", folder / "cache", "--follow-imports=skip", "--soft-error-limit=-1"]
+    command += ["--no-pretty", "--no-color-output", "jaxcpt", "tools"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
     for path, text in before.items():
         path.write_text(text)
-    reads = re.findall(r'"(?:\w+\.)*(\w+)"(?: of "[^"]*")? has no attribute "(\w+)"', done.stdout)
-    return set(reads)
+    found = re.findall(r'"(?:\w+\.)*(\w+)"(?: of "[^"]*")? has no attribute "(\w+)"', done.stdout)
+    return set(found)
 
 
 def find_unread(reads):
@@ -63,8 +69,10 @@ def find_unread(reads):
         for field in dataclasses.fields(part):
             heirs = {heir for heir, other in CLASSES.items() if issubclass(other, part)}
             declared = field.name in vars(part).get("__annotations__", {})
-            if declared and name not in READ_BY_NAME and not any(
-                (heir, field.name) in reads for heir in heirs
+            if (
+                declared
+                and name not in READ_BY_NAME
+                and not any((heir, field.name) in reads for heir in heirs)
             ):
                 yield f"{name}.{field.name}"
 
