@@ -1,7 +1,7 @@
 """A small cpt-code model from the Python source on this machine: nothing is downloaded.
 
-    python -m jaxcpt.train --experiment experiments/quickstart.py
-    python -m jaxcpt.search --run-dir runs/quickstart "parse a date from a string"
+    jaxcpt train --experiment experiments/quickstart.py
+    jaxcpt search --run-dir runs/quickstart "parse a date from a string"
 
 Hardware: two CPU cores, about five minutes; everything else is faster.
 Data: some 21,000 (docstring, function) pairs of the standard library and of the packages that

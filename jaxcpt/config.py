@@ -23,6 +23,8 @@ from jaxcpt.sources import (  # noqa: F401
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
+    """How texts become token ids."""
+
     vocabulary: int = 0
     """Rows of the token table, and pieces that a new tokenizer is trained to have at most. 0: taken
     from init_from."""
@@ -50,6 +52,8 @@ class Tokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
+    """How pairs become packed global batches."""
+
     pairs_per_batch: int
     """Pairs in the global batch. The number need not divide anything; the remainder is masked."""
     chunks: int = 1
@@ -91,6 +95,7 @@ class RotaryScaling:
     """Stretches rotary positions, for models that were extended to longer texts."""
 
     kind: Literal["linear", "llama3"] = "linear"
+    """linear: divide all positions by `factor`. llama3: divide only slow rotations (Llama 3.1)."""
     factor: float = 1.0
     """Positions are divided by it (linear); so are slow rotations (llama3)."""
     low_frequency_factor: float = 1.0
@@ -103,6 +108,8 @@ class RotaryScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
+    """The Transformer that encodes both sides of a pair."""
+
     width: int = 0
     """Width of the residual stream, which is also the size of the embedding. 0: the whole model is
     taken from init_from."""
@@ -117,6 +124,7 @@ class Model:
     mlp_width: int | None = None
     """None: four times the width."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """layernorm: subtract the mean and divide by the deviation. rmsnorm: only divide."""
     norm_epsilon: float | None = None
     """Added to the variance. None: 1e-5 for layernorm and 1e-6 for rmsnorm."""
     norm_placement: Literal["pre", "post"] = "pre"
@@ -128,25 +136,33 @@ class Model:
     parallel_residual: bool = False
     """Attention and MLP read the same input, and both results are added to it (GPT-NeoX)."""
     positions: Literal["learnt", "rotary"] = "learnt"
+    """learnt: add a vector per position to the token embedding (GPT-2). rotary: rotate queries and
+    keys by their position (RoPE, 2104.09864)."""
     position_rows: int | None = None
     """Rows of the learnt position table. None: as many as the longest text has tokens."""
     rotary_base: float = 10_000.0
+    """The slowest rotation has a wavelength near 2 pi times this number of tokens."""
     rotary_share: float = 1.0
     """Leading share of each head's width that is rotated (GPT-NeoX: 0.25)."""
     rotary_scaling: RotaryScaling | None = None
+    """None: positions are not stretched."""
     mlp: Literal["gelu", "gelu_exact", "relu", "swiglu"] = "gelu"
     """gelu: the tanh approximation (GPT-2). gelu_exact: by the error function (BERT)."""
     qk_norm: bool = False
     """Norm each head's query and key (Qwen3)."""
     biases: bool = True
+    """Add a bias to each matrix product of a layer, and to each layernorm."""
     qkv_biases: bool | None = None
     """Biases of query, key and value. None: as `biases` (Qwen2 has these alone)."""
     causal: bool = True
+    """A token attends only to itself and earlier tokens. False: to the whole text (BERT)."""
     pooling: Literal["eos", "mean", "first"] = "eos"
     """eos: hidden state at the closing delimiter (paper, section 2.1). mean: over the text. first:
     at the text's first token (BERT's [CLS])."""
     weighted_mean: WeightedMean = field(default_factory=WeightedMean)
+    """Settings of the mean that pools a text."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of activations and matrix products. Parameters stay in float32."""
     cut_residual: bool = False
     """Cut the residual stream's width over the mesh axis tensor too: less memory, more traffic."""
     remat: Literal["nothing", "dots", "everything"] = "everything"
@@ -172,9 +188,12 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
+    """The contrastive loss over the global batch."""
+
     scale_start: float = 1 / 0.07
     """exp(log_scale) at step 0; CLIP's value."""
     scale_max: float = 100.0
+    """Upper limit of exp(log_scale)."""
     form: Literal["dense", "streaming"] = "dense"
     """dense: each data shard holds the similarities of its x with all candidates. streaming:
     computes the similarity matrix tile by tile."""
@@ -184,18 +203,26 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
+    """AdamW with a linear warmup and a cosine decay."""
+
     learning_rate: float
+    """Peak learning rate, reached after the warmup."""
     embedding_learning_rate: float | None = None
     """For the token and position tables and their weights in the mean. None: `learning_rate`."""
     warmup_steps: int = 0
+    """Steps in which the learning rate rises linearly from 0 to its peak."""
     final_share: float = 0.1
     """Learning rate at the last step, as a share of its peak."""
     weight_decay: float = 0.1
     """Applied to the weight matrices of the layers alone."""
     b1: float = 0.9
+    """Adam's decay rate of the mean gradient."""
     b2: float = 0.98
+    """Adam's decay rate of the mean squared gradient."""
     eps: float = 1e-8
+    """Adam's constant in the denominator."""
     clip_norm: float = 1.0
+    """Gradients with a larger global norm are scaled down to it."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +230,11 @@ class Mesh:
     """Devices along each axis. One axis may be -1: it takes the devices that the others leave."""
 
     data: int = -1
+    """Data shards that each hold the whole model, up to what fsdp and tensor cut."""
     fsdp: int = 1
+    """Data shards that cut the parameters and the optimizer state among them."""
     tensor: int = 1
+    """Devices that cut heads, MLP width and vocabulary among them."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +276,12 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Checkpoints:
+    """When checkpoints are saved, and how many are kept."""
+
     every_steps: int = 1000
+    """A checkpoint is saved every so many steps, and at the end."""
     keep: int = 2
+    """Newest checkpoints that are kept."""
 
 
 SuiteName = Literal["linear_probe", "sts", "retrieval", "code_search", "open_qa"]
@@ -259,6 +293,7 @@ class Evals:
     """What is measured every `every_steps` and at the end; the held-out pairs always are."""
 
     every_steps: int = 1000
+    """An evaluation runs every so many steps, and at the end."""
     suites: tuple[SuiteName, ...] = ()
     """Suites of the paper that a run scores itself on; they need `data`."""
     data: str = ""
@@ -270,36 +305,53 @@ class Baseline:
     """A second, cheaper run to stand beside this one: same data, tokenizer and all else."""
 
     name: str
+    """Name of the baseline in tables and in its folder."""
     train_steps: int
+    """Steps of training."""
     batching: Batching
+    """Its batches."""
     model: Model
+    """Its model."""
     optimizer: Optimizer
+    """Its optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
+    """Every value of a run."""
+
     name: str
     """Name of the run, and of its folder below runs/."""
     train_steps: int
     """Steps of training. 0: an imported model, which has no data of its own."""
     data: Data
+    """Where the pairs come from."""
     batching: Batching
+    """How pairs become batches."""
     optimizer: Optimizer
+    """AdamW and its schedule."""
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     """Left out: taken from `init_from`."""
     model: Model = field(default_factory=Model)
     """Left out: taken from `init_from`."""
     init_from: InitFrom | None = None
+    """None: start from random parameters."""
     adapter: Adapter | None = None
     """Train adapters on the parameters of `init_from`. None: train all parameters."""
     loss: Loss = field(default_factory=Loss)
+    """The contrastive loss."""
     mesh: Mesh = field(default_factory=Mesh)
+    """How the devices share the work."""
     topology: str = ""
     """The machine it is made for, such as v5p:4x4x8; `jaxcpt plan` compiles the step for it."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    """When checkpoints are saved."""
     seed: int = 0
+    """Seed of the initial parameters and of the order of pairs."""
     log_every_steps: int = 10
+    """Metrics are logged every so many steps."""
     evals: Evals = field(default_factory=Evals)
+    """What is measured during the run."""
     baseline: Baseline | None = None
     """Trained first, in a folder inside this run's, and shown beside it."""
 

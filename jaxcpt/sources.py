@@ -13,7 +13,21 @@ class Prefixes:
     """What every text of a source begins with, such as `query: `. Negatives get the y prefix."""
 
     x_prefix: str = ""
+    """Text put before each x."""
     y_prefix: str = ""
+    """Text put before each y and each hard negative."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns(Prefixes):
+    """Where a row or a JSON object holds the texts of its pair."""
+
+    x: str = "x"
+    """Name of the field or column that holds x."""
+    y: str = "y"
+    """Name of the field or column that holds y."""
+    negatives: str = "negatives"
+    """Name of the field or column that lists hard negatives."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +39,10 @@ class PythonPackages(Prefixes):
     """
 
     split: Literal["train", "heldout"] = "train"
+    """train or heldout part of the mined pairs."""
     _: KW_ONLY
     heldout_functions: int = 1000
+    """Functions that are held out, in whole modules."""
     packages: tuple[str, ...] = ()
     """Import names to mine, such as `json`; empty: the standard library and jaxcpt's own needs."""
     neighbours: bool = False
@@ -34,36 +50,32 @@ class PythonPackages(Prefixes):
 
 
 @dataclass(frozen=True)
-class JsonlPairs(Prefixes):
+class JsonlPairs(Columns):
     """One JSON object a line, with the two texts under `x` and `y`; may end in .gz."""
 
     path: str
-    _: KW_ONLY
-    x: str = "x"
-    y: str = "y"
-    negatives: str = "negatives"
+    """The file."""
 
 
 @dataclass(frozen=True)
-class TfdsPairs(Prefixes):
+class TfdsPairs(Columns):
     """A prepared tensorflow-datasets dataset in ArrayRecord form, by its directory or its name."""
 
     directory: str = ""
+    """Directory of one version of a dataset. Give this or `name`."""
     _: KW_ONLY
     split: str = "train"
+    """Name of the split."""
     prepare: str = ""
     """The command that makes the directory, shown when it is missing."""
     name: str = ""
     """In place of `directory`: a name such as `paws_wiki` or `mine/config:1.0.0`."""
     data_dir: str | None = None
     """Where the dataset of that name was prepared; None: where tensorflow-datasets puts it."""
-    x: str = "x"
-    y: str = "y"
-    negatives: str = "negatives"
 
 
 @dataclass(frozen=True)
-class ArrayRecordPairs(Prefixes):
+class ArrayRecordPairs(Columns):
     """ArrayRecord files without a dataset round them: a file, or a folder of `*.array_record*`.
 
     Each record is a tf.train.Example with text features, as tensorflow-datasets and grain's own
@@ -71,34 +83,26 @@ class ArrayRecordPairs(Prefixes):
     """
 
     path: str
-    _: KW_ONLY
-    x: str = "x"
-    y: str = "y"
-    negatives: str = "negatives"
+    """A file or a folder."""
 
 
 @dataclass(frozen=True)
-class ParquetPairs(Prefixes):
+class ParquetPairs(Columns):
     """A Parquet file, or a folder of `*.parquet` in the order of their names."""
 
     path: str
-    _: KW_ONLY
-    x: str = "x"
-    y: str = "y"
-    negatives: str = "negatives"
+    """A file or a folder."""
 
 
 @dataclass(frozen=True)
-class DatasetsPairs(Prefixes):
+class DatasetsPairs(Columns):
     """A Hugging Face dataset as `save_to_disk` writes it, read through a memory map."""
 
     directory: str
+    """The folder that `save_to_disk` wrote."""
     _: KW_ONLY
     split: str = ""
     """Of a saved DatasetDict; empty where a Dataset was saved."""
-    x: str = "x"
-    y: str = "y"
-    negatives: str = "negatives"
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,9 @@ class BeirPairs(Prefixes):
     """
 
     directory: str
+    """The folder of the task."""
     split: str = "train"
+    """Which qrels file is read."""
     negatives: str = ""
     """A file in the directory like the qrels, such as `hard_negatives.tsv`: `query-id`,
     `corpus-id` and `score`, hardest first; the score is not read."""
@@ -124,6 +130,7 @@ class TokenizedPairs:
     """
 
     directory: str
+    """The folder that `jaxcpt tokenize-pairs` wrote."""
 
 
 Source = (
@@ -140,7 +147,10 @@ Source = (
 
 @dataclass(frozen=True)
 class Data:
+    """The sources of a run, and how they are mixed."""
+
     train: tuple[Source, ...]
+    """Sources that are trained on, mixed by `weights`."""
     weights: tuple[float, ...] = ()
     """Share of each source in a batch, or of the batches where they are homogeneous; empty: in
     proportion to their sizes."""

@@ -6,6 +6,7 @@ import resource
 import shutil
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,7 @@ def shapes_of(state):
 
 
 def assert_equal(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    chex.assert_trees_all_equal(one, other)
 
 
 @pytest.fixture(scope="module")

@@ -216,7 +216,7 @@ def test_large_numbers_of_candidates_do_not_overflow():
 
 @pytest.fixture
 def torch():
-    return pytest.importorskip("torch", reason="torch is absent: pip install 'jaxcpt[interop]'")
+    return pytest.importorskip("torch", reason="torch is absent: pip install 'jaxcpt[compare]'")
 
 
 def unmasked(negatives=0):

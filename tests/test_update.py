@@ -3,13 +3,14 @@
 from dataclasses import replace
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CLOSE, EXACT, make_experiment
+from conftest import CLOSE, make_experiment
 
-from jaxcpt import config
+from jaxcpt import config, update
 from jaxcpt.batches import Batch, Batches
 from jaxcpt.model import make_cells
 from jaxcpt.optimizer import make_optimizer, make_schedule
@@ -96,11 +97,8 @@ def test_a_state_born_sharded_equals_the_whole_one(model):
     experiment = make_experiment(**model)
     mesh = make_mesh(config.Mesh(2, 2, 2))
     sharded = init_state(experiment, mesh)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **EXACT),
-        jax.device_get(sharded),
-        jax.device_get(jax.jit(partial(build_state, experiment))()),
-    )
+    whole = jax.jit(partial(build_state, experiment))()
+    chex.assert_trees_all_equal(jax.device_get(sharded), jax.device_get(whole))
     # Laid out as planned, and Adam's moments like the parameters they belong to.
     plans = jax.tree.leaves(shard_state(experiment, mesh))
     for array, plan in zip(jax.tree.leaves(sharded), plans, strict=True):
@@ -254,3 +252,19 @@ def test_prefixes_share_the_loss_equally():
         step[index] = 1e-5
         slope = (mean(z_ngtd + step) - mean(z_ngtd - step)) / 2e-5
         np.testing.assert_allclose(dz_ngtd[index], slope, rtol=1e-4)  # a difference quotient
+
+
+def test_the_step_is_traced_once(sources, tokenizer, monkeypatch):
+    """A second trace would compile the step again in the middle of a run."""
+    chex.clear_trace_counter()
+    counted = chex.assert_max_traces(update.compute_gradient, n=1)
+    monkeypatch.setattr(update, "compute_gradient", counted)
+    experiment = make_experiment()
+    mesh = make_mesh(config.Mesh(2, 2, 2))
+    with jax.set_mesh(mesh):
+        batches = Batches(experiment, sources, tokenizer, mesh)
+        state, train_step = init_state(experiment, mesh), make_train_step(experiment, mesh)
+        for step in range(3):
+            state, _ = train_step(state, batches.make(step))
+        with pytest.raises(AssertionError, match="traced > 1 times"):
+            make_train_step(experiment, mesh)(state, batches.make(3))

@@ -1,6 +1,6 @@
 """`Embedder` against sentence-transformers' `encode`, side by side on the same real texts.
 
-    pip install 'jaxcpt[interop]' && python tools/bench_embed.py --data DIR
+    pip install 'jaxcpt[compare]' && python tools/bench_embed.py --data DIR
 
 Both embed with a GPT-2 of the same shape with random weights (last token, unit length), in
 float32, with vocabularies of the same size trained on the same texts, and cut texts at 512 tokens.

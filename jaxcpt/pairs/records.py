@@ -12,7 +12,7 @@ from typing import Any
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Pair
 from jaxcpt.pairs.interface import Pairs
-from jaxcpt.sources import ArrayRecordPairs, TfdsPairs
+from jaxcpt.sources import ArrayRecordPairs, Columns, TfdsPairs
 
 NEGATIVES = "negatives"
 """The default name of the column of hard negatives. A column of this name may be absent."""
@@ -132,7 +132,7 @@ def _parse(record: bytes, where: str) -> Mapping[str, Any]:
     return row
 
 
-def check_columns(have: Any, source: Any, where: str) -> None:
+def check_columns(have: Any, source: Columns, where: str) -> None:
     """Raises UserError where the source names a column that is not in `have`."""
     needed = [source.x, source.y] + [source.negatives] * (source.negatives != NEGATIVES)
     if missing := [name for name in needed if name not in have]:
@@ -140,7 +140,7 @@ def check_columns(have: Any, source: Any, where: str) -> None:
         raise UserError(f"{where}: no column '{missing[0]}'; there are: {there}")
 
 
-def make_pair(row: Mapping[str, Any], source: Any, where: str, index: int) -> Pair:
+def make_pair(row: Mapping[str, Any], source: Columns, where: str, index: int) -> Pair:
     """The pair in a row, by the source's names of columns; texts are str or bytes of UTF-8."""
 
     def text(name: str, value: Any) -> str:
