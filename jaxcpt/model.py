@@ -114,6 +114,13 @@ class Block(nn.Module):
         xa_rla = xa_rla * (self.adapter.alpha / self.adapter.rank)
         return y + jnp.einsum(f"rla,{up}->{y_letters}", xa_rla, b)
 
+    def add_bias(self, x: jax.Array, name: str, letters: str, shape: tuple[int, ...]) -> jax.Array:
+        """x + a learnt bias, in float32: the backward pass sums a bias's gradient over all tokens,
+        and a sum in bfloat16 was up to 5 % wrong."""
+        init = nn.with_logical_partitioning(nn.initializers.zeros, tuple(letters))
+        bias: Any = self.param(name, init, shape)
+        return (x.astype(jnp.float32) + fetch(bias, letters, "float32")).astype(x.dtype)
+
     @nn.compact
     def __call__(
         self, hidden_rld: jax.Array, segments_rl: jax.Array, positions_rl: jax.Array
@@ -140,14 +147,14 @@ class Block(nn.Module):
     ) -> jax.Array:
         m = self.settings
         d, h, j, k = m.width, m.heads, m.key_heads, m.head_size
-        start, zero = nn.initializers.normal(0.02), nn.initializers.zeros
+        start = nn.initializers.normal(0.02)
         query_rlhk = self.multiply("rld,dhk->rlhk", x_rld, "query", (d, h, k), start)
         key_rljk = self.multiply("rld,djk->rljk", x_rld, "key", (d, j, k), start)
         value_rljk = self.multiply("rld,djk->rljk", x_rld, "value", (d, j, k), start)
         if m.has_qkv_biases:
-            query_rlhk = query_rlhk + self.weight("query_bias", "hk", (h, k), zero)
-            key_rljk = key_rljk + self.weight("key_bias", "jk", (j, k), zero)
-            value_rljk = value_rljk + self.weight("value_bias", "jk", (j, k), zero)
+            query_rlhk = self.add_bias(query_rlhk, "query_bias", "hk", (h, k))
+            key_rljk = self.add_bias(key_rljk, "key_bias", "jk", (j, k))
+            value_rljk = self.add_bias(value_rljk, "value_bias", "jk", (j, k))
         if m.qk_norm:
             query_rlhk = Norm(m, "k", name="query_norm")(query_rlhk)
             key_rljk = Norm(m, "k", name="key_norm")(key_rljk)
@@ -160,15 +167,15 @@ class Block(nn.Module):
         value_rljk = checkpoint_name(value_rljk, "value")
         mixed_rlhk = attention(query_rlhk, key_rljk, value_rljk, segments_rl, causal=m.causal)
         mixed_rld = self.multiply("rlhk,hkd->rld", mixed_rlhk, "out", (h, k, d), branch_end(m))
-        return mixed_rld + self.weight("out_bias", "d", (d,), zero) if m.biases else mixed_rld
+        return self.add_bias(mixed_rld, "out_bias", "d", (d,)) if m.biases else mixed_rld
 
     def transform(self, x_rld: jax.Array) -> jax.Array:
         m = self.settings
         d, f = m.width, m.mlp_size
-        start, zero = nn.initializers.normal(0.02), nn.initializers.zeros
+        start = nn.initializers.normal(0.02)
         inner_rlf = self.multiply("rld,df->rlf", x_rld, "up", (d, f), start)
         if m.biases:
-            inner_rlf = inner_rlf + self.weight("up_bias", "f", (f,), zero)
+            inner_rlf = self.add_bias(inner_rlf, "up_bias", "f", (f,))
         inner_rlf = checkpoint_name(inner_rlf, "up")
         if m.mlp == "swiglu":
             gate_rlf = self.multiply("rld,df->rlf", x_rld, "gate", (d, f), start)
@@ -178,7 +185,33 @@ class Block(nn.Module):
         else:
             inner_rlf = nn.gelu(inner_rlf, approximate=m.mlp == "gelu")
         out_rld = self.multiply("rlf,fd->rld", inner_rlf, "down", (f, d), branch_end(m))
-        return out_rld + self.weight("down_bias", "d", (d,), zero) if m.biases else out_rld
+        return self.add_bias(out_rld, "down_bias", "d", (d,)) if m.biases else out_rld
+
+
+@jax.custom_vjp
+def take_rows(table: jax.Array, ids_rl: Array) -> jax.Array:
+    """Rows of a table [any, d] -> [r, l, d], in the table's dtype.
+
+    The backward pass adds up the gradient of a row that is taken many times, such as that of a
+    delimiter. It adds in float32: the same sum in bfloat16 was 4 % wrong after 1,024 additions and
+    could be 58 % wrong after 8,192.
+    """
+    return jnp.take(table, ids_rl, axis=0)
+
+
+def _take_forward(table: jax.Array, ids_rl: Array) -> tuple[jax.Array, tuple[jax.Array, Array]]:
+    return take_rows(table, ids_rl), (table, ids_rl)
+
+
+def _take_backward(
+    taken: tuple[jax.Array, Array], gradient_rld: jax.Array
+) -> tuple[jax.Array, None]:
+    table, ids_rl = taken
+    zeros = jnp.zeros(table.shape, jnp.float32)
+    return zeros.at[ids_rl].add(gradient_rld.astype(jnp.float32)).astype(table.dtype), None
+
+
+take_rows.defvjp(_take_forward, _take_backward)
 
 
 def residual_letters(m: config.Model) -> str:
@@ -283,7 +316,7 @@ class Encoder(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), tuple(letters))
         table: Any = self.param(name, init, (size, self.settings.width))
         table = fetch(table, letters, self.settings.compute_dtype)
-        return jnp.take(table, ids_rl, axis=0) * self.settings.weighted_mean.embedding_scale
+        return take_rows(table, ids_rl) * self.settings.weighted_mean.embedding_scale
 
     def add_up(self, hidden_gsd: jax.Array, cells: Cells) -> jax.Array:
         """(Weighted) sum of each text's hidden states. The cosine of it is that of the mean."""
