@@ -1,6 +1,7 @@
-"""Faults in the loss that others have shipped, for `gradient_table.py` to find.
+"""Faults in the loss that other implementations have shipped, for `gradient_table.py` to find.
 
-A fault replaces functions of the loss for a while. It knows neither cases nor the truth.
+In: the name of a fault. Out: a context in which functions of the loss are replaced by faulty ones.
+It knows neither the cases nor the truth.
 """
 
 from collections.abc import Iterator
@@ -14,19 +15,20 @@ import jax.numpy as jnp
 from jaxcpt import loss, loss_streaming, loss_terms
 
 Plant = Literal["none", "gather", "temperature", "labels"]
-SMALL_TILES: dict[str, Any] = {"TILE_ROWS": 4, "TILE_COLUMNS": 6}  # so that there are several
+SMALL_TILES: dict[str, Any] = {"TILE_ROWS": 4, "TILE_COLUMNS": 6}  # so that there are several tiles
 
 
 def keep_own_part(gradient_cd: jax.Array) -> jax.Array:
-    """A shard's gradient for the candidates of the others is lost on the way back."""
+    """Loses the gradient that a shard computes for the candidates of other shards."""
     size = len(gradient_cd) // jax.lax.axis_size(loss_terms.DATA_AXES)
     first = jax.lax.axis_index(loss_terms.DATA_AXES) * size
     return jax.lax.dynamic_slice_in_dim(gradient_cd, first, size)
 
 
 def lose_on_the_ring(visit: Any, carry: Any, visitor: Any, sums: Any) -> tuple[Any, Any]:
-    """The same for the streaming form: candidates come home with their own shard's part alone."""
-    if not isinstance(sums, jax.Array):  # the softmax sums of pass one
+    """Loses the same gradient in the streaming form: candidates return with their own shard's part
+    only."""
+    if not isinstance(sums, jax.Array):  # pass one sends softmax sums, not a gradient
         return send_round(visit, carry, visitor, sums)
 
     def visit_and_forget(carry: Any, labelled: Any, sums: Any) -> tuple[Any, Any]:
@@ -41,7 +43,7 @@ def lose_on_the_ring(visit: Any, carry: Any, visitor: Any, sums: Any) -> tuple[A
 def shift_labels(
     zx_bd: jax.Array, zc_cd: jax.Array, scale: jax.Array, labels: loss.Labels
 ) -> tuple[loss_terms.Queries, loss_terms.Candidates]:
-    """Every x is held to answer the y of the pair before it."""
+    """Takes the y of the pair before as the positive of each x."""
     queries, candidates = prepare(zx_bd, zc_cd, scale, labels)
     positive_b = scale * jnp.sum(zx_bd * jnp.roll(zc_cd[: len(zx_bd)], 1, axis=0), axis=-1)
     shifted_b = jnp.roll(queries.pair_b, 1)
@@ -49,8 +51,8 @@ def shift_labels(
 
 
 prepare, send_round = loss_terms.prepare, loss_streaming.send_round
-# What is wrong in the loss under each plant. A temperature counted once per chunk is no fault of
-# the loss: `find_gradients` multiplies.
+# The functions that each plant replaces. A temperature that is counted once per chunk is not a
+# fault of the loss, so `find_gradients` multiplies it.
 FAULTS: dict[Plant, list[tuple[Any, str, Any]]] = {
     "none": [],
     "gather": [
@@ -64,8 +66,8 @@ FAULTS: dict[Plant, list[tuple[Any, str, Any]]] = {
 
 @contextmanager
 def patch_loss(plant: Plant) -> Iterator[None]:
-    """Small tiles, and the fault. JAX keeps what it traced of a function that a fault is put into,
-    so it must forget that before and after."""
+    """Sets small tiles and puts the fault in. JAX caches what it has traced, so the caches are
+    cleared before and after a fault."""
     if FAULTS[plant]:
         jax.clear_caches()
     with ExitStack() as stack:

@@ -1,11 +1,14 @@
 """The true gradient of a batch: one device, float64, plain NumPy, one text at a time.
 
-Written apart from the package, by hand, so that both would have to be wrong in the same way. It
-knows the default encoder (LayerNorm, learnt positions, GELU, biases, causal, closing delimiter) and
-reads its parameters by their names; it packs nothing, cuts nothing and compares texts, not hashes.
+In: the encoder's parameters and settings, the temperature and the pairs. Out: loss and gradient.
+The forward and backward passes are written by hand and apart from the package, so that a mistake
+would have to be made twice to stay hidden. They cover GPT's encoder (LayerNorm before each branch,
+causal, pooled at the closing delimiter) and BERT's (LayerNorm after each branch, both directions,
+pooled by the mean or at the first token); both have learnt positions, GELU and biases. Nothing is
+packed or cut here, and duplicates are found by text, not by hash.
 
-Every function returns its result and `pull`, which takes the derivative of a scalar with respect
-to that result to the derivatives with respect to the arguments.
+A function of arrays returns its result and `pull`. `pull` takes the derivative of a scalar with
+respect to that result, and returns its derivatives with respect to the arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import erf
+
+from jaxcpt.config import Model
 
 Array = np.ndarray
 Tree = dict[str, Any]
@@ -20,7 +26,7 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Text:
-    """One text of the batch: its token ids and its words, which tell duplicates."""
+    """One text of the batch: its token ids, and its words, by which duplicates are found."""
 
     ids: Array
     words: str
@@ -42,14 +48,14 @@ class Truth:
     log_scale: float
 
 
-def find_truth(params: Tree, log_scale: float, pairs: Sequence[TextPair]) -> Truth:
-    """params: as the encoder's, of one device; any float type. Candidates are all y, then all
-    hard negatives.
+def find_truth(params: Tree, m: Model, log_scale: float, pairs: Sequence[TextPair]) -> Truth:
+    """params: whole arrays of the encoder, of any float type. Candidates are all y, then all hard
+    negatives.
     """
     w = map_tree(lambda leaf: np.asarray(leaf, np.float64), params)
     texts = [pair.x for pair in pairs] + [pair.y for pair in pairs]
     texts += [negative for pair in pairs for negative in pair.negatives]
-    encoded = [encode_text(w, text.ids) for text in texts]
+    encoded = [encode_text(w, m, text.ids) for text in texts]
     z = np.stack([z for z, _ in encoded])
     unit, pull_unit = normalise(z)
     counts = find_counted(pairs)
@@ -110,38 +116,66 @@ def normalise(z: Array) -> tuple[Array, Callable[[Array], Array]]:
     return unit, pull
 
 
-def encode_text(w: Tree, ids: Array) -> tuple[Array, Callable[[Array], Tree]]:
-    """A text's hidden state [d] at its last token, after the final norm."""
-    hidden = w["tokens"][ids] + w["positions"][: len(ids)]
-    layers = len(w["blocks"]["query"])
+def encode_text(w: Tree, m: Model, ids: Array) -> tuple[Array, Callable[[Array], Tree]]:
+    """A text's pooled hidden state [d]."""
+    embedded = w["tokens"][ids] + w["positions"][: len(ids)]
+    hidden, pull_embedding_norm = norm_if(m.embedding_norm, w, "embedding_norm", m, embedded)
     pulls = []
-    for layer in range(layers):
-        hidden, pull_block = apply_block(map_tree(lambda a, i=layer: a[i], w["blocks"]), hidden)
+    for layer in range(m.layers):
+        apply_block = apply_post_norm_block if m.norm_placement == "post" else apply_pre_norm_block
+        hidden, pull_block = apply_block(map_tree(lambda a, i=layer: a[i], w["blocks"]), m, hidden)
         pulls.append(pull_block)
-    z, pull_norm = layer_norm(w["final_norm"], hidden)
+    hidden, pull_final_norm = norm_if(m.final_norm, w, "final_norm", m, hidden)
+    weights = weigh_tokens(m, len(ids))
 
     def pull(dz: Array) -> Tree:
-        dhidden, dfinal = pull_norm(np.pad(dz[None], ((len(ids) - 1, 0), (0, 0))))
+        dhidden, dfinal = pull_final_norm(np.outer(weights, dz))
         dblocks: list[Tree] = []
         for pull_block in reversed(pulls):
             dhidden, dblock = pull_block(dhidden)
             dblocks.insert(0, dblock)
+        dembedded, dembedding = pull_embedding_norm(dhidden)
         gradient = {name: np.zeros_like(w[name]) for name in ("tokens", "positions")}
-        np.add.at(gradient["tokens"], ids, dhidden)
-        gradient["positions"][: len(ids)] = dhidden
+        np.add.at(gradient["tokens"], ids, dembedded)
+        gradient["positions"][: len(ids)] = dembedded
         stacked = map_tree(lambda *leaves: np.stack(leaves), *dblocks)
-        return gradient | {"blocks": stacked, "final_norm": dfinal}
+        return gradient | {"blocks": stacked} | dembedding | dfinal
 
-    return z[-1], pull
+    return weights @ hidden, pull
 
 
-def apply_block(w: Tree, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, Tree]]]:
-    """Pre-norm attention and MLP, each added to the residual stream: [l, d] -> [l, d]."""
-    normed, pull_attention_norm = layer_norm(w["attention_norm"], x)
-    mixed, pull_attention = attend(w, normed)
+def weigh_tokens(m: Model, length: int) -> Array:
+    """The weight of each hidden state in the pooled one: [l]."""
+    if m.pooling == "mean":
+        return np.full(length, 1 / length)
+    at = 0 if m.pooling == "first" else length - 1
+    return np.eye(length)[at]
+
+
+def norm_if(
+    used: bool, w: Tree, name: str, m: Model, x: Array
+) -> tuple[Array, Callable[[Array], tuple[Array, Tree]]]:
+    """The named norm of x where the model has it, else x. The gradient carries the norm's name."""
+    if not used:
+        return x, lambda dy: (dy, {})
+    y, pull_norm = layer_norm(w[name], m, x)
+
+    def pull(dy: Array) -> tuple[Array, Tree]:
+        dx, dw = pull_norm(dy)
+        return dx, {name: dw}
+
+    return y, pull
+
+
+def apply_pre_norm_block(
+    w: Tree, m: Model, x: Array
+) -> tuple[Array, Callable[[Array], tuple[Array, Tree]]]:
+    """x + attend(norm(x)), then the same with the MLP: [l, d] -> [l, d]."""
+    normed, pull_attention_norm = layer_norm(w["attention_norm"], m, x)
+    mixed, pull_attention = attend(w, m, normed)
     middle = x + mixed
-    normed, pull_mlp_norm = layer_norm(w["mlp_norm"], middle)
-    transformed, pull_mlp = transform(w, normed)
+    normed, pull_mlp_norm = layer_norm(w["mlp_norm"], m, middle)
+    transformed, pull_mlp = transform(w, m, normed)
 
     def pull(dy: Array) -> tuple[Array, Tree]:
         dnormed, dmlp = pull_mlp(dy)
@@ -155,9 +189,30 @@ def apply_block(w: Tree, x: Array) -> tuple[Array, Callable[[Array], tuple[Array
     return middle + transformed, pull
 
 
-def layer_norm(w: Tree, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, Tree]]]:
+def apply_post_norm_block(
+    w: Tree, m: Model, x: Array
+) -> tuple[Array, Callable[[Array], tuple[Array, Tree]]]:
+    """norm(x + attend(x)), then the same with the MLP: [l, d] -> [l, d]."""
+    mixed, pull_attention = attend(w, m, x)
+    middle, pull_attention_norm = layer_norm(w["attention_norm"], m, x + mixed)
+    transformed, pull_mlp = transform(w, m, middle)
+    y, pull_mlp_norm = layer_norm(w["mlp_norm"], m, middle + transformed)
+
+    def pull(dy: Array) -> tuple[Array, Tree]:
+        dsum, dmlp_norm = pull_mlp_norm(dy)
+        dmiddle, dmlp = pull_mlp(dsum)
+        dsum, dattention_norm = pull_attention_norm(dmiddle + dsum)
+        dx, dattention = pull_attention(dsum)
+        norms = {"attention_norm": dattention_norm, "mlp_norm": dmlp_norm}
+        return dx + dsum, dattention | dmlp | norms
+
+    return y, pull
+
+
+def layer_norm(w: Tree, m: Model, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, Tree]]]:
+    epsilon = 1e-5 if m.norm_epsilon is None else m.norm_epsilon
     centred = x - x.mean(axis=-1, keepdims=True)
-    rate = 1 / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + 1e-5)
+    rate = 1 / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + epsilon)
     unit = centred * rate
 
     def pull(dy: Array) -> tuple[Array, Tree]:
@@ -169,8 +224,8 @@ def layer_norm(w: Tree, x: Array) -> tuple[Array, Callable[[Array], tuple[Array,
     return unit * w["scale"] + w["bias"], pull
 
 
-def attend(w: Tree, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, Tree]]]:
-    """Causal attention with as many key heads as query heads: [l, d] -> [l, d]."""
+def attend(w: Tree, m: Model, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, Tree]]]:
+    """Attention with as many key heads as query heads: [l, d] -> [l, d]."""
     projected = {
         name: np.einsum("ld,dhk->lhk", x, w[name]) + w[f"{name}_bias"]
         for name in ("query", "key", "value")
@@ -178,7 +233,8 @@ def attend(w: Tree, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, Tre
     q, k, v = projected["query"], projected["key"], projected["value"]
     rate = q.shape[-1] ** -0.5
     scores = rate * np.einsum("lhk,mhk->hlm", q, k)
-    scores = np.where(np.tri(len(x), dtype=bool), scores, -np.inf)
+    if m.causal:
+        scores = np.where(np.tri(len(x), dtype=bool), scores, -np.inf)
     weights = np.exp(scores - log_sum_exp(scores, axis=-1)[..., None])
     mixed = np.einsum("hlm,mhk->lhk", weights, v)
 
@@ -202,16 +258,12 @@ def attend(w: Tree, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, Tre
     return np.einsum("lhk,hkd->ld", mixed, w["out"]) + w["out_bias"], pull
 
 
-def transform(w: Tree, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, Tree]]]:
-    """The MLP with GELU in its tanh form: [l, d] -> [l, d]."""
+def transform(w: Tree, m: Model, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, Tree]]]:
+    """The MLP: [l, d] -> [l, d]."""
     inner = x @ w["up"] + w["up_bias"]
-    c = np.sqrt(2 / np.pi)
-    tanh = np.tanh(c * (inner + 0.044715 * inner**3))
-    active = 0.5 * inner * (1 + tanh)
+    active, slope = (gelu_exact if m.mlp == "gelu_exact" else gelu_tanh)(inner)
 
     def pull(dy: Array) -> tuple[Array, Tree]:
-        slope = 0.5 * (1 + tanh)
-        slope += 0.5 * inner * (1 - tanh**2) * c * (1 + 3 * 0.044715 * inner**2)
         dinner = dy @ w["down"].T * slope
         return dinner @ w["up"].T, {
             "up": x.T @ dinner,
@@ -221,6 +273,20 @@ def transform(w: Tree, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, 
         }
 
     return active @ w["down"] + w["down_bias"], pull
+
+
+def gelu_tanh(a: Array) -> tuple[Array, Array]:
+    """GELU in GPT-2's tanh form, and its derivative."""
+    c = np.sqrt(2 / np.pi)
+    tanh = np.tanh(c * (a + 0.044715 * a**3))
+    slope = 0.5 * (1 + tanh) + 0.5 * a * (1 - tanh**2) * c * (1 + 3 * 0.044715 * a**2)
+    return 0.5 * a * (1 + tanh), slope
+
+
+def gelu_exact(a: Array) -> tuple[Array, Array]:
+    """GELU: a times the normal distribution function of a; and its derivative."""
+    below = 0.5 * (1 + erf(a / np.sqrt(2)))
+    return a * below, below + a * np.exp(-(a**2) / 2) / np.sqrt(2 * np.pi)
 
 
 def map_tree(function: Callable, tree: Tree, *others: Tree) -> Tree:

@@ -1,0 +1,194 @@
+"""The cases of the gradient table: ways to cut a batch, and the batch, tokenizer and models.
+
+Out: `Case`, lists of cases, and what `gradient_table.py` needs to run one. It knows neither the
+truth nor the faults.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxcpt import config
+from jaxcpt.checks import validate
+from jaxcpt.config import Batching, Data, Experiment, JsonlPairs, Model, Optimizer
+from jaxcpt.pair import Pair
+from jaxcpt.sharding import make_mesh
+from jaxcpt.tokenizer import Tokenizer, train_tokenizer
+from jaxcpt.update import shard_state
+
+Form = Literal["dense", "streaming"]
+MeshShape = tuple[int, int, int]
+"""Devices along data, fsdp and tensor."""
+
+GPT = Model(width=16, layers=2, heads=8, compute_dtype="float32")
+BERT = replace(
+    GPT,
+    norm_placement="post",
+    norm_epsilon=1e-12,
+    embedding_norm=True,
+    final_norm=False,
+    mlp="gelu_exact",
+    causal=False,
+)
+MODELS: dict[str, Model] = {
+    "gpt": GPT,
+    "bert, mean": replace(BERT, pooling="mean"),
+    "bert, first": replace(BERT, pooling="first"),
+}
+"""gpt: the paper's encoder. bert: norms after each branch and after the embedding, exact GELU,
+attention in both directions, pooled by the mean or at the first token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One way of cutting a batch, for one of MODELS."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    chunks: int
+    form: Form
+    pack: bool
+    negatives: int
+    pairs: int
+    model: str = "gpt"
+    processes: int = 1
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def mesh(self) -> MeshShape:
+        return self.data, self.fsdp, self.tensor
+
+
+def list_meshes(devices: int) -> list[MeshShape]:
+    """Every data x fsdp x tensor that multiplies to `devices`."""
+    sizes = [size for size in (1, 2, 4, 8) if size <= devices]
+    return [m for m in itertools.product(sizes, sizes, sizes) if m[0] * m[1] * m[2] == devices]
+
+
+MESHES = [mesh for devices in (1, 2, 4, 8) for mesh in list_meshes(devices)]
+CUTS: list[tuple[int, Form]] = list(itertools.product((1, 2, 4, 8), ("dense", "streaming")))
+# 64 pairs are one for each of 8 devices and 8 chunks; 61 divide by nothing.
+CONTENTS: list[tuple[bool, int, int]] = list(itertools.product((True, False), (0, 2), (64, 61)))
+
+COVERED = """\
+Covered in full: every mesh x chunks x form; every mesh x packing x negatives x pairs;
+every chunks x form x packing x negatives x pairs; every mesh with a bert.
+Each case is run at both temperatures."""
+COVERED_QUICKLY = """\
+Quick: every chunks x form, and every packing x negatives x pairs, once; each bert once."""
+QUICK_CUTS = {0: 0, 1: 1, 3: 2, 5: 4, 8: 7, 13: 6, 15: 5, 19: 3}  # mesh number: cut number
+QUICK_BERTS = (4, 15)  # mesh numbers
+
+
+def list_cases(quick: bool) -> list[Case]:
+    """Cases of one process. Content number (mesh + cut) mod 8 makes a Latin square of both."""
+    gpt = [
+        make_case(mesh, CUTS[at], CONTENTS[(number + at) % 8])
+        for number, mesh in enumerate(MESHES)
+        for at in range(len(CUTS))
+        if not quick or QUICK_CUTS.get(number) == at
+    ]
+    return gpt + [
+        make_case(
+            mesh,
+            CUTS[(3 * number) % 8],
+            CONTENTS[(5 * number) % 8],
+            model=("bert, mean", "bert, first")[number % 2],
+        )
+        for number, mesh in enumerate(MESHES)
+        if not quick or number in QUICK_BERTS
+    ]
+
+
+def list_process_cases(processes: int, quick: bool) -> list[Case]:
+    """Cases of several processes with two devices each: every mesh, with all else in turn."""
+    return [
+        make_case(
+            mesh, CUTS[(4 + 3 * number) % 8], CONTENTS[(2 + 5 * number) % 8], processes=processes
+        )
+        for number, mesh in enumerate(list_meshes(2 * processes))
+        if not quick or number % 5 == 0
+    ]
+
+
+def make_case(
+    mesh: MeshShape, cut: tuple[int, Form], content: tuple[bool, int, int], **others: Any
+) -> Case:
+    (data, fsdp, tensor), (chunks, form), (pack, negatives, pairs) = mesh, cut, content
+    return Case(
+        data=data,
+        fsdp=fsdp,
+        tensor=tensor,
+        chunks=chunks,
+        form=form,
+        pack=pack,
+        negatives=negatives,
+        pairs=pairs,
+        **others,
+    )
+
+
+def make_pairs(count: int) -> list[Pair]:
+    """Random words. A few texts occur twice, and a few pairs lack some of their negatives."""
+    random = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(60)]
+
+    def draw(low: int, high: int) -> str:
+        return " ".join(random.choice(words, random.integers(low, high)))
+
+    pairs = [
+        Pair(draw(1, 5), draw(3, 12), "", tuple(draw(3, 12) for _ in range(random.integers(0, 3))))
+        for _ in range(count)
+    ]
+    pairs[7] = replace(pairs[7], x=pairs[3].x)
+    pairs[11] = replace(pairs[11], y=pairs[5].y)
+    pairs[20] = replace(pairs[20], negatives=(pairs[20].y,))
+    pairs[21] = replace(pairs[21], negatives=(pairs[2].y, pairs[30].x))
+    return pairs
+
+
+def make_experiment(case: Case) -> Experiment:
+    return validate(
+        Experiment(
+            name="gradient table",
+            train_steps=2,
+            data=Data(train=(JsonlPairs("made"),)),
+            tokenizer=config.Tokenizer(vocabulary=320, x_tokens=12, y_tokens=24),
+            batching=Batching(
+                pairs_per_batch=case.pairs,
+                chunks=case.chunks,
+                row_tokens=32,
+                pack=case.pack,
+                negatives=case.negatives,
+            ),
+            model=replace(MODELS[case.model], compute_dtype=case.compute_dtype),
+            loss=config.Loss(form=case.form),
+            mesh=config.Mesh(*case.mesh),
+            optimizer=Optimizer(learning_rate=1e-3),
+        )
+    )
+
+
+@cache
+def make_tokenizer() -> Tokenizer:
+    settings = make_experiment(list_cases(True)[0]).tokenizer
+    return train_tokenizer([text for p in make_pairs(64) for text in (p.x, p.y)], settings)
+
+
+@cache
+def draw_encoder(model: str) -> Any:
+    """Parameters far from their start, so that embeddings differ and every gradient counts."""
+    experiment = make_experiment(make_case((1, 1, 1), CUTS[0], CONTENTS[0], model=model))
+    one = make_mesh(experiment.mesh, jax.local_devices()[:1])
+    random = np.random.default_rng(1)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        values = random.normal(0.0, 0.3, leaf.shape)
+        return (values + (path[-1].key == "scale")).astype(np.float32)
+
+    return jax.tree.map_with_path(draw, shard_state(experiment, one).params["encoder"])
