@@ -147,7 +147,7 @@ def test_the_command_fails_where_a_line_is_wrong(plant, monkeypatch, tmp_path, c
     monkeypatch.setattr(gradient_table, "list_cases", lambda quick: [case])
     monkeypatch.setattr(gradient_table, "measure_processes", lambda *_: iter(()))
     monkeypatch.setattr(gradient_table, "compare_bfloat16", lambda _: iter([rounded]))
-    options = SimpleNamespace(quick=True, plant=plant, json=tmp_path / "rows.json")
+    options = SimpleNamespace(quick=True, plant=plant, json=tmp_path / "rows.json", jobs=1)
     wrong = gradient_table.print_table(options)
     printed = capsys.readouterr().out
     assert wrong == (0 if plant == "none" else 3)

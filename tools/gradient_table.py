@@ -1,6 +1,7 @@
 """Compares every way of cutting a batch with the true gradient of the whole batch.
 
     python tools/gradient_table.py [--json FILE] [--quick] [--plant gather|temperature|labels]
+                                   [--jobs N]
 
 Each line is one way of cutting the same pairs: devices and processes, chunks, the form of the loss,
 packing, hard negatives, a number of pairs that nothing divides. The line compares the gradient of
@@ -13,12 +14,14 @@ import argparse
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -298,32 +301,51 @@ def differ(found: Any, wanted: Any) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
+def measure_alone(cases: Sequence[Case], plant: Plant, jobs: int) -> Iterator[Row]:
+    """The rows of cases of one process, in order. Compiling keeps one core busy, so `jobs`
+    processes share the cases."""
+    if jobs == 1:
+        yield from itertools.chain.from_iterable(measure(case, plant) for case in cases)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, use_cpu_devices, (8,)) as pool:
+        for rows in pool.map(measure_list, cases, itertools.repeat(plant)):
+            yield from rows
+
+
+def measure_list(case: Case, plant: Plant) -> list[Row]:
+    return list(measure(case, plant))
+
+
+def use_cpu_devices(count: int) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+
+
 def print_table(options: argparse.Namespace) -> int:
     """Prints every line as soon as it is found. Returns how many are wrong."""
     begun = time.monotonic()
     print(COVERED_QUICKLY if options.quick else COVERED)
     print(f"Streaming in tiles of {SMALL_TILES}. Planted fault: {options.plant}.\n\n{COLUMNS}")
-    rows = []
+    lines: list[Row | RoundedRow] = []
     several = (measure_processes(count, options.quick, options.plant) for count in (2, 4))
-    alone = (row for c in list_cases(options.quick) for row in measure(c, options.plant))
+    alone = measure_alone(list_cases(options.quick), options.plant, options.jobs)
     for row in itertools.chain(alone, *several):
         print(show(row), flush=True)
-        rows.append(row)
+        lines.append(row)
 
     print(
         f"\nComputing in bfloat16. Bounds: {BFLOAT16_CUT:.1e} and {RATIO:.1e} from the undivided "
         f"batch, {BFLOAT16_TRUTH:.1e} from the truth"
     )
-    rounded = []
     for rounded_row in compare_bfloat16(options.quick):
         print(show_rounded(rounded_row), flush=True)
-        rounded.append(rounded_row)
+        lines.append(rounded_row)
 
-    wrong = sum(not row.exact for row in [*rows, *rounded])
-    print(f"\n{len(rows) + len(rounded)} lines, {wrong} wrong; {time.monotonic() - begun:.0f} s")
+    wrong = sum(not line.exact for line in lines)
+    print(f"\n{len(lines)} lines, {wrong} wrong; {time.monotonic() - begun:.0f} s")
     if options.json:
-        kept = [dataclasses.asdict(row) for row in [*rows, *rounded]]
-        options.json.write_text(json.dumps(kept, indent=1))
+        options.json.write_text(json.dumps([dataclasses.asdict(line) for line in lines], indent=1))
     return wrong
 
 
@@ -332,11 +354,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--quick", action="store_true", help="a part of the table, for CI")
     parser.add_argument("--plant", default="none", choices=FAULTS, help="a fault to be found")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes that compile")
     parser.add_argument("--join", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}"
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 2 if options.join else 8)
+    use_cpu_devices(2 if options.join else 8)
     if options.join:
         coordinator, processes, number = options.join
         join(coordinator, int(processes), int(number), options.quick, options.plant)
