@@ -67,6 +67,7 @@ def test_the_reference_is_the_derivative_of_its_loss(model):
         make_case((8, 1, 1), (1, "dense"), (False, 0, 64)),
         make_case((2, 2, 1), (2, "dense"), (True, 0, 61), model="bert, mean"),
         make_case((1, 1, 2), (2, "streaming"), (True, 2, 61), model="bert, first"),
+        make_case((1, 2, 2), (2, "dense"), (True, 0, 61), model="gpt, lora"),
     ],
 )
 def test_a_batch_that_is_cut_is_exact(case):
@@ -120,8 +121,9 @@ def test_the_table_covers_what_it_says():
     assert {content for _, _, content in quick} == set(CONTENTS)
     assert set(list_cases(quick=True)) <= set(list_cases(quick=False))
     assert {c.model for c in list_cases(quick=True)} == set(MODELS)
-    berts = [case for case in list_cases(quick=False) if case.model != "gpt"]
-    assert {case.mesh for case in berts} == set(meshes)
+    for kind in ("bert", "gpt, lora"):
+        cases = [case for case in list_cases(quick=False) if case.model.startswith(kind)]
+        assert {case.mesh for case in cases} == set(meshes)
     for processes in (2, 4):
         cases = list_process_cases(processes, quick=False)
         assert {case.mesh for case in cases} == set(list_meshes(2 * processes))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from gradient_adapters import ADAPTER
 
 from jaxcpt import config
 from jaxcpt.checks import validate
@@ -38,9 +39,11 @@ MODELS: dict[str, Model] = {
     "gpt": GPT,
     "bert, mean": replace(BERT, pooling="mean"),
     "bert, first": replace(BERT, pooling="first"),
+    "gpt, lora": GPT,
 }
 """gpt: the paper's encoder. bert: norms after each branch and after the embedding, exact GELU,
-attention in both directions, pooled by the mean or at the first token."""
+attention in both directions, pooled by the mean or at the first token. lora: only adapters are
+trained, and the other parameters are frozen in bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +80,13 @@ CONTENTS: list[tuple[bool, int, int]] = list(itertools.product((True, False), (0
 
 COVERED = """\
 Covered in full: every mesh x chunks x form; every mesh x packing x negatives x pairs;
-every chunks x form x packing x negatives x pairs; every mesh with a bert.
+every chunks x form x packing x negatives x pairs; every mesh with a bert; every mesh with lora.
 Each case is run at both temperatures."""
 COVERED_QUICKLY = """\
-Quick: every chunks x form, and every packing x negatives x pairs, once; each bert once."""
+Quick: every chunks x form, and every packing x negatives x pairs, once; each bert and lora once."""
 QUICK_CUTS = {0: 0, 1: 1, 3: 2, 5: 4, 8: 7, 13: 6, 15: 5, 19: 3}  # mesh number: cut number
 QUICK_BERTS = (4, 15)  # mesh numbers
+QUICK_LORA = 14  # mesh number
 
 
 def list_cases(quick: bool) -> list[Case]:
@@ -93,7 +97,7 @@ def list_cases(quick: bool) -> list[Case]:
         for at in range(len(CUTS))
         if not quick or QUICK_CUTS.get(number) == at
     ]
-    return gpt + [
+    bert = [
         make_case(
             mesh,
             CUTS[(3 * number) % 8],
@@ -103,6 +107,12 @@ def list_cases(quick: bool) -> list[Case]:
         for number, mesh in enumerate(MESHES)
         if not quick or number in QUICK_BERTS
     ]
+    lora = [
+        make_case(mesh, CUTS[(5 * number) % 8], CONTENTS[(3 * number) % 8], model="gpt, lora")
+        for number, mesh in enumerate(MESHES)
+        if not quick or number == QUICK_LORA
+    ]
+    return gpt + bert + lora
 
 
 def list_process_cases(processes: int, quick: bool) -> list[Case]:
@@ -169,6 +179,8 @@ def make_experiment(case: Case) -> Experiment:
             model=replace(MODELS[case.model], compute_dtype=case.compute_dtype),
             loss=config.Loss(form=case.form),
             mesh=config.Mesh(*case.mesh),
+            init_from=config.InitFrom("made"),
+            adapter=ADAPTER if case.model == "gpt, lora" else None,
             optimizer=Optimizer(learning_rate=1e-3),
         )
     )
@@ -189,6 +201,6 @@ def draw_encoder(model: str) -> Any:
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         values = random.normal(0.0, 0.3, leaf.shape)
-        return (values + (path[-1].key == "scale")).astype(np.float32)
+        return (values + (path[-1].key == "scale")).astype(leaf.dtype)
 
-    return jax.tree.map_with_path(draw, shard_state(experiment, one).params["encoder"])
+    return jax.tree.map_with_path(draw, shard_state(experiment, one).encoder)

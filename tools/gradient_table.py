@@ -27,6 +27,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import gradient_adapters
 import gradient_reference
 import jax
 import numpy as np
@@ -47,7 +48,9 @@ from gradient_faults import FAULTS, SMALL_TILES, Plant, patch_loss
 from gradient_reference import Text, TextPair, Truth
 from jax.experimental import multihost_utils
 
+from jaxcpt.adapter import split_params
 from jaxcpt.batches import Batches
+from jaxcpt.model import make_encoder, name_axes
 from jaxcpt.pairs import PairList
 from jaxcpt.sharding import make_mesh, named
 from jaxcpt.update import compute_gradient, shard_state
@@ -140,8 +143,12 @@ def find_truth(model: str, pairs: int, negatives: int, scale: float) -> Truth:
         )
         for pair in make_pairs(pairs)
     ]
-    log_scale = float(np.log(np.float32(scale)))
-    return gradient_reference.find_truth(draw_encoder(model), MODELS[model], log_scale, made)
+    log_scale, params = float(np.log(np.float32(scale))), draw_encoder(model)
+    find = partial(gradient_reference.find_truth, m=MODELS[model], log_scale=log_scale, pairs=made)
+    if model != "gpt, lora":
+        return find(params)
+    truth = find(gradient_adapters.merge(params))
+    return replace(truth, encoder=gradient_adapters.project(truth.encoder, params))
 
 
 def find_gradients(
@@ -154,7 +161,7 @@ def find_gradients(
     experiment = make_experiment(case)
     devices = jax.devices()[: case.data * case.fsdp * case.tensor]
     mesh = make_mesh(experiment.mesh, devices)
-    layouts = jax.tree.map(lambda leaf: leaf.sharding, shard_state(experiment, mesh).params)
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, shard_state(experiment, mesh))
 
     def place(value: np.ndarray, layout: jax.sharding.Sharding) -> jax.Array:
         return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
@@ -165,13 +172,18 @@ def find_gradients(
         batch = Batches(experiment, [pairs], make_tokenizer(), mesh).make(0)
         find = jax.jit(
             partial(compute_gradient, experiment),
-            out_shardings=(named(mesh), layouts),
+            out_shardings=(named(mesh), layouts.params),
             compiler_options=options,
         )
+        base: Any = {}
+        trained = draw_encoder(case.model)
+        if experiment.adapter is not None:
+            base, trained = split_params(trained, name_axes(make_encoder(experiment)))
         found = []
         for scale in SCALES:
-            params = {"encoder": draw_encoder(case.model), "log_scale": np.log(np.float32(scale))}
-            metrics, gradient = find(jax.tree.map(place, params, layouts), batch)
+            params = {"encoder": trained, "log_scale": np.log(np.float32(scale))}
+            placed = jax.tree.map(place, params, layouts.params)
+            metrics, gradient = find(placed, batch, jax.tree.map(place, base, layouts.base))
             assert metrics["pairs"] == case.pairs, "a pair did not fit into the batch"
             if case.processes > 1:
                 gradient = multihost_utils.process_allgather(gradient, tiled=True)
