@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcpt.checkpoint import Checkpoints, check_manifest, check_tokenizer
+from jaxcpt.checkpoint import Checkpoints, check_manifest, check_tokenizer, save_params
 from jaxcpt.config import Mesh
 from jaxcpt.errors import UserError
 from jaxcpt.sharding import make_mesh
@@ -275,3 +275,18 @@ def test_the_manifest_lists_every_file(saved):
     there = {p.relative_to(saved / "6").as_posix() for p in (saved / "6").rglob("*") if p.is_file()}
     assert set(listed) == there
     assert all(len(digest) == 64 for digest in listed.values())
+
+
+def test_parameters_alone_are_saved_from_mapped_files(mesh, tmp_path):
+    params = jax.device_get(make_state(mesh, 0).params)
+    mapped = np.memmap(tmp_path / "table", np.float32, "w+", shape=(64, 8))
+    mapped[...] = params["encoder"]["table"]
+    folder = tmp_path / "checkpoints"
+    save_params(folder, {"encoder": {"table": mapped}, "log_scale": params["log_scale"]}, META)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.choose(None) == 0
+        assert checkpoints.read_meta(0) == META
+        shapes = shapes_of(make_state(mesh, 0)).params
+        assert_equal(checkpoints.restore_params(0, shapes), params)
+    with pytest.raises(UserError, match="the parameters could not be saved"):
+        save_params(tmp_path / "table", params, META)
