@@ -1,11 +1,13 @@
 """`jaxcpt import`: what a run folder says about its source, and what is refused in one line."""
 
 import json
+from dataclasses import replace
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import PAIRS
 from hf_folder import (
     BERT_CONFIG,
     WORDS,
@@ -15,11 +17,15 @@ from hf_folder import (
     write_folder,
     write_tokenizer,
 )
+from tiny_run import PAIRS_FILE, tiny_experiment
 
 from jaxcpt import cli, import_model
+from jaxcpt.config import InitFrom, Mesh, Model, Optimizer, Tokenizer
 from jaxcpt.embed import Embedder
 from jaxcpt.interop.families import FAMILIES, Options, find_family
 from jaxcpt.interop.folder import find_folder
+from jaxcpt.pairs import write_pairs
+from jaxcpt.train import train
 
 
 @pytest.fixture
@@ -294,3 +300,25 @@ def test_other_damage_of_a_sentence_transformers_folder(refuse_import, tmp_path)
     assert refuse_import(folder) == "FOLDER/modules.json: '../1_Pooling' is not in its folder"
     (folder / "modules.json").write_text("[{}]")
     assert refuse_import(folder) == "FOLDER/modules.json: damaged: KeyError('type')"
+
+
+def test_a_run_starts_from_a_hugging_face_folder(tmp_path):
+    folder = write_folder(tmp_path / "bert")
+    experiment = replace(
+        tiny_experiment(),
+        name="tuned",
+        train_steps=2,
+        model=Model(),
+        tokenizer=Tokenizer(),
+        init_from=InitFrom(str(folder)),
+        mesh=Mesh(-1, fsdp=2, tensor=2),
+        optimizer=Optimizer(learning_rate=1e-30, warmup_steps=1),  # so small that nothing changes
+    )
+    write_pairs(PAIRS_FILE, PAIRS)
+    train(experiment, tmp_path / "run", tmp_path / "run")
+    trained, imported = Embedder.load(tmp_path / "run"), run_import(folder, tmp_path / "imported")
+    assert trained.experiment.model.pooling == "mean"
+    assert trained.tokenizer.fingerprint == imported.tokenizer.fingerprint
+    jax.tree.map(
+        np.testing.assert_array_equal, *map(jax.device_get, (trained.params, imported.params))
+    )
