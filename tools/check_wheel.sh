@@ -29,12 +29,12 @@ cp "$root"/docs/*.md text/
 cd empty
 export PATH="$work/venv/bin:$PATH" JAX_PLATFORMS=cpu
 run() {
-    printf '  %s\n' "jaxcpt $*"
+    printf '  %3ss  %s\n' "$SECONDS" "jaxcpt $*"
     jaxcpt "$@" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 }
 run --help
 run --version
-run train --experiment quickstart.py --smoke --run-dir run
+run train --experiment quickstart.py --smoke --set baseline=None --run-dir run
 run search --run-dir run "parse a date"
 run evaluate --run-dir run
 printf '{"_id": "a", "text": "one text"}\n{"_id": "b", "text": "another text"}\n' >texts.jsonl
