@@ -25,6 +25,7 @@ VERBS = {
     "search": "search texts with a trained run",
     "embed": "texts to unit vectors, in shards on disk",
     "vectors": "shards of vectors to one file for another index",
+    "export": "a run to a folder that sentence-transformers and transformers load",
     "report": "write the HTML report of a run again",
 }
 

@@ -20,8 +20,8 @@ ORDER = """
 errors pair files lines beir chips sources config checks smoke experiments run_folder mining
 tokenizer pairs packing order sharding processes normalise attention model adapter batches
 loss_terms loss_streaming loss optimizer update budget checkpoint interop start terminal metrics
-top_k vectors embed search evals report scoring evaluate planning train import_model plan mine_text
-mine_code clean_pairs mine_negatives train_tokenizer tokenize_pairs cli __main__
+top_k vectors embed export search evals report scoring evaluate planning train import_model plan
+mine_text mine_code clean_pairs mine_negatives train_tokenizer tokenize_pairs cli __main__
 """.split()  # noqa: SIM905
 
 HOMES = {

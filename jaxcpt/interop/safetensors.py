@@ -7,14 +7,16 @@ into another tensor. It knows nothing of models.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
 from jaxcpt.errors import UserError
+from jaxcpt.files import write_file
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 LONGEST_HEADER = 100_000_000
@@ -164,3 +166,26 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: Any) -> None:
+    """Writes all tensors to one file in `dtype`, converting one after another."""
+    names = {np.dtype(kind): name for name, kind in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.size * np.dtype(dtype).itemsize
+        header[name] = {
+            "dtype": names[np.dtype(dtype)],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+
+    def write(file: IO[bytes]) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor, dtype).tobytes())
+
+    write_file(path, write)

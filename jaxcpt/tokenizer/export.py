@@ -17,6 +17,9 @@ from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.tokenizer.sentencepiece_model import SentencePieceModel
 
 PADDING = ("[PAD]", "<pad>")
+SIDES: tuple[Side, ...] = ("x", "y")
+PRIVATE = 0xF0000
+"""First character of a range that Unicode leaves to private use."""
 SPACE = "\u2581"
 """What SentencePiece writes a space as."""
 
@@ -52,6 +55,40 @@ def to_hugging_face(tokenizer: Tokenizer, side: Side) -> tuple[str, str]:
     padding = next((name for name in PADDING if name in ids), special[-1])
     file |= {"post_processor": template, "truncation": None, "padding": None}
     return json.dumps(file, ensure_ascii=False), padding
+
+
+def to_bag_tokenizer(tokenizer: Tokenizer) -> tuple[str, dict[Side, str]]:
+    """The text of a tokenizer.json for a bag of tokens, and each side's delimiters as characters.
+
+    The pieces of the delimiters are renamed to private-use characters, so that a prompt can hold
+    them and hardly any text does.
+    """
+    if not isinstance(tokenizer.processor, SentencePieceModel):
+        raise UserError(
+            "tokenizer: a bag of tokens is exported with a SentencePiece model only; export with "
+            "--format safetensors"
+        )
+    file = _write_merges(tokenizer.processor)
+    names = {number: piece for piece, number in file["model"]["vocab"].items()}
+    marks: dict[Side, str] = {"x": "", "y": ""}
+    for side in SIDES:
+        for token in (*tokenizer.delimiters(side).opening, *tokenizer.delimiters(side).closing):
+            mark = chr(PRIVATE + token)
+            marks[side] += mark
+            file["model"]["vocab"][mark] = file["model"]["vocab"].pop(names[token])
+            file["added_tokens"].append(
+                {
+                    "id": token,
+                    "content": mark,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": True,
+                }
+            )
+    file["added_tokens"].sort(key=lambda entry: entry["id"])
+    return json.dumps(file, ensure_ascii=False), marks
 
 
 def _list_ids(file: dict[str, Any]) -> dict[str, int]:

@@ -1,0 +1,94 @@
+"""A run to a folder that other tools load: sentence-transformers, transformers, or safetensors.
+
+jaxcpt export --run-dir RUN --output DIR [--dtype bfloat16] [--format safetensors]
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxcpt.adapter import merge_adapters
+from jaxcpt.config import Experiment
+from jaxcpt.embed import Embedder
+from jaxcpt.errors import UserError, run_command
+from jaxcpt.interop.card import write_card
+from jaxcpt.interop.exporting import DTYPES, ExportedRun, export_arrays, export_library
+from jaxcpt.interop.importing import IMPORTED_FILE
+
+FORMATS = {"sentence-transformers": export_library, "safetensors": export_arrays}
+
+
+def export_run(run_dir: Path, output: Path, step: int | None, dtype: str, form: str) -> list[str]:
+    """Writes the folder; returns what differs from the run. Raises UserError, and then leaves
+    nothing behind."""
+    if output.exists():
+        raise UserError(f"{output}: exists; name an output folder that does not")
+    embedder = Embedder.load(run_dir, step)
+    experiment, params = embedder.experiment, embedder.params
+    if experiment.adapter is not None:
+        params = merge_adapters(params, experiment.adapter)
+        experiment = replace(experiment, adapter=None)
+    params = jax.tree.map(np.asarray, jax.device_get(params))
+    run = ExportedRun(
+        experiment=experiment,
+        tokenizer=embedder.tokenizer,
+        params=params,
+        prompts=find_prompts(run_dir, embedder.experiment),
+        card=write_card(run_dir, embedder.experiment, embedder.step, output.name),
+    )
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        notes = FORMATS[form](run, partial, dtype)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return notes
+
+
+def find_prompts(run_dir: Path, experiment: Experiment) -> dict[str, str]:
+    """The prefixes that all training sources share, or else the prompts of the imported model."""
+    sources = experiment.data.train
+    pairs = {(getattr(s, "x_prefix", ""), getattr(s, "y_prefix", "")) for s in sources}
+    if len(pairs) == 1:
+        query, document = pairs.pop()
+        if query or document:
+            return {"query": query, "document": document}
+    prompts: dict[str, str] = {}
+    if (run_dir / IMPORTED_FILE).is_file():
+        prompts = json.loads((run_dir / IMPORTED_FILE).read_text())["prompts"]
+    return {"query": "", "document": ""} | prompts
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="jaxcpt export", description="Write a run as a folder that other tools load."
+    )
+    parser.add_argument("--run-dir", required=True, type=Path, help="a trained or imported run")
+    parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
+    parser.add_argument("--output", required=True, type=Path, help="folder to make")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
+    parser.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        default="sentence-transformers",
+        help="safetensors: the arrays by their names here, for any run",
+    )
+    arguments = parser.parse_args(argv)
+    notes = export_run(
+        arguments.run_dir, arguments.output, arguments.step, arguments.dtype, arguments.format
+    )
+    for note in notes:
+        print(f"note: {note}")
+    print(f"{arguments.output}: {arguments.format}, {arguments.dtype}")
+
+
+if __name__ == "__main__":
+    run_command(main)
