@@ -6,7 +6,7 @@ score is computed is known to `evals`.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +63,16 @@ def conclude(
     experiment = embedder.experiment
     data, suites = Path(experiment.evals.data), experiment.evals.suites
     summary: dict[str, Any] = {"derived": derived}
+    rows = read_rows(run_dir / EVALS_FILE) or [{}]
+    before = rows[0] if rows[0].get("step") == 0 else {}
     if heldout:
-        summary |= compare_heldout(run_dir, embedder.embed, heldout)
+        summary |= compare_heldout(run_dir, embedder.embed, heldout, before)
     # By all processes, so that the others do not wait here for the first one.
     words = score_words(data, suites)
     if not is_first():
         return
-    *_, last = read_rows(run_dir / EVALS_FILE) or [{}]
-    scores = {name: value for name, value in last.items() if name.partition("/")[0] in suites}
-    tables = tabulate(scores, words, data)
+    scores = {name: value for name, value in rows[-1].items() if name.partition("/")[0] in suites}
+    tables = tabulate(scores, words, data, before)
     show_comparison(summary)
     show_suites(tables)
     write_file(run_dir / "summary.json", json.dumps(summary, indent=1))
@@ -82,11 +83,22 @@ def conclude(
 
 
 def compare_heldout(
-    run_dir: Path, embed_fn: EmbedFn, heldout: Sequence[Pair]
+    run_dir: Path,
+    embed_fn: EmbedFn,
+    heldout: Sequence[Pair],
+    before: Mapping[str, float] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """`table`: the scores of this run, its baseline, BM25 and chance. `examples`: see
-    `find_examples`."""
+    """`table`: the scores of this run, its start and baseline, BM25 and chance. `examples`: see
+    `find_examples`.
+
+    before: the scores at step 0 of a run that starts from another model, as in evals.jsonl.
+    """
     scores = {"this run": pair_search.run(embed_fn, heldout)}
+    start = "heldout/"
+    if first := {
+        k.removeprefix(start): v for k, v in (before or {}).items() if k.startswith(start)
+    }:
+        scores["before training"] = first
     if (run_dir / "baseline").is_dir():
         baseline = Embedder.load(run_dir / "baseline")
         scores[baseline.experiment.name] = pair_search.run(baseline.embed, heldout)
@@ -135,19 +147,27 @@ def show_comparison(summary: dict[str, Any]) -> None:
 def show_suites(tables: dict[str, list[Line]]) -> None:
     """Prints a table for each suite, and below it the scores that must not be compared."""
     for suite, lines in tables.items():
+        started = any(line.before is not None for line in lines)
         rows = [
-            (
+            [
                 line.name + ("*" if line.caveat else ""),
-                line.score,
-                "" if line.words is None else f"{line.words:.3f}",
+                show_score(line.score),
+                *[show_score(line.before)] * started,
+                show_score(line.words),
                 line.published,
-            )
+            ]
             for line in lines
         ]
-        print_table(suite, rows, ("", "this run", SUITES[suite].words_label, "published"))
+        before = ["before training"] * started
+        headings = ("", "this run", *before, SUITES[suite].words_label, "published")
+        print_table(suite, rows, headings)
         for caveat in dict.fromkeys(line.caveat for line in lines if line.caveat):
             names = ", ".join(line.name for line in lines if line.caveat == caveat)
             print(f"  * {names}: {caveat}; not to be compared with published figures")
+
+
+def show_score(score: float | None) -> str:
+    return "" if score is None else f"{score:.3f}"
 
 
 def record_tables(run_dir: Path, step: int, tables: dict[str, list[Line]]) -> None:

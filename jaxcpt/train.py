@@ -176,6 +176,16 @@ def run_steps(
     speed = Throughput(find_peak_flops(run.mesh))
     stream = run.batches.stream(first, last)
     waiting: list[dict[str, jax.Array]] = []
+
+    def measure(step: int) -> None:
+        jax.block_until_ready(state)
+        with speed.paused():
+            scored = embedder.with_params(state.encoder, step)
+            if scores := score(experiment, scored.embed, run.heldout):
+                metrics.log_evals(step, scores)
+
+    if first == 0 and experiment.init_from is not None:
+        measure(0)  # to show what training adds
     for step in range(first + 1, last + 1):
         coming = next(stream)
         if not coming.done():  # the wait counts from when the devices have nothing to do
@@ -207,11 +217,7 @@ def run_steps(
             raise UserError(f"stopped at step {step}, which is saved; start again to go on")
 
         if step % experiment.evals.every_steps == 0 or step == last:
-            jax.block_until_ready(scalars)
-            with speed.paused():
-                embedder = embedder.with_params(state.encoder, step)
-                if scores := score(experiment, embedder.embed, run.heldout):
-                    metrics.log_evals(step, scores)
+            measure(step)
     return embedder.with_params(state.encoder, last)
 
 

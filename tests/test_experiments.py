@@ -6,8 +6,11 @@ the experiment allows with two devices along each axis it uses. After a change t
     python tests/test_experiments.py --write
 """
 
+import functools
+import importlib.util
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import conftest
@@ -23,6 +26,7 @@ from jaxcpt.experiments import from_json, load_experiment, to_json
 from jaxcpt.model import check_model_fits
 from jaxcpt.sharding import count_data_shards, size_mesh
 from jaxcpt.smoke import shrink
+from jaxcpt.start import resolve_start
 from jaxcpt.update import shard_state
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -57,8 +61,21 @@ def describe_state(experiment):
     return {name(path): spell(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
 
 
-def describe_experiment(path):
+@functools.cache
+def load(path):
+    """The experiment with what it takes from the model that it starts from."""
     experiment = load_experiment(str(path))
+    if experiment.init_from is None:
+        return experiment
+    package = experiment.init_from.run.removeprefix("package:").partition("/")[0]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"the package {package} is absent; {path.name} says how to install it")
+    with tempfile.TemporaryDirectory() as folder:
+        return resolve_start(experiment, Path(folder))
+
+
+def describe_experiment(path):
+    experiment = load(path)
     baseline = derive_baseline(experiment)
     state = {"run": describe_state(experiment)}
     return state | ({"baseline": describe_state(baseline)} if baseline is not None else {})
@@ -78,7 +95,7 @@ def test_there_are_the_experiments_of_the_paper():
 
 @each_file
 def test_loads_is_valid_and_survives_json(path):
-    experiment = validate(load_experiment(str(path)))
+    experiment = validate(load(path))
     assert experiment.name == path.stem
     assert from_json(to_json(experiment), "here") == experiment
     validate(shrink(experiment))
@@ -101,7 +118,7 @@ def test_its_state_is_cut_as_it_always_was(path):
 
 @each_file
 def test_its_sizes_fit_its_mesh(path):
-    experiment = load_experiment(str(path))
+    experiment = load(path)
     mesh = fake_mesh(experiment.mesh)
     check_model_fits(mesh, experiment)
     assert size_mesh(experiment.mesh, mesh.size) == dict(mesh.shape)
@@ -136,7 +153,7 @@ def test_sizes_are_the_papers(name):
 @each_file
 def test_each_axis_in_use_cuts_something(path):
     """A letter misspelt in the model would leave its arrays whole on every device."""
-    experiment = load_experiment(str(path))
+    experiment = load(path)
     lines = " ".join(describe_state(experiment).values())
     for axis in ("fsdp", "tensor"):
         if getattr(experiment.mesh, axis) != 1:

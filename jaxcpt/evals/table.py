@@ -15,6 +15,8 @@ class Line(NamedTuple):
     score: float
     words: float | None
     """The score of matching words alone, where there is one."""
+    before: float | None
+    """The score at step 0 of a run that starts from another model."""
     published: str
     """Systems and their scores, as text."""
     caveat: str
@@ -22,9 +24,15 @@ class Line(NamedTuple):
 
 
 def tabulate(
-    scores: Mapping[str, float], words: Mapping[str, float], data: Path
+    scores: Mapping[str, float],
+    words: Mapping[str, float],
+    data: Path,
+    before: Mapping[str, float] | None = None,
 ) -> dict[str, list[Line]]:
-    """The lines of each suite. The suite sts shows only Spearman correlations of whole sets."""
+    """The lines of each suite. The suite sts shows only Spearman correlations of whole sets.
+
+    before: the scores at step 0. None: the run did not start from another model.
+    """
     caveats = list_caveats(data)
     tables: dict[str, list[Line]] = {}
     for full_name, score in scores.items():
@@ -35,6 +43,7 @@ def tabulate(
             f"{who} {value:.3f}" for who, value in FIGURES.get(full_name, {}).items()
         )
         caveat = next((why for start, why in caveats.items() if full_name.startswith(start)), "")
-        line = Line(name, score, words.get(full_name), published, caveat)
+        first = (before or {}).get(full_name)
+        line = Line(name, score, words.get(full_name), first, published, caveat)
         tables.setdefault(suite, []).append(line)
     return tables

@@ -53,15 +53,18 @@ def draw_suites(recorded: Mapping[str, Any]) -> str:
 def _draw_suite(suite: str, words_label: str, lines: Sequence[Mapping[str, Any]], step: int) -> str:
     """This run's scores beside those of words alone and published ones; caveats below them."""
     published = any(line["published"] for line in lines)
+    started = any(line.get("before") is not None for line in lines)
     rows = ""
     for line in lines:
         folder, _, score = line["name"].rpartition("/")  # names of sets stay as they are
         star = "*" if line["caveat"] else ""
         name = f"{folder} {make_label(score)}{star}" if folder else f"{score}{star}"
-        of_words = "-" if line["words"] is None else f"{line['words']:.3f}"
-        rows += f"<tr><th>{escape(name)}</th><td>{line['score']:.3f}</td><td>{of_words}</td>"
+        rows += f"<tr><th>{escape(name)}</th><td>{line['score']:.3f}</td>"
+        for score in [line.get("before")] * started + [line["words"]]:
+            rows += f"<td>{'-' if score is None else f'{score:.3f}'}</td>"
         rows += f'<td class="text">{escape(line["published"])}</td>' * published + "</tr>"
-    head = f"<tr><th></th><th>this run</th><th>{words_label}</th>"
+    head = "<tr><th></th><th>this run</th>" + "<th>before training</th>" * started
+    head += f"<th>{words_label}</th>"
     head += '<th class="text">published</th>' * published + "</tr>"
     caveats = dict.fromkeys(line["caveat"] for line in lines if line["caveat"])
     notes = "".join(f"<p>* Not to be compared: {escape(caveat)}.</p>" for caveat in caveats)
