@@ -27,11 +27,11 @@ from jaxcpt.files import hash_file, write_file
 from jaxcpt.model import Params
 from jaxcpt.update import TrainState
 
-# It logs hundreds of lines about what it also raises, which `Checkpoints` tells in one.
+# It logs hundreds of lines about what it also raises, which `CheckpointStore` tells in one.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints folder of a run. A context manager: leaving it finishes the last save."""
 
     def __init__(self, folder: Path, keep: int | None = None) -> None:
@@ -50,7 +50,7 @@ class Checkpoints:
         self.prover = ThreadPoolExecutor(max_workers=1)
         self.proof: Future[None] | None = None
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> "CheckpointStore":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,7 +80,7 @@ class Checkpoints:
         """Saves the frozen parameters of a run that has some; returns when they are proven."""
         if not base:
             return
-        with Checkpoints(self.base_folder, keep=1) as kept:
+        with CheckpointStore(self.base_folder, keep=1) as kept:
             kept._begin_save(0, params=ocp.args.StandardSave(base))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("base")  # all read the first one's manifest
@@ -158,7 +158,7 @@ class Checkpoints:
         """The frozen parameters that a step belongs to. Raises UserError where others are there."""
         if not shapes:
             return {}
-        with Checkpoints(self.base_folder) as kept:
+        with CheckpointStore(self.base_folder) as kept:
             kept.choose(0)
             found, wanted = kept.fingerprint(0), self.read_meta(step)["base"]
             if found != wanted:

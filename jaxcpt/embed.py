@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxcpt import config
 from jaxcpt.beir import join_title
-from jaxcpt.checkpoint import Checkpoints, check_tokenizer
+from jaxcpt.checkpoint import CheckpointStore, check_tokenizer
 from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.experiments import read_experiment
@@ -85,7 +85,7 @@ class Embedder:
         tokenizer = Tokenizer.load(run_dir / "tokenizer")
         devices = choose_mesh(experiment) if mesh is None else make_mesh(mesh)
         check_model_fits(devices, experiment)
-        with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        with CheckpointStore(run_dir / "checkpoints") as checkpoints:
             chosen = checkpoints.choose(step)
             check_tokenizer(tokenizer.fingerprint, checkpoints.read_meta(chosen), run_dir)
             params = checkpoints.restore_encoder(chosen, shard_state(experiment, devices))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 
 from jaxcpt.adapter import merge_adapters
-from jaxcpt.checkpoint import Checkpoints
+from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.config import Experiment, InitFrom, Model, Tokenizer
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
@@ -42,7 +42,7 @@ def resolve_start(experiment: Experiment, run_dir: Path) -> Experiment:
         recorded = None if own.init_from is None else own.init_from.fingerprint
         return _fill(experiment, own, start.fingerprint or recorded)
     folder = find_start(start, run_dir)
-    with Checkpoints(folder / "checkpoints") as checkpoints:
+    with CheckpointStore(folder / "checkpoints") as checkpoints:
         fingerprint = checkpoints.fingerprint(checkpoints.choose(start.step))
     if start.fingerprint not in (None, fingerprint):
         raise UserError(
@@ -77,7 +77,7 @@ def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh
     assert experiment.init_from is not None
     folder = find_start(experiment.init_from, run_dir)
     adapter = read_experiment(folder).adapter
-    with Checkpoints(folder / "checkpoints") as checkpoints:
+    with CheckpointStore(folder / "checkpoints") as checkpoints:
         step = checkpoints.choose(experiment.init_from.step)
         shapes = shard_state(replace(experiment, adapter=adapter), mesh)
         params = checkpoints.restore_encoder(step, shapes)

@@ -18,7 +18,7 @@ import jax
 
 from jaxcpt.batches import Batches, size_full_batches
 from jaxcpt.budget import Budget, count_budget, describe
-from jaxcpt.checkpoint import Checkpoints, check_tokenizer
+from jaxcpt.checkpoint import CheckpointStore, check_tokenizer
 from jaxcpt.checks import validate
 from jaxcpt.chips import FLOPS_BY_DEVICE_KIND
 from jaxcpt.config import Experiment, derive_baseline
@@ -120,7 +120,7 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
     keep = experiment.checkpoints.keep
     with (
         jax.set_mesh(run.mesh),
-        Checkpoints(run_dir / "checkpoints", keep) as checkpoints,
+        CheckpointStore(run_dir / "checkpoints", keep) as checkpoints,
         Interruption() as interruption,
     ):
         first, state = begin(run, checkpoints)
@@ -130,7 +130,7 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
         conclude(run_dir, embedder, run.heldout, run.derived)
 
 
-def begin(run: Prepared, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+def begin(run: Prepared, checkpoints: CheckpointStore) -> tuple[int, TrainState]:
     """The step that is done, and its state, in this order of preference:
 
     1. the newest whole checkpoint of this run folder;
@@ -165,7 +165,7 @@ def run_steps(
     run: Prepared,
     state: TrainState,
     first: int,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointStore,
     interruption: "Interruption",
     metrics: MetricsLog,
 ) -> Embedder:

@@ -19,7 +19,7 @@ import jaxcpt
 from jaxcpt.adapter import merge_adapters
 from jaxcpt.batches import Batches, shape_batch, size_full_batches
 from jaxcpt.budget import count_budget, describe
-from jaxcpt.checkpoint import Checkpoints
+from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.checks import validate
 from jaxcpt.config import Adapter, InitFrom, Mesh, Model
 from jaxcpt.errors import UserError
@@ -162,9 +162,9 @@ def test_a_checkpoint_holds_adapters_only(adapted):
     sizes = size_full_batches(experiment, 4)
     budget = count_budget(experiment, sizes)
     assert (budget.base_bytes, budget.state_bytes) == (frozen, frozen + trained + 4)
-    with Checkpoints(adapted / "checkpoints") as checkpoints:
+    with CheckpointStore(adapted / "checkpoints") as checkpoints:
         assert checkpoints.read_meta(6).keys() == {"tokenizer", "base"}
-    with Checkpoints(adapted / "base") as kept:
+    with CheckpointStore(adapted / "base") as kept:
         assert kept.steps() == [0]
 
 

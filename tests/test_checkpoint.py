@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcpt.checkpoint import Checkpoints, check_manifest, check_tokenizer, save_params
+from jaxcpt.checkpoint import CheckpointStore, check_manifest, check_tokenizer, save_params
 from jaxcpt.config import Mesh
 from jaxcpt.errors import UserError
 from jaxcpt.sharding import make_mesh
@@ -58,7 +58,7 @@ def assert_equal(one, other):
 def saved(mesh, tmp_path_factory):
     """A folder with the steps 3 and 6."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    with Checkpoints(folder, keep=2) as checkpoints:
+    with CheckpointStore(folder, keep=2) as checkpoints:
         for step in (3, 6):
             checkpoints.save(make_state(mesh, step), META)
     return folder
@@ -70,14 +70,14 @@ def folder(saved, tmp_path):
 
 
 def find_newest(folder):
-    with Checkpoints(folder) as checkpoints:
+    with CheckpointStore(folder) as checkpoints:
         return checkpoints.find_whole()
 
 
 def test_restores_bit_for_bit_onto_any_mesh(mesh, saved):
     state = make_state(mesh, 6)
     other = make_state(make_mesh(Mesh(data=1, tensor=2), jax.devices()[:2]), 6)
-    with Checkpoints(saved) as checkpoints:
+    with CheckpointStore(saved) as checkpoints:
         assert checkpoints.steps() == [3, 6]
         assert checkpoints.choose(None) == 6
         assert checkpoints.choose(3) == 3
@@ -92,7 +92,7 @@ def test_restores_bit_for_bit_onto_any_mesh(mesh, saved):
 
 
 def test_keeps_as_many_as_asked_and_no_manifest_of_others(mesh, folder):
-    with Checkpoints(folder, keep=2) as checkpoints:
+    with CheckpointStore(folder, keep=2) as checkpoints:
         checkpoints.save(make_state(mesh, 9), META)
     assert sorted(path.name for path in folder.iterdir()) == [
         "6",
@@ -104,7 +104,7 @@ def test_keeps_as_many_as_asked_and_no_manifest_of_others(mesh, folder):
 
 def test_a_save_is_proven_before_the_next_one(mesh, tmp_path):
     # A run killed long after a save, and before the next, must not lose it.
-    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+    with CheckpointStore(tmp_path / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(make_state(mesh, 3), META)
         until = time.monotonic() + 30
         while not (tmp_path / "checkpoints" / "3.sha256.json").is_file():
@@ -117,7 +117,7 @@ def test_training_may_overwrite_what_is_being_saved(mesh, tmp_path):
     state = make_state(mesh, 3, rows=4096)
     before = jax.device_get(state)
     advance = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)
-    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+    with CheckpointStore(tmp_path / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(state, META)
         later = advance(state)
         checkpoints.finish()
@@ -163,7 +163,7 @@ def test_falls_back_to_the_older_step_and_says_so(folder, capsys, mesh, damage):
     said = capsys.readouterr().out
     assert said.startswith("checkpoint of step 6 is damaged, trying an older one: ")
     assert said.count("\n") == 1
-    with Checkpoints(folder) as checkpoints:
+    with CheckpointStore(folder) as checkpoints:
         assert_equal(checkpoints.restore(3, shapes_of(make_state(mesh, 3))), make_state(mesh, 3))
         with pytest.raises(UserError, match="checkpoints: checkpoint of step 6 is damaged: "):
             checkpoints.choose(6)
@@ -188,15 +188,15 @@ def test_all_damaged(folder, mesh):
         flip_bit(array_files(folder, step)[0])
     assert find_newest(folder) is None
     with (
-        Checkpoints(folder) as checkpoints,
+        CheckpointStore(folder) as checkpoints,
         pytest.raises(UserError, match="checkpoints: no whole checkpoint; train the run first"),
     ):
         checkpoints.choose(None)
     # Training from the start meets its own damaged steps again, and must replace them.
-    with Checkpoints(folder, keep=2) as checkpoints:
+    with CheckpointStore(folder, keep=2) as checkpoints:
         for step in (3, 6):
             checkpoints.save(make_state(mesh, step, seed=1), META)
-    with Checkpoints(folder) as checkpoints:
+    with CheckpointStore(folder) as checkpoints:
         assert checkpoints.steps() == [3, 6]
         assert checkpoints.choose(None) == 6
         state = make_state(mesh, 6, seed=1)
@@ -205,7 +205,7 @@ def test_all_damaged(folder, mesh):
 
 def test_going_on_from_the_older_step_replaces_the_damaged_one(folder, mesh):
     flip_bit(array_files(folder, 6)[0])
-    with Checkpoints(folder, keep=2) as checkpoints:
+    with CheckpointStore(folder, keep=2) as checkpoints:
         assert checkpoints.find_whole() == 3
         checkpoints.save(make_state(mesh, 5), META)
     assert find_newest(folder) == 5
@@ -214,7 +214,7 @@ def test_going_on_from_the_older_step_replaces_the_damaged_one(folder, mesh):
 
 
 def test_refuses_a_step_that_is_not_there(folder):
-    with Checkpoints(folder) as checkpoints, pytest.raises(UserError) as caught:
+    with CheckpointStore(folder) as checkpoints, pytest.raises(UserError) as caught:
         checkpoints.choose(4)
     assert str(caught.value) == f"{folder}: no checkpoint of step 4; there are: 3, 6"
 
@@ -226,7 +226,10 @@ def test_reading_creates_and_deletes_nothing(folder, tmp_path):
     assert find_newest(folder) == 6
     assert half_written.is_dir()
     missing = tmp_path / "missing" / "checkpoints"
-    with Checkpoints(missing) as checkpoints, pytest.raises(UserError, match="no whole checkpoint"):
+    with (
+        CheckpointStore(missing) as checkpoints,
+        pytest.raises(UserError, match="no whole checkpoint"),
+    ):
         checkpoints.choose(None)
     assert not missing.exists()
 
@@ -234,7 +237,7 @@ def test_reading_creates_and_deletes_nothing(folder, tmp_path):
 def test_writing_clears_what_a_killed_save_left(folder, mesh):
     half_written = folder / "9.orbax-checkpoint-tmp"
     half_written.mkdir()
-    with Checkpoints(folder, keep=2) as checkpoints:
+    with CheckpointStore(folder, keep=2) as checkpoints:
         assert checkpoints.find_whole() == 6
         checkpoints.save(make_state(mesh, 7), META)
     assert not half_written.exists()
@@ -249,7 +252,7 @@ def test_says_when_a_save_does_not_reach_the_disk(mesh, tmp_path):
     try:
         with (
             pytest.raises(UserError, match=r"checkpoints: step 6 could not be saved: .*too large"),
-            Checkpoints(folder, keep=2) as checkpoints,
+            CheckpointStore(folder, keep=2) as checkpoints,
         ):
             checkpoints.save(small, META)
             checkpoints.finish()
@@ -283,7 +286,7 @@ def test_parameters_alone_are_saved_from_mapped_files(mesh, tmp_path):
     mapped[...] = params["encoder"]["table"]
     folder = tmp_path / "checkpoints"
     save_params(folder, {"encoder": {"table": mapped}, "log_scale": params["log_scale"]}, META)
-    with Checkpoints(folder) as checkpoints:
+    with CheckpointStore(folder) as checkpoints:
         assert checkpoints.choose(None) == 0
         assert checkpoints.read_meta(0) == META
         shapes = shapes_of(make_state(mesh, 0)).params

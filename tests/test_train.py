@@ -20,9 +20,8 @@ from tiny_run import PAIRS_FILE, copy_run, tiny_experiment, tiny_run
 
 from jaxcpt import train as train_module
 from jaxcpt.batches import Batches
-from jaxcpt.checkpoint import Checkpoints
-from jaxcpt.config import Baseline, Evals
-from jaxcpt.config import Checkpoints as CheckpointSettings
+from jaxcpt.checkpoint import CheckpointStore
+from jaxcpt.config import Baseline, Checkpoints, Evals
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.evals import pair_search
 from jaxcpt.experiments import read_experiment, to_json
@@ -48,7 +47,7 @@ FILES = {
 
 def read_state(run_dir, step=6):
     experiment = read_experiment(run_dir)
-    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+    with CheckpointStore(run_dir / "checkpoints") as checkpoints:
         assert checkpoints.choose(step) == step
         shapes = shard_state(experiment, make_mesh(experiment.mesh))
         return jax.device_get(checkpoints.restore(step, shapes))
@@ -204,7 +203,7 @@ def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys)
     long_run = replace(
         tiny_experiment(),
         train_steps=5000,
-        checkpoints=CheckpointSettings(every_steps=40, keep=2),
+        checkpoints=Checkpoints(every_steps=40, keep=2),
         evals=Evals(every_steps=5000),
     )
     run_dir = tmp_path / "run"
@@ -234,7 +233,7 @@ def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys)
     process.wait()
     before = read_metrics(run_dir)
     saved = (len(before) - 1) // 40 * 40  # that of the very last line may be under way
-    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+    with CheckpointStore(run_dir / "checkpoints") as checkpoints:
         found = checkpoints.find_whole()
     assert found >= saved >= 40
     capsys.readouterr()
