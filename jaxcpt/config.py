@@ -43,6 +43,10 @@ class Tokenizer:
     """Longest y, counted like x_tokens."""
     model_file: str | None = None
     """A tokenizer made earlier. None: train one on the training pairs."""
+    x_prefix: str = ""
+    """Put before every x, in training and wherever a text is embedded, such as `query: `."""
+    y_prefix: str = ""
+    """Put before every y and hard negative."""
 
     @property
     def longest(self) -> int:

@@ -4,7 +4,6 @@ jaxcpt export --run-dir RUN --output DIR [--dtype bfloat16] [--format safetensor
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +18,6 @@ from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.interop.card import write_card
 from jaxcpt.interop.exporting import DTYPES, ExportedRun, export_arrays, export_library
-from jaxcpt.interop.importing import IMPORTED_FILE
 
 FORMATS = {"sentence-transformers": export_library, "safetensors": export_arrays}
 
@@ -39,7 +37,7 @@ def export_run(run_dir: Path, output: Path, step: int | None, dtype: str, form: 
         experiment=experiment,
         tokenizer=embedder.tokenizer,
         params=params,
-        prompts=find_prompts(run_dir, embedder.experiment),
+        prompts=find_prompts(experiment),
         card=write_card(run_dir, embedder.experiment, embedder.step, output.name),
     )
     partial = output.with_name(f"{output.name}.partial")
@@ -53,18 +51,16 @@ def export_run(run_dir: Path, output: Path, step: int | None, dtype: str, form: 
     return notes
 
 
-def find_prompts(run_dir: Path, experiment: Experiment) -> dict[str, str]:
-    """The prefixes that all training sources share, or else the prompts of the imported model."""
-    sources = experiment.data.train
-    pairs = {(getattr(s, "x_prefix", ""), getattr(s, "y_prefix", "")) for s in sources}
-    if len(pairs) == 1:
-        query, document = pairs.pop()
-        if query or document:
-            return {"query": query, "document": document}
-    prompts: dict[str, str] = {}
-    if (run_dir / IMPORTED_FILE).is_file():
-        prompts = json.loads((run_dir / IMPORTED_FILE).read_text())["prompts"]
-    return {"query": "", "document": ""} | prompts
+def find_prompts(experiment: Experiment) -> dict[str, str]:
+    """What stands before every text: the tokenizer's prefixes, then those that all training
+    sources share."""
+    pairs = {
+        (getattr(source, "x_prefix", ""), getattr(source, "y_prefix", ""))
+        for source in experiment.data.train
+    }
+    query, document = pairs.pop() if len(pairs) == 1 else ("", "")
+    tokenizer = experiment.tokenizer
+    return {"query": tokenizer.x_prefix + query, "document": tokenizer.y_prefix + document}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

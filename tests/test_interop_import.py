@@ -116,8 +116,12 @@ def test_pooling_of_a_sentence_transformers_folder(tmp_path, pooling, expected):
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
     prompts = {"query": "find: ", "document": ""}
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
-    experiment = run_import(folder, tmp_path / "run").experiment
+    run = run_import(folder, tmp_path / "run")
+    experiment = run.experiment
     assert (experiment.model.pooling, experiment.tokenizer.longest) == (expected, 12)
+    assert (experiment.tokenizer.x_prefix, experiment.tokenizer.y_prefix) == ("find: ", "")
+    (x,), (y,) = (run.tokenizer.encode(["a"], side) for side in ("x", "y"))
+    assert len(x) > len(y)  # only queries have a prompt
     imported = json.loads((tmp_path / "run" / "imported.json").read_text())
     assert imported["prompts"] == {"query": "find: "}
 

@@ -3,6 +3,7 @@
 import random
 import re
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,3 +192,19 @@ def test_refuses_a_folder_without_or_with_half_a_tokenizer(tokenizer, tmp_path):
         UserError, match=r"tokenizer.model: missing; this run has no whole tokenizer"
     ):
         Tokenizer.load(tmp_path)
+
+
+def test_prefixes_stand_before_every_text_of_their_side(tokenizer, tmp_path):
+    prefixed = replace(tokenizer, x_tokens=60, y_tokens=60, x_prefix="w1 ", y_prefix="w2 w3 ")
+    plain = replace(tokenizer, x_tokens=60, y_tokens=60)
+    for side, prefix in (("x", "w1 "), ("y", "w2 w3 ")):
+        (ours,), (theirs,) = prefixed.encode(["w4"], side), plain.encode([f"{prefix}w4"], side)
+        assert ours.tolist() == theirs.tolist()
+    prefixed.save(tmp_path)
+    assert Tokenizer.load(tmp_path) == prefixed
+    assert prefixed.fingerprint != plain.fingerprint == tokenizer.fingerprint
+
+
+def test_a_new_tokenizer_has_the_prefixes_of_its_settings():
+    settings = config.Tokenizer(vocabulary=400, x_prefix="query: ")
+    assert train_tokenizer(["a text", "another"], settings).x_prefix == "query: "

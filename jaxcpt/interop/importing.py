@@ -97,6 +97,8 @@ def plan_run(
         delimiters=choices.delimiters or ("own" if bidirectional_or_embedding else "brackets"),
         x_tokens=choices.x_tokens or found.longest,
         y_tokens=choices.y_tokens or found.longest,
+        x_prefix=found.prompts.get("query", ""),
+        y_prefix=found.prompts.get("document", found.prompts.get("passage", "")),
     )
     window = family.window(found.options)
     if window is not None and tokenizer.longest > window:
@@ -138,7 +140,12 @@ def open_tokenizer(found: Source, settings: config.Tokenizer) -> Tokenizer:
             f"{file}: has {tokenizer.vocabulary:,} tokens, but the table of tokens has "
             f"{settings.vocabulary:,} rows; put the model's own tokenizer.json there"
         )
-    return replace(tokenizer, vocabulary=settings.vocabulary)
+    return replace(
+        tokenizer,
+        vocabulary=settings.vocabulary,
+        x_prefix=settings.x_prefix,
+        y_prefix=settings.y_prefix,
+    )
 
 
 def measure(experiment: Experiment, found: Source, family: Family) -> Sizes:

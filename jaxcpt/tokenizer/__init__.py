@@ -44,6 +44,7 @@ __all__ = [
 
 LIMITS_FILE = "limits.json"
 _LIMITS = ("vocabulary", "x_tokens", "y_tokens")
+_PREFIXES = ("x_prefix", "y_prefix")
 SENTENCEPIECE_FILE, HUGGING_FACE_FILE = "tokenizer.model", "tokenizer.json"
 
 
@@ -78,6 +79,9 @@ class Tokenizer:
     y_tokens: int
     template: Template | None = None
     """For a Hugging Face tokenizer. None: SentencePiece, whose delimiters are DELIMITERS."""
+    x_prefix: str = ""
+    y_prefix: str = ""
+    """Put before every text of that side."""
 
     @property
     def file_name(self) -> str:
@@ -91,11 +95,13 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256: checkpoints are only good for the tokenizer of their training.
 
-        It covers the model and, of a Hugging Face tokenizer, the delimiters' ids.
+        It covers the model, the prefixes and, of a Hugging Face tokenizer, the delimiters' ids.
         """
         digest = hashlib.sha256(self.model)
         if self.template is not None:
             digest.update(json.dumps(asdict(self.template)).encode())
+        if self.x_prefix or self.y_prefix:
+            digest.update(json.dumps([self.x_prefix, self.y_prefix]).encode())
         return digest.hexdigest()
 
     def delimiters(self, side: Side) -> Delimiters:
@@ -114,6 +120,8 @@ class Tokenizer:
         opening, closing = self.delimiters(side)
         longest = self.x_tokens if side == "x" else self.y_tokens
         inner = longest - len(opening) - len(closing)
+        if prefix := self.x_prefix if side == "x" else self.y_prefix:
+            texts = [prefix + text for text in texts]
         try:
             encoded = self.processor.encode(texts)
         except TypeError:
@@ -134,6 +142,7 @@ class Tokenizer:
         limits: dict[str, Any] = {k: getattr(self, k) for k in _LIMITS}
         if self.template is not None:
             limits["template"] = asdict(self.template)
+        limits |= {name: text for name in _PREFIXES if (text := getattr(self, name))}
         limits_json = (json.dumps(limits, indent=2) + "\n").encode()
         for name, content in ((self.file_name, self.model), (LIMITS_FILE, limits_json)):
             if not (folder / name).is_file() or (folder / name).read_bytes() != content:
@@ -148,6 +157,9 @@ class Tokenizer:
         try:
             limits = json.loads(limits_file.read_text())
             template = limits.pop("template", None)
+            prefixes = {name: limits.pop(name, "") for name in _PREFIXES}
+            if not all(isinstance(text, str) for text in prefixes.values()):
+                raise ValueError(f"expected prefixes that are texts, found {prefixes}")
             if set(limits) != set(_LIMITS):
                 raise ValueError(f"expected vocabulary, x_tokens and y_tokens, found {[*limits]}")
             if not all(type(value) is int and value > 0 for value in limits.values()):
@@ -159,7 +171,7 @@ class Tokenizer:
                 }
             )
             file = folder / (SENTENCEPIECE_FILE if template is None else HUGGING_FACE_FILE)
-            tokenizer = Tokenizer(model=file.read_bytes(), **limits)
+            tokenizer = Tokenizer(model=file.read_bytes(), **limits, **prefixes)
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: missing; this run has no whole tokenizer") from None
         except (ValueError, TypeError, AttributeError) as error:
@@ -240,6 +252,7 @@ def read_tokenizer(settings: config.Tokenizer) -> Tokenizer:
     if (found.template is not None) != (settings.kind == "hugging_face"):
         fits = "bpe or unigram" if found.template is None else "hugging_face"
         raise UserError(f"tokenizer.kind: {settings.kind}, but {path} needs {fits}")
+    found = replace(found, x_prefix=settings.x_prefix, y_prefix=settings.y_prefix)
     if found.template is not None and found.vocabulary < settings.vocabulary:
         return replace(found, vocabulary=settings.vocabulary)  # a padded table
     if found.vocabulary != settings.vocabulary:
@@ -312,4 +325,11 @@ def train_tokenizer(texts: Iterable[str], settings: config.Tokenizer) -> Tokeniz
     A corpus too small for `settings.vocabulary` pieces gives fewer, the table keeps its size.
     """
     model = train_model(texts, settings)
-    return Tokenizer(model, settings.vocabulary, settings.x_tokens, settings.y_tokens)
+    return Tokenizer(
+        model,
+        settings.vocabulary,
+        settings.x_tokens,
+        settings.y_tokens,
+        x_prefix=settings.x_prefix,
+        y_prefix=settings.y_prefix,
+    )
