@@ -1,6 +1,6 @@
 """cpt-code M: 1.2B parameters, everything else as cpt-code S.
 
-    jaxcpt train --experiment experiments/cpt_code_m.py
+    python -m jaxcpt.train --experiment experiments/cpt_code_m.py
 
 Expect, from the paper: CodeSearchNet MRR 93.5; not reproduced here yet.
 """

@@ -1,7 +1,7 @@
 """cpt-code S: 300M parameters on (docstring, function) pairs (paper, section 2 and table 7).
 
     jaxcpt mine-code --input SOURCES... --output data/functions
-    jaxcpt train --experiment experiments/cpt_code_s.py
+    python -m jaxcpt.train --experiment experiments/cpt_code_s.py
 
 Data: functions and methods with their documentation, in the six languages of CodeSearchNet.
 The paper gives no batch size for cpt-code; this one takes cpt-text's of the same size.

@@ -1,6 +1,6 @@
 """cpt-text L: 6B parameters, everything else as cpt-text S (paper, table 1).
 
-    jaxcpt train --experiment experiments/cpt_text_l.py
+    python -m jaxcpt.train --experiment experiments/cpt_text_l.py
 
 The batch of 5,896 pairs need not divide the devices: what is left over is masked, exactly.
 """

@@ -1,6 +1,6 @@
 """cpt-text M: 1.2B parameters, everything else as cpt-text S (paper, table 1).
 
-    jaxcpt train --experiment experiments/cpt_text_m.py
+    python -m jaxcpt.train --experiment experiments/cpt_text_m.py
 
 The batch of 6,912 pairs need not divide the devices: what is left over is masked, exactly.
 """

@@ -1,7 +1,7 @@
 """cpt-text S: 300M parameters on neighbouring pieces of text (paper, table 1 and section 2).
 
     jaxcpt mine-text --input TEXT... --output data/neighbours
-    jaxcpt train --experiment experiments/cpt_text_s.py
+    python -m jaxcpt.train --experiment experiments/cpt_text_s.py
 
 Hardware: planned for 128 TPU v5p chips (docs/plans.md has memory, time and MFU, and how to plan it
 for others: `jaxcpt plan --experiment experiments/cpt_text_s.py --topology NAME`).

@@ -1,6 +1,6 @@
 """cpt-text XL: 175B parameters, everything else as cpt-text S (paper, table 1).
 
-    jaxcpt train --experiment experiments/cpt_text_xl.py
+    python -m jaxcpt.train --experiment experiments/cpt_text_xl.py
 
 Hardware: planned for 1,024 TPU v5p chips; each layer's weights are cut over a plane of 128 and
 gathered while the layer before is computed. Fewer chips need mesh.tensor and model.cut_residual.

@@ -1,6 +1,6 @@
 """A small cpt-code model from the Python source on this machine: nothing is downloaded.
 
-    jaxcpt train --experiment experiments/quickstart.py
+    python -m jaxcpt.train --experiment experiments/quickstart.py
     jaxcpt search --run-dir runs/quickstart "parse a date from a string"
 
 Hardware: two CPU cores, about five minutes; everything else is faster.

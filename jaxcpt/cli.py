@@ -7,6 +7,7 @@ the help needs no JAX.
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from jaxcpt import __version__
 from jaxcpt.errors import UserError, run_command
@@ -32,6 +33,9 @@ VERBS = {
 MODULES = {"import": "import_model"}
 """Modules of verbs that cannot be a module's name."""
 
+MINING_VERBS = ("mine-text", "mine-code", "clean-pairs")
+"""They need the libraries of the extra `mining`."""
+
 
 def describe_verbs() -> str:
     width = max(map(len, VERBS))
@@ -49,6 +53,16 @@ def describe_verbs() -> str:
     )
 
 
+def import_verb(verb: str) -> ModuleType:
+    """The module of a verb. Raises UserError where a library of an extra is missing."""
+    try:
+        return importlib.import_module(f"jaxcpt.{MODULES.get(verb, verb.replace('-', '_'))}")
+    except ModuleNotFoundError as error:
+        if verb not in MINING_VERBS or (error.name or "").startswith("jaxcpt"):
+            raise
+        raise UserError(f"{verb}: needs {error.name}: pip install 'jaxcpt[mining]'") from None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the verb that `argv` (default: the command line) names. Raises UserError."""
     verb, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
@@ -57,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif verb == "--version":
         print(f"jaxcpt {__version__}")
     elif verb in VERBS:
-        name = MODULES.get(verb, verb.replace("-", "_"))
-        importlib.import_module(f"jaxcpt.{name}").main(rest)
+        import_verb(verb).main(rest)
     else:
         raise UserError(f"{verb}: no such verb; there are {', '.join(VERBS)}")
 

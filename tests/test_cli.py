@@ -1,6 +1,7 @@
 """The command `jaxcpt`: its help, its cost, and where it can be started."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -31,10 +32,29 @@ def test_an_unknown_verb_is_refused():
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_shows_its_own_usage(verb, capsys):
+    if verb in cli.MINING_VERBS:
+        pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
     with pytest.raises(SystemExit) as left:
         cli.main([verb, "--help"])
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: jaxcpt {verb} ")
+
+
+def test_a_missing_extra_is_told_in_one_line():
+    code = (
+        "import sys; sys.modules['apache_beam'] = sys.modules['resiliparse'] = None\n"
+        "from jaxcpt import cli; cli.run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "mine-text", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"jaxcpt: mine-text: needs \w+: pip install 'jaxcpt\[mining\]'\n", done.stderr
+    )
 
 
 def test_the_help_loads_neither_jax_nor_numpy():
