@@ -53,7 +53,7 @@ def test_a_missing_extra_is_told_in_one_line():
     )
     assert done.returncode == 2
     assert re.fullmatch(
-        r"jaxcpt: mine-text: needs \w+: pip install 'jaxcpt\[mining\]'\n", done.stderr
+        r"jaxcpt: mine-text: needs [\w.]+: pip install 'jaxcpt\[mining\]'\n", done.stderr
     )
 
 
