@@ -18,6 +18,7 @@ from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.interop.card import write_card
 from jaxcpt.interop.exporting import DTYPES, ExportedRun, export_arrays, export_library
+from jaxcpt.metrics import EVALS_FILE, read_rows
 
 FORMATS = {"sentence-transformers": export_library, "safetensors": export_arrays}
 
@@ -33,12 +34,13 @@ def export_run(run_dir: Path, output: Path, step: int | None, dtype: str, form: 
         params = merge_adapters(params, experiment.adapter)
         experiment = replace(experiment, adapter=None)
     params = jax.tree.map(np.asarray, jax.device_get(params))
+    *_, scores = read_rows(run_dir / EVALS_FILE) or [{}]
     run = ExportedRun(
         experiment=experiment,
         tokenizer=embedder.tokenizer,
         params=params,
         prompts=find_prompts(experiment),
-        card=write_card(run_dir, embedder.experiment, embedder.step, output.name),
+        card=write_card(embedder.experiment, embedder.step, output.name, scores),
     )
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

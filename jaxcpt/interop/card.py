@@ -1,8 +1,6 @@
 """The model card of an exported folder: what it is, how to use it, how it was made and scored."""
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from jaxcpt.config import Experiment
 from jaxcpt.experiments import to_json
@@ -16,8 +14,11 @@ LIBRARY_EXAMPLE = """    from sentence_transformers import SentenceTransformer
 """
 
 
-def write_card(run_dir: Path, experiment: Experiment, step: int, name: str) -> str:
-    """README.md with the front matter that model hubs read."""
+def write_card(experiment: Experiment, step: int, name: str, scores: Mapping[str, float]) -> str:
+    """README.md with the front matter that model hubs read.
+
+    scores: the last row of evals.jsonl. Empty: the run has measured none.
+    """
     m, t = experiment.model, experiment.tokenizer
     lines = [
         "---",
@@ -45,30 +46,18 @@ def write_card(run_dir: Path, experiment: Experiment, step: int, name: str) -> s
     ]
     if experiment.init_from is not None:
         lines.append(f"| started from | {experiment.init_from.run} |")
-    lines += _list_scores(run_dir)
+    lines += _list_scores(scores)
     lines += _list_sources(experiment)
     lines += ["", "## Configuration", "", "```json", to_json(experiment), "```", ""]
     return "\n".join(lines)
 
 
-def _list_scores(run_dir: Path) -> list[str]:
-    """The last scores of the run, if it has measured any."""
-    path = run_dir / "evals.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    if not rows:
+def _list_scores(scores: Mapping[str, float]) -> list[str]:
+    if not scores:
         return []
-    scores: dict[str, Any] = rows[-1]
-    table = [
-        f"| {key} | {value:.4f} |" for key, value in scores.items() if isinstance(value, float)
-    ]
-    return [
-        "",
-        f"## Scores at step {scores.get('step')}",
-        "",
-        "| score | value |",
-        "|---|---|",
-        *table,
-    ]
+    title = f"## Scores at step {scores['step']:,}"
+    lines = [f"| {name} | {score:.4f} |" for name, score in scores.items() if name != "step"]
+    return ["", title, "", "| score | value |", "|---|---|", *lines]
 
 
 def _list_sources(experiment: Experiment) -> list[str]:
