@@ -68,6 +68,7 @@ def test_the_reference_is_the_derivative_of_its_loss(model):
         make_case((2, 2, 1), (2, "dense"), (True, 0, 61), model="bert, mean"),
         make_case((1, 1, 2), (2, "streaming"), (True, 2, 61), model="bert, first"),
         make_case((1, 2, 2), (2, "dense"), (True, 0, 61), model="gpt, lora"),
+        make_case((2, 1, 1), (2, "streaming"), (True, 2, 61), model="bert, hf"),
     ],
 )
 def test_a_batch_that_is_cut_is_exact(case):
@@ -121,7 +122,7 @@ def test_the_table_covers_what_it_says():
     assert {content for _, _, content in quick} == set(CONTENTS)
     assert set(list_cases(quick=True)) <= set(list_cases(quick=False))
     assert {c.model for c in list_cases(quick=True)} == set(MODELS)
-    for kind in ("bert", "gpt, lora"):
+    for kind in ("bert", "gpt, lora", ("gpt, hf", "bert, hf")):
         cases = [case for case in list_cases(quick=False) if case.model.startswith(kind)]
         assert {case.mesh for case in cases} == set(meshes)
     for processes in (2, 4):

@@ -7,10 +7,12 @@ truth nor the faults.
 import itertools
 from dataclasses import dataclass, replace
 from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import jax
 import numpy as np
+import tokenizers
 from gradient_adapters import ADAPTER
 
 from jaxcpt import config
@@ -18,7 +20,7 @@ from jaxcpt.checks import validate
 from jaxcpt.config import Batching, Data, Experiment, JsonlPairs, Model, Optimizer
 from jaxcpt.pair import Pair
 from jaxcpt.sharding import make_mesh
-from jaxcpt.tokenizer import Tokenizer, train_tokenizer
+from jaxcpt.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
 from jaxcpt.update import shard_state
 
 Form = Literal["dense", "streaming"]
@@ -40,10 +42,13 @@ MODELS: dict[str, Model] = {
     "bert, mean": replace(BERT, pooling="mean"),
     "bert, first": replace(BERT, pooling="first"),
     "gpt, lora": GPT,
+    "gpt, hf": GPT,
+    "bert, hf": replace(BERT, pooling="mean"),
 }
 """gpt: the paper's encoder. bert: norms after each branch and after the embedding, exact GELU,
 attention in both directions, pooled by the mean or at the first token. lora: only adapters are
-trained, and the other parameters are frozen in bfloat16."""
+trained, and the other parameters are frozen in bfloat16. hf: the texts are cut by a Hugging Face
+tokenizer. Its delimiters are brackets for gpt, and its own template [CLS] x [SEP] for bert."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +85,16 @@ CONTENTS: list[tuple[bool, int, int]] = list(itertools.product((True, False), (0
 
 COVERED = """\
 Covered in full: every mesh x chunks x form; every mesh x packing x negatives x pairs;
-every chunks x form x packing x negatives x pairs; every mesh with a bert; every mesh with lora.
+every chunks x form x packing x negatives x pairs; every mesh with a bert; every mesh with lora;
+every mesh with a Hugging Face tokenizer.
 Each case is run at both temperatures."""
 COVERED_QUICKLY = """\
-Quick: every chunks x form, and every packing x negatives x pairs, once; each bert and lora once."""
+Quick: every chunks x form, and every packing x negatives x pairs, once; each bert, lora and each
+Hugging Face tokenizer once."""
 QUICK_CUTS = {0: 0, 1: 1, 3: 2, 5: 4, 8: 7, 13: 6, 15: 5, 19: 3}  # mesh number: cut number
 QUICK_BERTS = (4, 15)  # mesh numbers
 QUICK_LORA = 14  # mesh number
+QUICK_TOKENIZERS = (10, 17)  # mesh numbers
 
 
 def list_cases(quick: bool) -> list[Case]:
@@ -112,7 +120,17 @@ def list_cases(quick: bool) -> list[Case]:
         for number, mesh in enumerate(MESHES)
         if not quick or number == QUICK_LORA
     ]
-    return gpt + bert + lora
+    hugging_face = [
+        make_case(
+            mesh,
+            CUTS[(7 * number + 1) % 8],
+            CONTENTS[(3 * number + 2) % 8],
+            model=("gpt, hf", "bert, hf")[number % 2],
+        )
+        for number, mesh in enumerate(MESHES)
+        if not quick or number in QUICK_TOKENIZERS
+    ]
+    return gpt + bert + lora + hugging_face
 
 
 def list_process_cases(processes: int, quick: bool) -> list[Case]:
@@ -168,7 +186,7 @@ def make_experiment(case: Case) -> Experiment:
             name="gradient table",
             train_steps=2,
             data=Data(train=(JsonlPairs("made"),)),
-            tokenizer=config.Tokenizer(vocabulary=320, x_tokens=12, y_tokens=24),
+            tokenizer=choose_tokenizer(case.model),
             batching=Batching(
                 pairs_per_batch=case.pairs,
                 chunks=case.chunks,
@@ -186,10 +204,36 @@ def make_experiment(case: Case) -> Experiment:
     )
 
 
+def choose_tokenizer(model: str) -> config.Tokenizer:
+    settings = config.Tokenizer(vocabulary=320, x_tokens=12, y_tokens=24)
+    if not model.endswith(", hf"):
+        return settings
+    delimiters: Literal["own", "brackets"] = "own" if model == "bert, hf" else "brackets"
+    return replace(settings, kind="hugging_face", delimiters=delimiters)
+
+
 @cache
-def make_tokenizer() -> Tokenizer:
-    settings = make_experiment(list_cases(True)[0]).tokenizer
-    return train_tokenizer([text for p in make_pairs(64) for text in (p.x, p.y)], settings)
+def make_tokenizer(model: str) -> Tokenizer:
+    """A tokenizer of the kind that the model has, trained on the batch's texts."""
+    settings = choose_tokenizer(model)
+    texts = [text for pair in make_pairs(64) for text in (pair.x, pair.y)]
+    if settings.kind != "hugging_face":
+        return train_tokenizer(texts, settings)
+    trained = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=128,
+        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
+        initial_alphabet=list("[]{}"),
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    ids = [(token, trained.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    trained.post_processor = tokenizers.processors.BertProcessing(*ids)
+    with TemporaryDirectory() as folder:
+        file = f"{folder}/tokenizer.json"
+        trained.save(file)
+        return read_tokenizer(replace(settings, model_file=file))
 
 
 @cache

@@ -136,7 +136,7 @@ class RoundedRow:
 
 @cache
 def find_truth(model: str, pairs: int, negatives: int, scale: float) -> Truth:
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(model)
     made = [
         TextPair(
             Text(tokenizer.encode([pair.x], "x")[0], pair.x),
@@ -171,7 +171,7 @@ def find_gradients(
     with jax.set_mesh(mesh), patch_loss(plant):
         # There are as many pairs as a batch holds, so each batch is all of them.
         pairs = PairList(make_pairs(case.pairs))
-        batch = Batches(experiment, [pairs], make_tokenizer(), mesh).make(0)
+        batch = Batches(experiment, [pairs], make_tokenizer(case.model), mesh).make(0)
         find = jax.jit(
             partial(compute_gradient, experiment),
             out_shardings=(named(mesh), layouts.params),
