@@ -21,7 +21,7 @@ from jaxcpt import config
 from jaxcpt.beir import join_title
 from jaxcpt.checkpoint import CheckpointStore, check_tokenizer
 from jaxcpt.config import Experiment
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import hash_file
 from jaxcpt.lines import read_jsonl
@@ -311,9 +311,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="jaxcpt embed", description="Embed the texts of a JSONL file."
-    )
+    parser = CommandParser(prog="jaxcpt embed", description="Embed the texts of a JSONL file.")
     add_arguments(parser)
     parser.add_argument(
         "--input", required=True, type=Path, help="JSONL; the text under 'text', or the side"

@@ -1,14 +1,24 @@
 """`UserError`, the one error that a user can cause, and `run_command`, which shows it as one line.
 
-It imports nothing of the package, so that every module may raise it.
+`CommandParser` parses the options of a command. This module imports nothing of the package, so that
+every module may raise the error.
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
 class UserError(Exception):
     """A mistake that the user can fix. Its text names the file, line or field and the remedy."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Raises UserError for a wrong option, instead of printing the usage as well."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the options")
 
 
 def run_command(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcpt.embed import Embedder, add_arguments, parse_mesh
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.evals import mteb_tasks
 from jaxcpt.evals.suites import SUITES, list_suites, run_suites, score_words
 from jaxcpt.evals.table import tabulate
@@ -101,7 +101,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="jaxcpt evaluate", description="Score a run.")
+    parser = CommandParser(prog="jaxcpt evaluate", description="Score a run.")
     add_arguments(parser)
     parser.add_argument("--data", type=Path, help="folder that holds a folder for each suite")
     parser.add_argument("--suite", default="all", help=f"{', '.join(SUITES)}, or all")

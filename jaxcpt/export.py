@@ -3,7 +3,6 @@
 jaxcpt export --run-dir RUN --output DIR [--dtype bfloat16] [--format safetensors]
 """
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ import numpy as np
 from jaxcpt.adapter import merge_adapters
 from jaxcpt.config import Experiment
 from jaxcpt.embed import Embedder
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.interop.card import write_card
 from jaxcpt.interop.exporting import DTYPES, ExportedRun, export_arrays, export_library
 from jaxcpt.metrics import EVALS_FILE, read_rows
@@ -66,7 +65,7 @@ def find_prompts(experiment: Experiment) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="jaxcpt export", description="Write a run as a folder that other tools load."
     )
     parser.add_argument("--run-dir", required=True, type=Path, help="a trained or imported run")

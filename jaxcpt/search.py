@@ -3,7 +3,6 @@
 python -m jaxcpt.search --run-dir DIR [--corpus FILE.jsonl | --vectors FOLDER] QUERY...
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -19,7 +18,7 @@ from jaxcpt.embed import (
     parse_mesh,
     read_documents,
 )
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import hash_file
 from jaxcpt.pairs import JoinedPairs, open_source, read_all
@@ -112,9 +111,7 @@ def show(query: str, total: int, found: Iterable[tuple[float, TextWithId]]) -> N
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="jaxcpt search", description="Search texts with a trained run."
-    )
+    parser = CommandParser(prog="jaxcpt search", description="Search texts with a trained run.")
     add_arguments(parser)
     parser.add_argument("--corpus", type=Path, help="JSONL with 'text'; default: the run's own y")
     parser.add_argument("--vectors", type=Path, help="folder filled by jaxcpt.embed")

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from jaxcpt import config
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.files import write_file
 from jaxcpt.pairs import PAIRS_AT_ONCE, Pairs, read_all
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
@@ -75,7 +75,7 @@ def choose_source(sources: list[Source], number: int | None) -> Source:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="jaxcpt tokenize-pairs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

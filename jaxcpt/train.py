@@ -5,7 +5,6 @@
 Started again on its run folder, a run goes on where its newest whole checkpoint ends.
 """
 
-import argparse
 import math
 import signal
 import tempfile
@@ -23,7 +22,7 @@ from jaxcpt.checks import validate
 from jaxcpt.chips import FLOPS_BY_DEVICE_KIND
 from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.evals.suites import list_suites
 from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
 from jaxcpt.files import write_file
@@ -285,7 +284,7 @@ def show_budget(experiment: Experiment) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="jaxcpt train", description="Train an experiment, or go on with its run."
     )
     parser.add_argument("--experiment", required=True, help="a Python file, see experiments/")

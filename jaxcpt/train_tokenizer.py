@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxcpt import config
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.files import write_file
 from jaxcpt.pairs import sample_texts
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
@@ -23,7 +23,7 @@ from jaxcpt.tokenizer import read_model, train_tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="jaxcpt train-tokenizer",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -10,7 +10,6 @@ or to load into another index, each a plain NumPy file. The module knows no mode
     python -m jaxcpt.vectors --input FOLDER --output FILE.npy|FILE.fvecs
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.files import write_file
 
 T = TypeVar("T")
@@ -242,7 +241,7 @@ def _write_rows(vectors: VectorFolder, file: IO[bytes], suffix: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="jaxcpt vectors", description="Put a folder of vectors into one file."
     )
     parser.add_argument("--input", required=True, type=Path, help="folder made by jaxcpt.embed")

@@ -40,6 +40,21 @@ def test_every_verb_shows_its_own_usage(verb, capsys):
     assert capsys.readouterr().out.startswith(f"usage: jaxcpt {verb} ")
 
 
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_a_wrong_option_is_told_in_one_line(verb):
+    if verb in cli.MINING_VERBS:
+        pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
+    with pytest.raises(UserError, match=f"; jaxcpt {verb} --help lists the options$") as refusal:
+        cli.main([verb, "--run-dir"])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_wrong_choice_is_told_in_one_line():
+    command = ["import", "--input", "a", "--output", "b", "--pooling", "max"]
+    with pytest.raises(UserError, match=r"^argument --pooling: invalid choice: 'max' \(choose from"):
+        cli.main(command)
+
+
 def test_a_missing_extra_is_told_in_one_line():
     code = (
         "import sys; sys.modules['apache_beam'] = sys.modules['resiliparse'] = None\n"

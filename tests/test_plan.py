@@ -229,7 +229,7 @@ def test_layouts_are_compiled_and_ranked(command):
         command("--search", files=("cpt_text_s", "cpt_code_s"))
     with pytest.raises(UserError, match=r"batching.rows_per_cell: leave it unset"):
         command("--search", small=(*SMALL, "batching.rows_per_cell=8"))
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--tries: must be 1 or more; jaxcpt plan --help"):
         command("--search", "--tries", "0")
 
 

@@ -228,8 +228,10 @@ def make_tokenizer(model: str) -> Tokenizer:
         show_progress=False,
     )
     trained.train_from_iterator(texts, trainer)
-    ids = [(token, trained.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
-    trained.post_processor = tokenizers.processors.BertProcessing(*ids)
+    ids = trained.get_vocab()
+    trained.post_processor = tokenizers.processors.BertProcessing(
+        ("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"])
+    )
     with TemporaryDirectory() as folder:
         file = f"{folder}/tokenizer.json"
         trained.save(file)

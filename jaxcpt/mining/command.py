@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxcpt.errors import UserError
+from jaxcpt.errors import CommandParser, UserError
 from jaxcpt.mining.documents import Reading
 from jaxcpt.mining.inputs import Mining
 
 
 def make_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     """Returns a parser with the shared options. Each command adds its own options to it."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,6 +1,5 @@
 """A run folder in, `report.html` out: reads the files and joins the sections of the page."""
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcpt.errors import UserError
+from jaxcpt.errors import CommandParser, UserError
 from jaxcpt.files import write_file
 from jaxcpt.metrics import EVALS_FILE, METRICS_FILE, Row, read_rows
 from jaxcpt.report.charts import format_number
@@ -109,8 +108,6 @@ def _arrange(figures: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="jaxcpt report", description="Write report.html for a run folder."
-    )
+    parser = CommandParser(prog="jaxcpt report", description="Write report.html for a run folder.")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of a training run")
     print(write_report(parser.parse_args(argv).run_dir))
