@@ -17,14 +17,16 @@ from pathlib import Path
 import jax
 
 from jaxcpt.budget import shorten
+from jaxcpt.checks import validate
 from jaxcpt.config import Experiment
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.experiments import apply_overrides
+from jaxcpt.experiments import apply_overrides, load_experiment
 from jaxcpt.files import write_file
 from jaxcpt.planning.layouts import Layout, list_layouts
-from jaxcpt.planning.parallel import load_task, plan_all
+from jaxcpt.planning.parallel import plan_all
 from jaxcpt.planning.step import Plan, TooLarge, list_devices, make_plan
 from jaxcpt.planning.topology import Topology, parse_topology
+from jaxcpt.start import foresee_start
 from jaxcpt.terminal import print_table
 
 GIB = 2**30
@@ -63,6 +65,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_file(arguments.json, json.dumps([plan.to_json() for plan in plans], indent=1) + "\n")
     if refused:
         raise UserError("; ".join(refused))
+
+
+def load_task(path: str, topology: str | None, changes: list[str]) -> tuple[Experiment, Topology]:
+    """The experiment of a file, and the topology to plan it for. Raises UserError."""
+    experiment = apply_overrides(load_experiment(path), changes)
+    experiment = validate(foresee_start(experiment))
+    name = topology or experiment.topology
+    if not name:
+        raise UserError(f"{path}: declares no topology; name one, such as --topology v5p:4x4x4")
+    return experiment, parse_topology(name)
 
 
 def _count(text: str) -> int:
@@ -147,7 +159,12 @@ def _list_memory(plan: Plan) -> list[tuple[str, str]]:
     temporaries = "temporaries" if plan.is_prediction else "temporaries, in a program for the CPU"
     return [
         ("HBM of a chip: parameters", _gib(m.parameters)),
-        ("optimizer state", _gib(m.optimizer)),
+        *([("  of them frozen", _gib(m.frozen))] if m.frozen else []),
+        (
+            "optimizer state",
+            _gib(m.optimizer)
+            + (f", {m.optimizer / m.frozen:.2%} of the frozen parameters" if m.frozen else ""),
+        ),
         ("batch", _gib(m.batch)),
         (temporaries, _gib(m.temporaries)),
         ("peak", f"{_gib(m.peak)} of {_gib(m.available)}"),

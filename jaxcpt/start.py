@@ -52,21 +52,38 @@ def resolve_start(experiment: Experiment, run_dir: Path) -> Experiment:
     return _fill(experiment, read_experiment(folder), fingerprint)
 
 
+def foresee_start(experiment: Experiment) -> Experiment:
+    """As `resolve_start`, before there is a run folder: nothing is imported or written."""
+    start = experiment.init_from
+    if start is None:
+        return experiment
+    if (Path(start.run) / EXPERIMENT_FILE).is_file():
+        return _fill(experiment, read_experiment(Path(start.run)), start.fingerprint)
+    _check_source(start)
+    from jaxcpt.interop import foresee_import  # only where a model is imported
+
+    return _fill(experiment, foresee_import(start.run), start.fingerprint)
+
+
 def find_start(start: InitFrom, run_dir: Path) -> Path:
     """The run folder to start from; a Hugging Face folder is imported into `run_dir` first."""
     if (Path(start.run) / EXPERIMENT_FILE).is_file():
         return Path(start.run)
-    if not start.run.startswith("package:") and not Path(start.run).is_dir():
-        raise UserError(
-            f"init_from.run: {start.run}: no such folder; name a run folder, a Hugging Face folder "
-            "or package:NAME/PATH"
-        )
+    _check_source(start)
     imported = run_dir / "start"
     if not imported.is_dir():
         from jaxcpt.interop import import_model  # only where a model is imported
 
         import_model(start.run, imported)
     return imported
+
+
+def _check_source(start: InitFrom) -> None:
+    if not start.run.startswith("package:") and not Path(start.run).is_dir():
+        raise UserError(
+            f"init_from.run: {start.run}: no such folder; name a run folder, a Hugging Face folder "
+            "or package:NAME/PATH"
+        )
 
 
 def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Started again on its run folder, a run goes on where its newest whole checkpoint
 
 import math
 import signal
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,13 @@ from jaxcpt.sharding import (
     use_cpu_cores,
 )
 from jaxcpt.smoke import shrink
-from jaxcpt.start import find_start, forget_start, resolve_start, restore_start
+from jaxcpt.start import (
+    find_start,
+    foresee_start,
+    forget_start,
+    resolve_start,
+    restore_start,
+)
 from jaxcpt.terminal import print_table
 from jaxcpt.tokenizer import Tokenizer, has_tokenizer, read_model, read_tokenizer, train_tokenizer
 from jaxcpt.update import TrainState, init_state, make_train_step, shard_state
@@ -313,8 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_cpu_cores(None if -1 in axes else max(math.prod(axes) // processes, 1))
     join(arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.wait)
     if arguments.dry_run:
-        with tempfile.TemporaryDirectory() as folder:  # where a start is imported to
-            show_budget(validate(resolve_start(experiment, Path(folder))))
+        show_budget(validate(foresee_start(experiment)))
         return
     name = f"{experiment.name}_smoke" if arguments.smoke else experiment.name
     run_dir = arguments.run_dir or Path("runs") / name

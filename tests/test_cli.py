@@ -50,9 +50,8 @@ def test_a_wrong_option_is_told_in_one_line(verb):
 
 
 def test_a_wrong_choice_is_told_in_one_line():
-    command = ["import", "--input", "a", "--output", "b", "--pooling", "max"]
-    with pytest.raises(UserError, match=r"^argument --pooling: invalid choice: 'max' \(choose from"):
-        cli.main(command)
+    with pytest.raises(UserError, match=r"^argument --pooling: invalid choice: 'max' \("):
+        cli.main(["import", "--input", "a", "--output", "b", "--pooling", "max"])
 
 
 def test_a_missing_extra_is_told_in_one_line():

@@ -22,6 +22,7 @@ from tiny_run import PAIRS_FILE, tiny_experiment
 from jaxcpt import cli, import_model
 from jaxcpt.config import InitFrom, Mesh, Model, Optimizer, Tokenizer
 from jaxcpt.embed import Embedder
+from jaxcpt.errors import UserError
 from jaxcpt.interop.families import FAMILIES, Options, find_family
 from jaxcpt.interop.folder import find_folder
 from jaxcpt.pairs import write_pairs
@@ -123,7 +124,44 @@ def test_pooling_of_a_sentence_transformers_folder(tmp_path, pooling, expected):
     (x,), (y,) = (run.tokenizer.encode(["a"], side) for side in ("x", "y"))
     assert len(x) > len(y)  # only queries have a prompt
     imported = json.loads((tmp_path / "run" / "imported.json").read_text())
-    assert imported["prompts"] == {"query": "find: "}
+    assert imported["prompts"] == prompts
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "expected"),
+    [
+        ({"query": "q: ", "passage": "p: "}, None, ("q: ", "p: ")),
+        ({"query": "q: ", "corpus": "c: "}, "query", ("q: ", "c: ")),
+        ({"query": "q: ", "document": ""}, "query", ("q: ", "")),
+        ({"query": "q: "}, "query", ("q: ", "q: ")),
+        ({"sts": "s: "}, "sts", ("s: ", "s: ")),
+        ({"sts": "s: "}, None, ("", "")),
+    ],
+)
+def test_prompts_are_chosen_as_sentence_transformers_chooses(tmp_path, prompts, default, expected):
+    folder = add_modules(write_folder(tmp_path / "st"))
+    values = {"prompts": prompts, "default_prompt_name": default}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(values))
+    tokenizer = run_import(folder, tmp_path / "run").experiment.tokenizer
+    assert (tokenizer.x_prefix, tokenizer.y_prefix) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompts": ["a"]}, r"prompts: expected texts by name, found \['a'\]"),
+        ({"prompts": {"query": 7}}, r"prompts: expected texts by name, found \{'query': 7\}"),
+        (
+            {"prompts": {"query": "q: "}, "default_prompt_name": "passage"},
+            r"default_prompt_name: 'passage' is not among the prompts \(query\)",
+        ),
+    ],
+)
+def test_damaged_prompts_are_refused(tmp_path, values, message):
+    folder = add_modules(write_folder(tmp_path / "st"))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=f"config_sentence_transformers.json: {message}"):
+        run_import(folder, tmp_path / "run")
 
 
 def test_choices_overrule_the_folder(tmp_path):

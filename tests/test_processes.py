@@ -84,6 +84,21 @@ def test_two_processes_train_like_one(tmp_path):
     assert (tmp_path / "two" / "suites.json").is_file()
 
 
+def test_two_processes_train_adapters_like_one(tmp_path):
+    assert start(tmp_path / "start").communicate(timeout=500)[0]
+    adapters = ["--set", f'init_from={{"run": "{tmp_path / "start"}"}}']
+    adapters += ["--set", 'adapter={"rank": 2}']
+    port = find_port()
+    several = [start(tmp_path / "two", *adapters, port=port, process=i) for i in range(2)]
+    outputs = [process.communicate(timeout=500) for process in several]
+    assert [process.returncode for process in several] == [0, 0], outputs
+    assert start(tmp_path / "one", *adapters).communicate(timeout=500)[0]
+    losses = read_losses(tmp_path / "one")
+    assert len(losses) == 4
+    np.testing.assert_allclose(read_losses(tmp_path / "two"), losses, rtol=1e-4)
+    assert (tmp_path / "two" / "base" / "0.sha256.json").is_file()
+
+
 def test_processes_that_disagree_are_named(tmp_path):
     port = find_port()
     several = [

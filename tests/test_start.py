@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import CLOSE, EXACT, PAIRS
+from hf_folder import WORDS, write_folder
 from test_checkpoint import array_files
 from test_train import forget, read_state
 from tiny_run import tiny_experiment, tiny_run
@@ -17,7 +18,7 @@ from jaxcpt.config import Checkpoints, InitFrom, Mesh, Model, Tokenizer
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import read_rows
-from jaxcpt.start import resolve_start
+from jaxcpt.start import foresee_start, resolve_start
 from jaxcpt.train import train
 
 
@@ -89,6 +90,19 @@ def test_other_devices_start_from_the_same_parameters(tmp_path):
         before.params["encoder"],
         after.params["encoder"],
     )
+
+
+def test_a_start_is_foreseen_without_writing_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from_run = start_from(tiny_run())
+    assert foresee_start(from_run) == replace(
+        resolve_start(from_run, tmp_path), init_from=from_run.init_from
+    )
+    folder = write_folder(tmp_path / "bert")
+    from_folder = start_from(folder)
+    found = foresee_start(from_folder)
+    assert (found.model.width, found.model.layers, found.tokenizer.vocabulary) == (8, 2, len(WORDS))
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"]
 
 
 def test_longest_texts_are_the_new_runs_own(tmp_path):

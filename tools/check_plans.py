@@ -17,7 +17,8 @@ import jax
 
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.files import write_file
-from jaxcpt.planning.parallel import load_task, plan_all
+from jaxcpt.plan import load_task
+from jaxcpt.planning.parallel import plan_all
 from jaxcpt.planning.step import Plan, TooLarge
 
 TOLERANCE = 0.05

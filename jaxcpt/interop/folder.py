@@ -6,6 +6,7 @@ alone and knows neither tensors nor tokenizers.
 
 import importlib.util
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -33,6 +34,11 @@ class Source:
     longest: int
     """Tokens of the longest text."""
     prompts: dict[str, str]
+    """Every prompt by its name."""
+    x_prompt: str
+    """Stands before a query."""
+    y_prompt: str
+    """Stands before a document."""
 
     @property
     def is_embedding_model(self) -> bool:
@@ -60,13 +66,16 @@ def read_source(folder: Path) -> Source:
     if not (inner / "config.json").is_file():
         raise UserError(f"{inner}: no config.json; name the folder of a Hugging Face model")
     options = Options(read_json(inner / "config.json"), str(inner / "config.json"))
+    prompts, default = _read_prompts(folder) if modules else ({}, "")
     return Source(
         folder=inner,
         options=options,
         pooling=_read_pooling(_inside(folder, modules["Pooling"])) if modules else None,
         normalises="Normalize" in modules,
         longest=_read_longest(inner, options, bool(modules)),
-        prompts=_read_prompts(folder) if modules else {},
+        prompts=prompts,
+        x_prompt=_choose_prompt(prompts, ("query",), default),
+        y_prompt=_choose_prompt(prompts, ("document", "passage", "corpus"), default),
     )
 
 
@@ -153,14 +162,26 @@ def _lowers(tokenizer: Path) -> bool:
     return '"lowercase": true' in normalizer or '"Lowercase"' in normalizer
 
 
-def _read_prompts(folder: Path) -> dict[str, str]:
-    """The texts that stand before a query and the like, by their names."""
-    prompts = _read_optional(folder / "config_sentence_transformers.json").get("prompts") or {}
-    if not isinstance(prompts, dict):
+def _read_prompts(folder: Path) -> tuple[dict[str, str], str]:
+    """Every prompt by its name, and the default prompt."""
+    file = folder / "config_sentence_transformers.json"
+    values = _read_optional(file)
+    prompts, default = values.get("prompts") or {}, values.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
+        raise UserError(f"{file}: prompts: expected texts by name, found {prompts!r}")
+    if default is None:
+        return prompts, ""
+    if default not in prompts:
         raise UserError(
-            f"{folder / 'config_sentence_transformers.json'}: prompts: expected texts by name"
+            f"{file}: default_prompt_name: {default!r} is not among the prompts "
+            f"({', '.join(prompts) or 'none'})"
         )
-    return {str(name): str(text) for name, text in prompts.items() if text}
+    return prompts, prompts[default]
+
+
+def _choose_prompt(prompts: Mapping[str, str], names: Sequence[str], default: str) -> str:
+    """The first of these that is there, or the default, as sentence-transformers chooses."""
+    return next((prompts[name] for name in names if name in prompts), default)
 
 
 def _read_optional(file: Path) -> dict[str, Any]:

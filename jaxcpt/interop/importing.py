@@ -84,6 +84,13 @@ def import_model(source: str, run_dir: Path, choices: Choices | None = None) -> 
     return describe(experiment, found, about)
 
 
+def foresee_import(source: str) -> Experiment:
+    """The experiment that `import_model` would write. It reads no weights and writes nothing."""
+    found = read_source(find_folder(source))
+    family = find_family(found.options)
+    return plan_run(found.folder.name, found, family, open_weights(found.folder), Choices())
+
+
 def plan_run(
     name: str, found: Source, family: Family, tensors: Mapping[str, Tensor], choices: Choices
 ) -> Experiment:
@@ -97,8 +104,8 @@ def plan_run(
         delimiters=choices.delimiters or ("own" if bidirectional_or_embedding else "brackets"),
         x_tokens=choices.x_tokens or found.longest,
         y_tokens=choices.y_tokens or found.longest,
-        x_prefix=found.prompts.get("query", ""),
-        y_prefix=found.prompts.get("document", found.prompts.get("passage", "")),
+        x_prefix=found.x_prompt,
+        y_prefix=found.y_prompt,
     )
     window = family.window(found.options)
     if window is not None and tokenizer.longest > window:
@@ -165,7 +172,7 @@ def measure_letters(m: config.Model, vocabulary: int) -> Sizes:
 def describe(experiment: Experiment, found: Source, about: Mapping[str, Any]) -> dict[str, str]:
     """What a person should know about the imported run, by name, in the order of the table."""
     m, t = experiment.model, experiment.tokenizer
-    ignored, prompts = about["ignored"], about["prompts"]
+    ignored = about["ignored"]
     return {
         "model": f"{about['model_type']}, {m.layers} layers, width {m.width}, {m.compute_dtype}",
         "pooling": f"{m.pooling}, to unit length"
@@ -173,9 +180,8 @@ def describe(experiment: Experiment, found: Source, about: Mapping[str, Any]) ->
         "delimiters": t.delimiters,
         "longest texts": f"x {t.x_tokens} tokens, y {t.y_tokens} tokens",
         "ignored tensors": f"{len(ignored)}: {', '.join(ignored)}" if ignored else "none",
-        "prompts": "; ".join(f"{name}: {text!r}" for name, text in prompts.items())
-        + " (kept in imported.json, not put before texts)"
-        if prompts
+        "prompts": f"before x {t.x_prefix!r}, before y {t.y_prefix!r}"
+        if t.x_prefix or t.y_prefix
         else "none",
     }
 

@@ -1,7 +1,7 @@
 """Plans several experiments in parallel processes.
 
-In: experiment files, and values that `--topology` and `--set` change. Out: a `Plan` or `TooLarge`
-for each experiment, in the same order. It prints nothing.
+In: experiments and their topologies. Out: a `Plan` or `TooLarge` for each, in the same order. It
+prints nothing.
 """
 
 import multiprocessing
@@ -11,21 +11,10 @@ from dataclasses import replace
 
 import jax
 
-from jaxcpt.checks import validate
 from jaxcpt.config import Experiment
-from jaxcpt.errors import UserError
-from jaxcpt.experiments import apply_overrides, load_experiment, to_json
+from jaxcpt.experiments import to_json
 from jaxcpt.planning.step import Plan, TooLarge, make_plan
-from jaxcpt.planning.topology import Topology, parse_topology
-
-
-def load_task(path: str, topology: str | None, changes: list[str]) -> tuple[Experiment, Topology]:
-    """The experiment of a file, and the topology to plan it for. Raises UserError."""
-    experiment = validate(apply_overrides(load_experiment(path), changes))
-    name = topology or experiment.topology
-    if not name:
-        raise UserError(f"{path}: declares no topology; name one, such as --topology v5p:4x4x4")
-    return experiment, parse_topology(name)
+from jaxcpt.planning.topology import Topology
 
 
 def plan_all(tasks: Sequence[tuple[Experiment, Topology]], jobs: int) -> list[Plan | TooLarge]:

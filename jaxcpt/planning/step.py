@@ -38,6 +38,8 @@ class Memory:
     """Bytes per chip, as the compiler reports them. The peak is arguments plus temporaries."""
 
     parameters: int
+    frozen: int
+    """Of the parameters: those that adapters leave as they are."""
     optimizer: int
     batch: int
     temporaries: int
@@ -201,6 +203,7 @@ def _read_memory(
         peak = arguments + int(analysis.temp_size_in_bytes)
     return Memory(
         parameters=per_chip((state.params, state.base)),
+        frozen=per_chip(state.base),
         optimizer=per_chip(state.opt_state),
         batch=per_chip(batch),
         temporaries=max(peak - arguments, 0),
