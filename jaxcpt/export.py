@@ -15,7 +15,7 @@ from jaxcpt.adapter import merge_adapters
 from jaxcpt.config import Experiment
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.interop.card import write_card
+from jaxcpt.interop.card import read_data_cards, write_card
 from jaxcpt.interop.exporting import DTYPES, ExportedRun, export_arrays, export_library
 from jaxcpt.metrics import EVALS_FILE, read_rows
 
@@ -39,7 +39,13 @@ def export_run(run_dir: Path, output: Path, step: int | None, dtype: str, form: 
         tokenizer=embedder.tokenizer,
         params=params,
         prompts=find_prompts(experiment),
-        card=write_card(embedder.experiment, embedder.step, output.name, scores),
+        card=write_card(
+            embedder.experiment,
+            embedder.step,
+            output.name,
+            scores,
+            read_data_cards(embedder.experiment),
+        ),
     )
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

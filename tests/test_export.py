@@ -12,23 +12,24 @@ import pytest
 import tokenizers
 from conftest import CLOSE, PAIRS, make_experiment
 from test_model import draw_params
-from tiny_run import copy_run, tiny_run
+from tiny_run import copy_run, tiny_experiment, tiny_run
 
 from jaxcpt import cli
 from jaxcpt.checkpoint import save_params
-from jaxcpt.config import Model, WeightedMean
+from jaxcpt.config import JsonlPairs, Model, TfdsPairs, WeightedMean
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import to_json
 from jaxcpt.export import export_run
 from jaxcpt.interop import import_model
+from jaxcpt.interop.card import read_data_cards, write_card
 from jaxcpt.interop.config_json import choose_config
 from jaxcpt.interop.safetensors import read_header
 from jaxcpt.model import make_encoder
 from jaxcpt.tokenizer import read_model, train_tokenizer
 
 library = pytest.importorskip(
-    "sentence_transformers", reason="sentence-transformers is absent: pip install 'jaxcpt[peers]'"
+    "sentence_transformers", reason="sentence-transformers is absent: pip install 'jaxcpt[compare]'"
 )
 
 WORDS = [word for pair in PAIRS for word in pair.y.split()]
@@ -245,3 +246,32 @@ def test_folders_hold_no_path_of_this_machine(tmp_path, minilm):
     export_run(minilm, tmp_path / "out", None, "float32", "sentence-transformers")
     for path in Path(tmp_path / "out").rglob("*.json"):
         assert str(tmp_path) not in path.read_text()
+
+
+def test_the_card_shows_where_mined_pairs_come_from(tmp_path):
+    card = {
+        "name": "prose",
+        "version": "1.0.0",
+        "pairs": {"train": 70},
+        "counts": {"documents read": 9},
+        "dropped": {"same x": 3},
+        "options": {"seed": 0},
+    }
+    (tmp_path / "mined").mkdir()
+    file = tmp_path / "mined" / "data_card.json"
+    file.write_text(json.dumps(card))
+    experiment = tiny_experiment()
+    sources = (TfdsPairs(str(tmp_path / "mined")), JsonlPairs("own.jsonl"))
+    experiment = replace(experiment, data=replace(experiment.data, train=sources))
+    text = write_card(experiment, 1, "made", {}, read_data_cards(experiment))
+    for line in (
+        "### prose 1.0.0",
+        "| pairs: train | 70 |",
+        "| counts: documents read | 9 |",
+        "| dropped: same x | 3 |",
+        "| options: seed | 0 |",
+    ):
+        assert line in text.splitlines()
+    file.write_text('{"name": "prose"}')
+    with pytest.raises(UserError, match=r"data_card\.json: damaged: it has no version"):
+        read_data_cards(experiment)

@@ -1,9 +1,16 @@
 """The model card of an exported folder: what it is, how to use it, how it was made and scored."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from jaxcpt.config import Experiment
+from jaxcpt.errors import UserError
 from jaxcpt.experiments import to_json
+from jaxcpt.interop.safetensors import read_json
+
+DataCard = dict[str, Any]
+CARD_PARTS = ("name", "version", "pairs", "counts", "dropped", "options")
 
 LIBRARY_EXAMPLE = """    from sentence_transformers import SentenceTransformer
 
@@ -14,10 +21,17 @@ LIBRARY_EXAMPLE = """    from sentence_transformers import SentenceTransformer
 """
 
 
-def write_card(experiment: Experiment, step: int, name: str, scores: Mapping[str, float]) -> str:
+def write_card(
+    experiment: Experiment,
+    step: int,
+    name: str,
+    scores: Mapping[str, float],
+    cards: Mapping[str, DataCard],
+) -> str:
     """README.md with the front matter that model hubs read.
 
     scores: the last row of evals.jsonl. Empty: the run has measured none.
+    cards: the data cards of mined training data, as `read_data_cards` finds them.
     """
     m, t = experiment.model, experiment.tokenizer
     lines = [
@@ -47,7 +61,7 @@ def write_card(experiment: Experiment, step: int, name: str, scores: Mapping[str
     if experiment.init_from is not None:
         lines.append(f"| started from | {experiment.init_from.run} |")
     lines += _list_scores(scores)
-    lines += _list_sources(experiment)
+    lines += _list_sources(experiment, cards)
     lines += ["", "## Configuration", "", "```json", to_json(experiment), "```", ""]
     return "\n".join(lines)
 
@@ -60,8 +74,31 @@ def _list_scores(scores: Mapping[str, float]) -> list[str]:
     return ["", title, "", "| score | value |", "|---|---|", *lines]
 
 
-def _list_sources(experiment: Experiment) -> list[str]:
+def _list_sources(experiment: Experiment, cards: Mapping[str, DataCard]) -> list[str]:
     if not experiment.data.train:
         return []
     names = [f"- `{source}`" for source in experiment.data.train]
-    return ["", "## Training data", "", *names]
+    lines = ["", "## Training data", "", *names]
+    for folder, card in cards.items():
+        lines += ["", f"### {card['name']} {card['version']}", "", f"Mined into `{folder}`.", ""]
+        lines += ["| | |", "|---|---|"]
+        for part in ("pairs", "counts", "dropped", "options"):
+            lines += [f"| {part}: {name} | {value} |" for name, value in card[part].items()]
+    return lines
+
+
+def read_data_cards(experiment: Experiment) -> dict[str, DataCard]:
+    """The data cards that mining left in the folders of the training sources, by folder.
+
+    A folder that is gone, or was not mined by jaxcpt, has none. Raises UserError for a damaged one.
+    """
+    cards = {}
+    for source in experiment.data.train:
+        folder = getattr(source, "directory", "") or getattr(source, "path", "")
+        file = Path(folder, "data_card.json")
+        if folder and file.is_file():
+            card = read_json(file)
+            if missing := [part for part in CARD_PARTS if part not in card]:
+                raise UserError(f"{file}: damaged: it has no {missing[0]}; mine the pairs again")
+            cards[folder] = card
+    return cards
