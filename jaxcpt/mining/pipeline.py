@@ -47,6 +47,9 @@ FAILURES = {
 FINGERPRINT_EXPANSION = 4
 """The approximate ratio of fingerprint bytes to input bytes."""
 
+VALUE, FINGERPRINT = range(2)
+"""The kinds of records that MineUnit yields."""
+
 Miner = Callable[[RawDocument, Counter[str]], Iterator[tuple[str, str] | Problem]]
 
 
@@ -165,8 +168,9 @@ class Job:
 
 
 class MineUnit(beam.DoFn):
-    """Turns a unit into values for the shards, and into fingerprints on a second output.
+    """Turns a unit into (VALUE, record for a shard) and (FINGERPRINT, record for deduplication).
 
+    Both kinds leave by one output, because DaskRunner mixes the outputs of a DoFn that has several.
     Writes the unit's counts to a file.
     """
 
@@ -182,7 +186,7 @@ class MineUnit(beam.DoFn):
             for item in read_part(part, self.job.reading):
                 if isinstance(item, Problem):
                     counts[f"problem: {item.reason}"] += 1
-                    yield self.job.list_problem(item)
+                    yield VALUE, self.job.list_problem(item)
                     continue
                 counts["documents read"] += 1
                 counts["characters read"] += len(item.text)
@@ -198,7 +202,7 @@ class MineUnit(beam.DoFn):
         for item in self.job.miner(document, drops):
             if isinstance(item, Problem):
                 counts[f"problem: {item.reason}"] += 1
-                yield self.job.list_problem(item)
+                yield VALUE, self.job.list_problem(item)
                 continue
             x_words, y_words = map(fold_words, item)
             if x_words == y_words:
@@ -209,13 +213,13 @@ class MineUnit(beam.DoFn):
                 counts["dropped: contaminated"] += 1
                 counts[f"contaminated: {hit[0]}"] += 1
                 contamination = Problem("contaminated", document.name, f"{hit[0]}: {hit[1]}")
-                yield self.job.list_problem(contamination)
+                yield VALUE, self.job.list_problem(contamination)
                 continue
             pair_id = digest(content.hex(), *item)
             value = ("pair", pair_id, split, *item, document.name)
-            yield self.job.choose_shard(pair_id), value
+            yield VALUE, (self.job.choose_shard(pair_id), value)
             for key, *record in fingerprint(pair_id, x_words, y_words, mining.near_duplicate > 0):
-                yield beam.pvalue.TaggedOutput("fingerprints", (key, tuple(record)))
+                yield FINGERPRINT, (key, tuple(record))
         counts.update({f"left out: {reason}": n for reason, n in drops.items()})
 
 
@@ -239,7 +243,7 @@ def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> Pipelin
         list(runner_arguments),
         direct_num_workers=workers,
         direct_running_mode="multi_processing" if workers > 1 else "in_memory",
-        pipeline_type_check=False,  # A DoFn with two outputs has no single type.
+        pipeline_type_check=False,  # Records of two kinds have no single type.
         # Without this, DirectRunner tries to download an engine. No triggers are used.
         allow_unsafe_triggers=True,
         default_sdk_harness_log_level="ERROR",
@@ -289,10 +293,12 @@ def _run_pipeline(
         pipeline
         | "Units" >> beam.Create(list(enumerate(offsets)))
         | "SpreadUnits" >> beam.Reshuffle()
-        | "Mine" >> beam.ParDo(MineUnit(job)).with_outputs("fingerprints", main="values")
+        | "Mine" >> beam.ParDo(MineUnit(job))
     )
+    values = mined | "Values" >> beam.FlatMap(_take, VALUE)
+    fingerprints = mined | "Fingerprints" >> beam.FlatMap(_take, FINGERPRINT)
     duplicates = (
-        (mined.fingerprints,)
+        (fingerprints,)
         | "GroupFingerprints" >> group("fingerprints", buckets, smallest=2)
         | "FindDuplicates" >> beam.FlatMap(_name_duplicates, job)
     )
@@ -300,12 +306,18 @@ def _run_pipeline(
     # An empty record for each shard, so that a shard without pairs is written too.
     others += [(number.to_bytes(4), ()) for number in range(job.shards)]
     _ = (
-        (mined.values, duplicates, pipeline | "Listed" >> beam.Create(others))
+        (values, duplicates, pipeline | "Listed" >> beam.Create(others))
         | "GroupShards" >> group("shards", job.shards)
         | "WriteShard" >> beam.Map(_write_shard, job)
     )
     with _mute_stderr() as stderr, _show_progress(job, len(offsets), stderr):
         pipeline.run().wait_until_finish()
+
+
+def _take(item: tuple[int, Any], kind: int) -> Iterator[Any]:
+    """Yields the record of an item of MineUnit if it is of this kind."""
+    if item[0] == kind:
+        yield item[1]
 
 
 def _name_duplicates(group: tuple[bytes, Any], job: Job) -> Iterator[Any]:
