@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 
 from jaxcpt.errors import run_command
 from jaxcpt.mining.command import make_parser, run_mining
-from jaxcpt.mining.documents import RawDocument, Reading
+from jaxcpt.mining.documents import Reading
+from jaxcpt.mining.raw_document import RawDocument
 
 
 def take_pair(document: RawDocument, drops: Counter[str]) -> Iterator[tuple[str, str]]:

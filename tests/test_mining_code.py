@@ -20,7 +20,7 @@ from jaxcpt.mining.code import (
     list_source_suffixes,
     mine_code,
 )
-from jaxcpt.mining.documents import Problem, RawDocument
+from jaxcpt.mining.raw_document import Problem, RawDocument
 from jaxcpt.mining.words import fold_words
 
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from jaxcpt.errors import UserError
 from jaxcpt.mining.bounded_lines import CHUNK_BYTES, RECORD_BYTES
-from jaxcpt.mining.documents import Part, RawDocument, Reading, read_part
+from jaxcpt.mining.documents import Part, Reading, read_part
 from jaxcpt.mining.inputs import PART_BYTES, UNIT_BYTES, list_units
+from jaxcpt.mining.raw_document import Problem, RawDocument
 
 READING = Reading()
 TEXTS = ["First document.\nIt has two lines.", "Zweites, mit Umlaut: ü.", "Third one."]
@@ -32,7 +33,7 @@ def read(path, reading=READING):
     units, _, problems = list_units([str(path)], reading)
     found = [item for unit in units for part in unit for item in read_part(part, reading)]
     documents = [item for item in found if isinstance(item, RawDocument)]
-    return documents, problems + [item for item in found if not isinstance(item, RawDocument)]
+    return documents, problems + [item for item in found if isinstance(item, Problem)]
 
 
 def texts_of(path, reading=READING):

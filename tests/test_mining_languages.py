@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 
 from jaxcpt.mining.code import LANGUAGES, mine_code
-from jaxcpt.mining.documents import RawDocument
+from jaxcpt.mining.raw_document import RawDocument
 
 PYTHON = '''# Copyright somebody.
 """Module docstring, of no function."""

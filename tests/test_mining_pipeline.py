@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from jaxcpt.errors import UserError
 from jaxcpt.mining import pipeline
 from jaxcpt.mining.code import LANGUAGES, list_source_suffixes, mine_code
-from jaxcpt.mining.documents import RawDocument, Reading
+from jaxcpt.mining.documents import Reading
 from jaxcpt.mining.inputs import Mining
 from jaxcpt.mining.pipeline import choose_split, mine
+from jaxcpt.mining.raw_document import RawDocument
 from jaxcpt.mining.text import TextOptions, mine_text
 
 TEXT = partial(mine_text, options=TextOptions(piece_chars=(150, 400), languages=(), quality=False))

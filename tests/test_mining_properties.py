@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxcpt.mining.code import LANGUAGES, mine_code
-from jaxcpt.mining.documents import RawDocument, Reading
+from jaxcpt.mining.documents import Reading
 from jaxcpt.mining.inputs import Mining
 from jaxcpt.mining.pipeline import mine
+from jaxcpt.mining.raw_document import RawDocument
 from jaxcpt.mining.text import TextOptions, mine_text
 from jaxcpt.mining.words import fold_words
 

@@ -18,9 +18,10 @@ pytest.importorskip("apache_beam", reason="needs pip install 'jaxcpt[mining]'")
 import tensorflow_datasets as tfds
 
 from jaxcpt.mining.dedupe import SHINGLE_WORDS
-from jaxcpt.mining.documents import RawDocument, Reading
+from jaxcpt.mining.documents import Reading
 from jaxcpt.mining.inputs import Mining
 from jaxcpt.mining.pipeline import mine
+from jaxcpt.mining.raw_document import RawDocument
 from jaxcpt.mining.text import TextOptions, mine_text
 from jaxcpt.mining.words import fold_words
 

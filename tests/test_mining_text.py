@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcpt.errors import UserError
-from jaxcpt.mining.documents import RawDocument
+from jaxcpt.mining.raw_document import RawDocument
 from jaxcpt.mining.text import TextOptions, check_text_options, cut_pieces, mine_text
 
 PLAIN = TextOptions(piece_chars=(20, 60), pairs_per_document=1000, languages=(), quality=False)

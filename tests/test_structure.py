@@ -196,7 +196,7 @@ print(json.dumps([missing, early]))
     missing, early = json.loads(done.stdout)
     assert early == []
     optional = {"apache_beam", "tree_sitter", "fastwarc", "resiliparse", "rensa", "py3langid"}
-    assert {name.split(".")[0] for name in missing} <= optional | {"pyarrow", "libtpu"}
+    assert {name.split(".")[0] for name in missing} <= optional | {"pyarrow", "libtpu", "zstandard"}
 
 
 def test_evaluations_load_no_model():

@@ -23,8 +23,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxcpt.errors import run_command
-from jaxcpt.mining.documents import RawDocument, Reading, read_part
+from jaxcpt.mining.documents import Reading, read_part
 from jaxcpt.mining.inputs import list_units
+from jaxcpt.mining.raw_document import RawDocument
 
 TOOLS = Path(__file__).resolve().parent
 COPY_DOCUMENTS = 200

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import tree_sitter
 
 from jaxcpt.errors import UserError
-from jaxcpt.mining.documents import Problem, RawDocument, split_suffixes
+from jaxcpt.mining.raw_document import Problem, RawDocument, split_suffixes
 from jaxcpt.mining.words import fold_words
 
 MIN_DOC_WORDS = 3

@@ -5,66 +5,38 @@ archives of all of these, Parquet, and prepared tensorflow-datasets. What cannot
 `Problem`, and reading goes on after it. This module knows nothing about pieces or functions.
 """
 
-import io
 import json
 import os
 import re
-import stat
-import tarfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any, BinaryIO, cast
+from functools import partial
+from typing import Any, BinaryIO
 
-import pyarrow
 import pyarrow.parquet
-from resiliparse.extract.html2text import extract_plain_text
-from resiliparse.parse.encoding import bytes_to_str, detect_encoding
-from warcio.archiveiterator import ArchiveIterator
-from warcio.exceptions import ArchiveLoadFailed
 
+from jaxcpt.mining.archives import Member, list_tar, list_zip
 from jaxcpt.mining.bounded_lines import CHUNK_BYTES, RECORD_BYTES, read_bounded_lines
+from jaxcpt.mining.pieces import find_break, inflate, read_pieces
+from jaxcpt.mining.raw_document import (
+    BROKEN,
+    LeftOut,
+    Problem,
+    RawDocument,
+    decode_text,
+    describe_error,
+    report_error,
+    report_too_long,
+    split_suffixes,
+)
+from jaxcpt.mining.web import extract_html, read_warc
 
 SOURCE = "source"
 """The field in which a record that is a pair says where the pair is from."""
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LINES, HTML = {".jsonl", ".ndjson"}, {".html", ".htm", ".xhtml"}
 WARC, TAR, ZIP = {".warc", ".wet"}, {".tar", ".tgz"}, {".zip", ".whl", ".jar"}
 ARCHIVES = TAR | ZIP
-BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    ArchiveLoadFailed,
-)
-"""The errors that the readers raise for damaged input. pyarrow raises OSError and ValueError."""
-
-
-@dataclass(frozen=True)
-class RawDocument:
-    """One text of the input, or one pair of texts."""
-
-    name: str
-    """The path from the input on, or a web address. If a file holds several documents, `@` and a
-    byte offset or a row number follow. A pair has its own `source` here if the record names one."""
-    text: str
-    group: str = ""
-    """A name that all parts of one long text share. Empty if the document is a whole text."""
-    y: str = ""
-    """The second text of a record that is a pair."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something in the input that cannot be read. `reason` is counted, `name` is listed."""
-
-    reason: str
-    name: str
-    detail: str = ""
+Item = RawDocument | Problem | LeftOut
 
 
 @dataclass(frozen=True)
@@ -100,16 +72,6 @@ class Reading:
         return (*self.fields, SOURCE) if self.y_field else self.fields
 
 
-def split_suffixes(name: str) -> tuple[str, str]:
-    """Returns format and compression in lower case: ('.jsonl', '.gz') for 'a/B.jsonl.gz'."""
-    path = PurePosixPath(name.lower())
-    if path.suffix == ".tgz":
-        return ".tar", ".gz"
-    if path.suffix in COMPRESSIONS:
-        return PurePosixPath(path.stem).suffix, path.suffix
-    return path.suffix, ""
-
-
 def is_wanted(name: str, reading: Reading) -> bool:
     """Returns whether a file of this name is to be read."""
     form, _ = split_suffixes(name)
@@ -118,7 +80,7 @@ def is_wanted(name: str, reading: Reading) -> bool:
     return not reading.source_suffixes or form in reading.source_suffixes | ARCHIVES
 
 
-def read_part(part: Part, reading: Reading) -> Iterator[RawDocument | Problem]:
+def read_part(part: Part, reading: Reading) -> Iterator[Item]:
     """Yields the documents of one part. Damage ends the damaged file and yields a Problem."""
     form, _ = split_suffixes(part.path)
     try:
@@ -127,7 +89,8 @@ def read_part(part: Part, reading: Reading) -> Iterator[RawDocument | Problem]:
         elif form == ".parquet":
             yield from _read_parquet(part, reading)
         elif form in ZIP:
-            yield from _read_zip(part, reading)
+            members = list_zip(part.name, part.path, partial(is_wanted, reading=reading))
+            yield from _read_members(members, None, reading)
         else:
             with open(part.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -138,44 +101,35 @@ def read_part(part: Part, reading: Reading) -> Iterator[RawDocument | Problem]:
         # A panic in a Rust library raises a BaseException that is not an Exception.
         if not isinstance(error, BROKEN) and type(error).__name__ != "PanicException":
             raise
-        yield _report_error(part.name, error)
-
-
-def repair_name(name: str) -> str:
-    """Returns a file's name with every byte that is not UTF-8 replaced."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
-
-
-def _report_error(name: str, error: BaseException) -> Problem:
-    form, compression = split_suffixes(name)
-    kind = COMPRESSIONS.get(compression) or form.lstrip(".") or "file"
-    unreadable = isinstance(error, PermissionError | FileNotFoundError)
-    return Problem(
-        "unreadable file" if unreadable else f"broken {kind}", name, describe_error(error)
-    )
-
-
-def describe_error(error: BaseException) -> str:
-    """Returns the error on one line of at most 200 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        yield report_error(part.name, error)
 
 
 def read_stream(
     name: str, stream: BinaryIO, reading: Reading, span: tuple[int, int] | None = None
-) -> Iterator[RawDocument | Problem]:
+) -> Iterator[Item]:
     """Yields the documents of one open file. With `span`, reads only lines that begin inside it."""
     form, compression = split_suffixes(name)
     if compression:
-        packed = pyarrow.PythonFile(stream, mode="r")
-        # pyarrow raises an error for a truncated stream; the zstandard package does not.
-        inflated = pyarrow.CompressedInputStream(packed, COMPRESSIONS[compression])
-        stream = cast(BinaryIO, io.BufferedReader(inflated, 2**16))
+        read = partial(_read_form, name, form, reading=reading)
+        yield from read_pieces(name, inflate(stream, compression), stream, read)
+    else:
+        yield from _read_form(name, form, stream, reading, span)
+
+
+def _read_form(
+    name: str,
+    form: str,
+    stream: BinaryIO,
+    reading: Reading,
+    span: tuple[int, int] | None = None,
+) -> Iterator[Item]:
     if form in TAR:
-        yield from _read_tar(name, stream, reading)
+        members = list_tar(name, stream, partial(is_wanted, reading=reading))
+        yield from _read_members(members, stream, reading)
     elif form in reading.source_suffixes or form in HTML:
         yield from _read_whole(name, stream, form in HTML)
     elif form in WARC:
-        yield from _read_warc(name, stream)
+        yield from read_warc(name, stream)
     elif form in LINES:
         yield from _read_jsonl(name, stream, reading, span)
     elif form in ZIP or form == ".parquet":
@@ -184,8 +138,16 @@ def read_stream(
         yield from _read_text(name, stream, reading, span)
 
 
-def _report_too_long(name: str) -> Problem:
-    return Problem("line or record too long", name, f"over {RECORD_BYTES} bytes")
+def _read_members(
+    members: Iterator[Member | Problem], parent: BinaryIO | None, reading: Reading
+) -> Iterator[Item]:
+    """Yields the documents of all members. Damage in one of them does not end the archive."""
+    for member in members:
+        if isinstance(member, Problem):
+            yield member
+        else:
+            read = partial(read_stream, member.name, reading=reading)
+            yield from read_pieces(member.name, member.pieces, parent, read)
 
 
 def _read_jsonl(
@@ -194,14 +156,17 @@ def _read_jsonl(
     for offset, line in read_bounded_lines(stream, span):
         where = f"{name}@{offset}"
         if len(line) > RECORD_BYTES:
-            yield _report_too_long(where)
+            yield report_too_long(where)
         elif line.strip():
             try:
-                yield _convert_record(where, json.loads(line.decode()), reading)
-            except UnicodeDecodeError as error:
-                yield Problem("bad UTF-8", where, describe_error(error))
+                text = line.decode("utf-8" if offset else "utf-8-sig")
+                yield _convert_record(where, json.loads(text), reading)
             except (ValueError, RecursionError) as error:
-                yield Problem("JSON does not parse", where, describe_error(error))
+                if find_break(stream) and not line.endswith(b"\n"):
+                    return  # The break cut the line. Who reads the compressed file tells it.
+                is_text = not isinstance(error, UnicodeDecodeError)
+                reason = "JSON does not parse" if is_text else "bad UTF-8"
+                yield Problem(reason, where, describe_error(error))
 
 
 def _convert_record(where: str, record: Any, reading: Reading) -> RawDocument | Problem:
@@ -239,104 +204,23 @@ def _read_text(
         if long or new or len(block) + len(line) > CHUNK_BYTES:
             if block.strip():
                 group = group if new else group or f"{name}@{first}"
-                yield _decode(name, block, first, group)
+                yield decode_text(name, block, first, group)
             if long:
-                yield _report_too_long(f"{name}@{offset}")
+                yield report_too_long(f"{name}@{offset}")
                 line = b""
             block, first, group = bytearray(), offset, "" if new else group
         block += line
     if block.strip():
-        yield _decode(name, block, first, group)
+        yield decode_text(name, block, first, group, is_cut=bool(find_break(stream)))
 
 
 def _read_whole(name: str, stream: BinaryIO, html: bool) -> Iterator[RawDocument | Problem]:
-    """Yields the one document of a web page or source file."""
+    """Yields the one document of a web page or source file. A part of one is no document."""
     content = stream.read(RECORD_BYTES + 1)
     if len(content) > RECORD_BYTES:
-        yield _report_too_long(name)
-    elif html:
-        yield RawDocument(name, _extract_html(content))
-    elif b"\0" in content:
-        yield Problem("binary file", name, f"NUL byte at {content.index(0)}")
-    else:
-        yield _decode(name, content)
-
-
-def _decode(
-    name: str, content: bytes | bytearray, first: int = 0, group: str = ""
-) -> RawDocument | Problem:
-    """Returns the document whose text begins at byte `first` of a file."""
-    try:
-        return RawDocument(f"{name}@{first}" if first else name, content.decode("utf-8-sig"), group)
-    except UnicodeDecodeError as error:
-        return Problem("bad UTF-8", f"{name}@{first + error.start}", describe_error(error))
-
-
-def _extract_html(content: bytes, charset: str = "utf-8") -> str:
-    try:
-        html = content.decode(charset)
-    except (UnicodeDecodeError, LookupError):
-        encoding = detect_encoding(content, from_html_meta=True) or "windows-1252"
-        html = bytes_to_str(content, encoding)
-    return extract_plain_text(html, main_content=True)
-
-
-def _read_warc(name: str, stream: BinaryIO) -> Iterator[RawDocument | Problem]:
-    """Yields the texts of WET records and the HTML pages of WARC, named by their web address."""
-    for record in ArchiveIterator(stream):
-        form = (record.http_headers and record.http_headers.get_header("Content-Type")) or ""
-        page = record.rec_type == "response" and "html" in form
-        if not page and record.rec_type != "conversion":
-            continue
-        where = record.rec_headers.get_header("WARC-Target-URI") or name
-        content = record.content_stream().read(RECORD_BYTES + 1)
-        if len(content) > RECORD_BYTES:
-            yield _report_too_long(where)
-        elif record.raw_stream.limit:
-            yield Problem("broken warc", name, f"{where} ends early")
-        elif page:
-            charset = re.search(r"charset=[\"']?([\w-]+)", form)
-            yield RawDocument(where, _extract_html(content, charset[1] if charset else "utf-8"))
-        else:
-            yield from _read_whole(where, io.BytesIO(content), html=False)
-
-
-def _read_tar(name: str, stream: BinaryIO, reading: Reading) -> Iterator[RawDocument | Problem]:
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        for member in archive:
-            if member.isreg() and (where := _name_member(name, member.name, reading)):
-                if isinstance(where, Problem):
-                    yield where
-                elif file := archive.extractfile(member):
-                    yield from _read_member(where, cast(BinaryIO, file), reading)
-
-
-def _read_zip(part: Part, reading: Reading) -> Iterator[RawDocument | Problem]:
-    with zipfile.ZipFile(part.path) as archive:
-        for member in archive.infolist():
-            is_link = stat.S_ISLNK(member.external_attr >> 16)
-            where = _name_member(part.name, member.filename, reading)
-            if isinstance(where, Problem):
-                yield where
-            elif where and not member.is_dir() and not is_link:
-                with archive.open(member) as file:
-                    yield from _read_member(where, cast(BinaryIO, file), reading)
-
-
-def _name_member(archive: str, name: str, reading: Reading) -> str | Problem | None:
-    """Returns the name of a member's documents, or None if the member is not wanted."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        return Problem("archive member climbs out of its folder", archive, repair_name(name))
-    return repair_name(f"{archive}/{path}") if is_wanted(path.name, reading) else None
-
-
-def _read_member(name: str, file: BinaryIO, reading: Reading) -> Iterator[RawDocument | Problem]:
-    """Yields the documents of one member. Damage in it does not end the archive."""
-    try:
-        yield from read_stream(name, file, reading)
-    except BROKEN as error:
-        yield _report_error(name, error)
+        yield report_too_long(name)
+    elif not find_break(stream):
+        yield RawDocument(name, extract_html(content)) if html else decode_text(name, content)
 
 
 def _read_parquet(part: Part, reading: Reading) -> Iterator[RawDocument | Problem]:

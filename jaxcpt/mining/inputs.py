@@ -17,13 +17,10 @@ from jaxcpt.mining.documents import (
     WARC,
     ZIP,
     Part,
-    Problem,
     Reading,
-    describe_error,
     is_wanted,
-    repair_name,
-    split_suffixes,
 )
+from jaxcpt.mining.raw_document import Problem, describe_error, repair_name, split_suffixes
 
 PART_BYTES = 16 * 2**20
 """A larger uncompressed file is cut into parts of about this size, one for each worker."""

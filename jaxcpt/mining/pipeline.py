@@ -30,9 +30,10 @@ from jaxcpt.errors import UserError
 from jaxcpt.files import write_file
 from jaxcpt.mining.decontaminate import Index
 from jaxcpt.mining.dedupe import find_duplicates, fingerprint
-from jaxcpt.mining.documents import Problem, RawDocument, Reading, read_part
+from jaxcpt.mining.documents import Reading, read_part
 from jaxcpt.mining.grouping import GroupInRunner, GroupOnDisk
 from jaxcpt.mining.inputs import Mining, Unit, list_units
+from jaxcpt.mining.raw_document import LeftOut, Problem, RawDocument
 from jaxcpt.mining.words import digest, fold_words
 from jaxcpt.mining.write import SPLITS, write_dataset, write_shard
 
@@ -187,6 +188,9 @@ class MineUnit(beam.DoFn):
                 if isinstance(item, Problem):
                     counts[f"problem: {item.reason}"] += 1
                     yield VALUE, self.job.list_problem(item)
+                    continue
+                if isinstance(item, LeftOut):
+                    counts[f"left out: {item.reason}"] += 1
                     continue
                 counts["documents read"] += 1
                 counts["characters read"] += len(item.text)

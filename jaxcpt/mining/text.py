@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import py3langid
 
 from jaxcpt.errors import UserError
-from jaxcpt.mining.documents import RawDocument
+from jaxcpt.mining.raw_document import RawDocument
 
 ENDS = re.compile(r"""[.!?\u2026]["'\u201d\u2019)\]]?\s|[\u3002\uff01\uff1f]\s?""")
 """A sentence ends at white space after its mark and closing quote. A CJK mark needs no space."""

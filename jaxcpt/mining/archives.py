@@ -1,0 +1,93 @@
+"""An open tar file or the path of a zip file in, its wanted members out, each in pieces.
+
+The pieces of a damaged member break off with an error, and the next members follow. This module
+does not know what the members hold.
+"""
+
+import copy
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from jaxcpt.mining.raw_document import Problem, repair_name
+
+STEP_BYTES = 2**16
+ENCRYPTED = 0x41
+"""The bits of a zip member's flags that say it is encrypted, in either of two ways."""
+ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    """The path from the input on, through the archive."""
+    pieces: Iterator[bytes]
+
+
+def list_tar(
+    name: str, stream: BinaryIO, is_wanted: Callable[[str], bool]
+) -> Iterator[Member | Problem]:
+    """Yields the wanted files. Read each before asking for the next one.
+
+    Folders and links are left out: a link names another member, which is read under its own name.
+    """
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            where = _name_member(name, member.name, is_wanted)
+            if not where or member.isdir() or member.issym() or member.islnk():
+                continue
+            if isinstance(where, Problem):
+                yield where
+            elif member.isreg() and (file := archive.extractfile(member)):
+                yield Member(where, _read_steps(file))
+            else:
+                yield Problem("not a regular file", where, f"tar member of type {member.type!r}")
+
+
+def list_zip(name: str, path: str, is_wanted: Callable[[str], bool]) -> Iterator[Member | Problem]:
+    """Yields the wanted files. Folders and links are left out."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            where = _name_member(name, member.filename, is_wanted)
+            if not where or member.is_dir() or stat.S_ISLNK(member.external_attr >> 16):
+                continue
+            if isinstance(where, Problem):
+                yield where
+            elif member.flag_bits & ENCRYPTED:
+                yield Problem("encrypted archive member", where)
+            elif member.compress_type not in ZIP_METHODS:
+                method = f"method {member.compress_type}"
+                yield Problem("archive member of unsupported compression", where, method)
+            else:
+                yield Member(where, _unpack(archive, member))
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    unchecked = copy.copy(member)
+    del unchecked.CRC  # With it, a wrong sum loses the text that was read last.
+    crc = 0
+    with archive.open(unchecked) as file:
+        for piece in _read_steps(file):
+            crc = zlib.crc32(piece, crc)
+            yield piece
+    if crc != member.CRC:
+        raise zipfile.BadZipFile("the sum of the text is wrong")
+
+
+def _read_steps(file: Any) -> Iterator[bytes]:
+    # `read` would lose what it has read before an error, `read1` reads once.
+    return iter(partial(file.read1, STEP_BYTES), b"")
+
+
+def _name_member(archive: str, name: str, is_wanted: Callable[[str], bool]) -> str | Problem | None:
+    """Returns the name of a member's documents, or None if the member is not wanted."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return Problem("archive member climbs out of its folder", archive, repair_name(name))
+    return repair_name(f"{archive}/{path}") if is_wanted(path.name) else None
