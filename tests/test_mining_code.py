@@ -16,10 +16,10 @@ from jaxcpt.errors import UserError
 from jaxcpt.mining.code import (
     LANGUAGES,
     check_languages,
-    extract_description,
     list_source_suffixes,
     mine_code,
 )
+from jaxcpt.mining.doc_comments import extract_description
 from jaxcpt.mining.raw_document import Problem, RawDocument
 from jaxcpt.mining.words import fold_words
 

@@ -45,6 +45,7 @@ def folder(tmp_path):
     record = {"_id": "d1", "title": 'A "title', "text": " ".join(f"r{n}" for n in range(20))}
     content = json.dumps(record).encode() + b"\n"
     (made / "retrieval/nq/corpus.jsonl.gz").write_bytes(gzip.compress(content))
+    (made / "retrieval/nq/queries.jsonl").write_text('{"_id": "q1", "text": ""}\n')
     (made / "prose/a.jsonl").write_text(json.dumps({"text": "training text " * 9}) + "\n")
     return made
 

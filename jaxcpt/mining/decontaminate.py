@@ -18,7 +18,7 @@ import numpy as np
 from jaxcpt.beir import read_judgements
 from jaxcpt.errors import UserError
 from jaxcpt.files import write_file
-from jaxcpt.lines import read_jsonl, read_lines, read_quoted
+from jaxcpt.lines import read_jsonl, read_lines, read_quoted, require_file
 from jaxcpt.mining.words import fold_words
 
 FIELDS = ("text", "title", "code", "intent", "docstring")
@@ -29,8 +29,11 @@ TRAIN = re.compile(r"(?i)(?<![a-z])train(?![a-z])")
 """Matches the path of a file with training text of an evaluation set."""
 JUDGED = {"queries.jsonl": "query-id", "corpus.jsonl": "corpus-id"}
 """The files of a set in BEIR layout, each with the column of the qrels that holds its ids."""
-QUESTIONS, PASSAGES = "qas/*-test.csv", "wikipedia_split/*"
+QUESTIONS, OTHER_QUESTIONS = "qas/*-test.csv", "qas/*.csv"
+PASSAGES = "wikipedia_split/*"
 """Files of the DPR download. Its passages are not read, because they are all of Wikipedia."""
+UNREAD = re.compile(r"(?i)\.(tsv|jsonl|ndjson|json|csv|parquet|arrow)(\.\w+)?$")
+"""Matches the name of a file with data. If it is not read, the set is not decontaminated."""
 WHOLE_WORDS = 8
 """A text with fewer words counts only if it is the whole side."""
 BASE = 0x9E3779B97F4A7C15
@@ -71,18 +74,54 @@ def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
 
 def _read_texts(path: Path) -> Iterator[str]:
     plain = path.with_name(path.name.removesuffix(".gz"))
-    if plain.match(PASSAGES) or not (plain.suffix in (".tsv", ".jsonl") or plain.match(QUESTIONS)):
+    if path.is_dir():
+        if path.name == "qrels":
+            for name in JUDGED:
+                require_file(path.parent / name, "the texts that the qrels name")
+    elif plain.match(PASSAGES) or plain.parent.name == "qrels":
         return
-    judged = None
-    if (path.parent / "qrels").is_dir():
-        if plain.name not in JUDGED:
-            return
-        judged = _read_judged(path.parent / "qrels", JUDGED[plain.name])
-    for row in _read_rows(path):
-        if judged is None or row.get("_id") in judged:
-            for field, text in row.items():
-                if field.startswith(FIELDS) and isinstance(text, str) and text:
-                    yield text
+    elif (path.parent / "qrels").is_dir():
+        if plain.name in JUDGED:
+            yield from _read_judged_texts(path, JUDGED[plain.name])
+    elif plain.suffix in (".tsv", ".jsonl") or plain.match(QUESTIONS):
+        for where, row in _read_rows(path):
+            yield from _list_texts(where, row)
+    elif UNREAD.search(path.name) and not plain.match(OTHER_QUESTIONS):
+        raise UserError(f"{path}: is not read; convert it to .tsv or .jsonl, or move it away")
+
+
+def _read_judged_texts(path: Path, column: str) -> Iterator[str]:
+    """Yields the texts of the rows that the qrels name. Raises UserError if one of them is missing.
+
+    The other file of the set and its other splits may name the rest of the rows.
+    """
+    judged = _read_judged(path.parent / "qrels", column)
+    missing = set(judged)
+    for number, row in read_jsonl(path, {"_id": str}):
+        if row["_id"] in judged:
+            missing.discard(row["_id"])
+            yield from _list_texts(f"{path}:{number}", row)
+    if missing:
+        raise UserError(
+            f"{path}: lacks {len(missing)} of {len(judged)} rows that the qrels name, such as "
+            f"{min(missing)!r}; add them, or remove their lines from {path.parent / 'qrels'}"
+        )
+
+
+def _list_texts(where: str, row: dict[str, Any]) -> list[str]:
+    """Returns the texts of a row. Raises UserError if it has none, or another kind of value."""
+    fields = {field: value for field, value in row.items() if field.startswith(FIELDS)}
+    for field, value in fields.items():
+        if field in FIELDS and isinstance(value, list | dict):
+            kind = type(value).__name__
+            raise UserError(f"{where}: '{field}' must be a text, found {kind}; make it one")
+    texts = [value for value in fields.values() if isinstance(value, str)]
+    if not texts:
+        raise UserError(
+            f"{where}: found no text; expected a column or field whose name begins with "
+            f"{', '.join(FIELDS)}, found {', '.join(map(str, row)) or 'none'}"
+        )
+    return [text for text in texts if text]
 
 
 def _read_judged(qrels: Path, column: str) -> set[str]:
@@ -95,21 +134,23 @@ def _read_judged(qrels: Path, column: str) -> set[str]:
     return judged
 
 
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, by column or field."""
+def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ("FILE:LINE", row by column or field) of each row of a file."""
     plain = path.name.removesuffix(".gz")
     if plain.endswith(".jsonl"):
-        yield from (row for _, row in read_jsonl(path))
+        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
     elif plain.endswith(".csv"):
-        yield from ({"text": row[0]} for _, row in read_quoted(path) if row)
+        yield from ((f"{path}:{n}", {"text": row[0]}) for n, row in read_quoted(path) if row)
     else:
         names: list[str] | None = None
         for line in read_lines(path):
             fields = line.text.split("\t")
             if names is None:
-                names = fields
-            else:
-                yield dict(zip(names, fields, strict=False))
+                names = line.text.removeprefix("\ufeff").split("\t")
+                _list_texts(f"{path}:{line.number}", dict(zip(names, names, strict=True)))
+            elif line.text:
+                row = dict.fromkeys(names, "") | dict(zip(names, fields, strict=False))
+                yield f"{path}:{line.number}", row
 
 
 class Index:

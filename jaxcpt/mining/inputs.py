@@ -134,15 +134,30 @@ def _list_tfds(address: str) -> list[tuple[Part, int]]:
     name, _, split = address.removeprefix("tfds:").partition("#")
     split = split or "train"
     is_folder = os.path.isdir(name)
+    _check_folder(Path(name), address)
     try:
         builder = tfds.builder_from_directory(name) if is_folder else tfds.builder(name)
         info = builder.info.splits.get(split)
-    except (tfds.core.DatasetNotFoundError, ValueError):
-        info = None
-    if info is None or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        file_format = builder.info.file_format
+    except Exception as error:  # of protobuf, of etils, or its own
+        if is_folder or not isinstance(error, tfds.core.DatasetNotFoundError | ValueError):
+            raise UserError(f"{address}: damaged dataset: {describe_error(error)}") from error
+        info = file_format = None
+    if info is None or file_format != tfds.core.FileFormat.ARRAY_RECORD or not info.num_shards:
         raise UserError(
             f"{address}: found no prepared ArrayRecord dataset with a split '{split}'; prepare it "
             "with tfds.builder(NAME, file_format='array_record').download_and_prepare()"
         )
     path, count = f"tfds:{builder.data_dir}#{split}", info.num_shards
     return [(Part(path, name, index, count), info.num_bytes // count) for index in range(count)]
+
+
+def _check_folder(folder: Path, address: str) -> None:
+    """Raises UserError for a folder that is no dataset, and names a dataset below it."""
+    if folder.is_dir() and not (folder / "dataset_info.json").is_file():
+        found = [*folder.glob("*/dataset_info.json"), *folder.glob("*/*/dataset_info.json")]
+        below = sorted(path.parent for path in found)
+        hint = f", such as tfds:{below[-1]}" if below else ""
+        raise UserError(
+            f"{address}: has no dataset_info.json; give the folder of one version{hint}"
+        )

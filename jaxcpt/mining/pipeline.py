@@ -12,15 +12,12 @@ import json
 import os
 import pickle
 import shutil
-import sys
-import threading
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import apache_beam as beam
@@ -33,6 +30,7 @@ from jaxcpt.mining.dedupe import find_duplicates, fingerprint
 from jaxcpt.mining.documents import Reading, read_part
 from jaxcpt.mining.grouping import GroupInRunner, GroupOnDisk
 from jaxcpt.mining.inputs import Mining, Unit, list_units
+from jaxcpt.mining.progress import mute_stderr, show_progress
 from jaxcpt.mining.raw_document import LeftOut, Problem, RawDocument
 from jaxcpt.mining.words import digest, fold_words
 from jaxcpt.mining.write import SPLITS, write_dataset, write_shard
@@ -314,7 +312,7 @@ def _run_pipeline(
         | "GroupShards" >> group("shards", job.shards)
         | "WriteShard" >> beam.Map(_write_shard, job)
     )
-    with _mute_stderr() as stderr, _show_progress(job, len(offsets), stderr):
+    with mute_stderr() as stderr, show_progress(job.folder, len(offsets), job.shards, stderr):
         pipeline.run().wait_until_finish()
 
 
@@ -334,54 +332,10 @@ def _write_shard(group: tuple[bytes, Any], job: Job) -> None:
     write_shard(job.dataset, job.mining.name, shard, filter(None, group[1]))
 
 
-@contextlib.contextmanager
-def _mute_stderr() -> Iterator[TextIO]:
-    """Sends file descriptor 2 to /dev/null, and yields a file on the real stderr.
-
-    Beam's workers are child processes that inherit the descriptor, so it is not enough to replace
-    `sys.stderr`. No error is lost, because an error in a worker is raised again in this process. A
-    log file in place of /dev/null would make a worker hang when it writes to a full disk.
-    """
-    sys.stderr.flush()
-    with os.fdopen(os.dup(2), "w") as stderr, open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 2)
-        try:
-            yield stderr
-        finally:
-            os.dup2(stderr.fileno(), 2)
-
-
-@contextlib.contextmanager
-def _show_progress(job: Job, units: int, stderr: TextIO) -> Iterator[None]:
-    """Shows progress on stderr: one line that changes every second, or a new line every minute.
-
-    The second form is for a stderr that is not a terminal.
-    """
-    ended = threading.Event()
-    start = time.monotonic()
-    live = stderr.isatty()
-
-    def show() -> None:
-        while not ended.wait(1 if live else 60):
-            mined = len(list((job.folder / "units").glob("*.json")))
-            written = len(list(job.dataset.glob("report-*.json")))
-            line = f"{time.monotonic() - start:.0f} s: mined {mined} of {units} parts, "
-            line += f"wrote {written} of {job.shards} shards"
-            print(line, end="\r" if live else "\n", file=stderr, flush=True)
-
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 def _sum_counts(job: Job, problems: Sequence[Problem]) -> Counter[str]:
     """Returns the sum of all units' counts.
 
-    Raises UserError if too many files or records were bad, or if no pairs were found.
+    Raises UserError if too many files or records were bad, or if no pairs were found or are left.
     """
     counts = Counter(f"problem: {problem.reason}" for problem in problems)
     for path in (job.folder / "units").iterdir():
@@ -395,7 +349,8 @@ def _sum_counts(job: Job, problems: Sequence[Problem]) -> Counter[str]:
             f"{', '.join(job.mining.inputs)}: {bad} of {bad + counts['documents read']} files or "
             f"records are bad ({listed}), above --max-bad-share {job.mining.max_bad_share}"
         )
-    if not counts["pairs mined"]:
+    if counts["pairs mined"] == counts["dropped: contaminated"]:
+        found = "no pairs are left" if counts["pairs mined"] else "no pairs found"
         listed = ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))
-        raise UserError(f"{', '.join(job.mining.inputs)}: no pairs found ({listed})")
+        raise UserError(f"{', '.join(job.mining.inputs)}: {found} ({listed})")
     return counts

@@ -15,9 +15,15 @@ import py3langid
 
 from jaxcpt.errors import UserError
 from jaxcpt.mining.raw_document import RawDocument
+from jaxcpt.mining.words import UNSPACED, is_mark
 
-ENDS = re.compile(r"""[.!?\u2026]["'\u201d\u2019)\]]?\s|[\u3002\uff01\uff1f]\s?""")
-"""A sentence ends at white space after its mark and closing quote. A CJK mark needs no space."""
+ENDS = re.compile(
+    r"""[.!?\u2026\u0589\u061f\u06d4\u0964\u0965\u1362\u104b\u17d4]["'\u201d\u2019)\]]?\s"""
+    r"""|[\u3002\uff01\uff1f\uff0e\uff61]\s?"""
+)
+"""A sentence ends at white space after its mark and closing quote. A CJK mark needs no space. The
+marks are also those of Armenian, Arabic, Urdu, Hindi, Amharic, Burmese and Khmer."""
+UNSPACED_LETTER = re.compile(f"[{UNSPACED}]")
 PIECE_END_ONE_IN = 3
 """One sentence in three, chosen by the sentence's hash, ends a piece that is long enough."""
 
@@ -117,6 +123,8 @@ def _cut_sentences(text: str, start: int, end: int, longest: int) -> Iterator[tu
         while mark - start > longest:
             space = text.rfind(" ", start, start + longest + 1)
             cut = space if space > start else start + longest
+            while cut - 1 > start and is_mark(text[cut]):
+                cut -= 1  # A mark stays with its letter.
             yield start, cut
             start = cut + (text[cut] == " ")
         stop = mark - (text[mark - 1] == " ")
@@ -135,9 +143,13 @@ def find_flaw(piece: str, options: TextOptions) -> str | None:
     if not options.quality:
         return None
     words = piece.split()
-    if sum(map(str.isalpha, piece)) < 0.6 * (len(piece) - len(words) + 1):
+    marks = 0 if piece.isascii() else sum(map(is_mark, piece))
+    letters = sum(map(str.isalpha, piece)) + marks
+    if letters < 0.6 * (len(piece) - len(words) + 1):
         return "of few letters"
-    if not 2.5 <= len(piece) / len(words) <= 13:
+    if not piece.isascii() and 2 * len(UNSPACED_LETTER.findall(piece)) > letters:
+        words = [piece[i : i + 2] for i in range(len(piece) - 1)]  # It has no spaces to cut at.
+    elif not 2.5 <= (len(piece) - marks) / len(words) <= 13:
         return "of odd word lengths"
     if len(set(words)) < 0.35 * len(words):
         return "that repeats itself"
