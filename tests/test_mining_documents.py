@@ -57,6 +57,8 @@ def zstd(content):
     ("name", "content"),
     [
         ("a.jsonl", JSONL),
+        ("a.jsonl", b"\xef\xbb\xbf" + JSONL),
+        ("a.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + JSONL) + bytes(512)),
         ("a.ndjson", b"\n" + JSONL.replace(b"\n", b"\r\n")),
         ("a.jsonl.gz", gzip.compress(JSONL)),
         ("a.jsonl.gz", gzip.compress(JSONL[:40]) + gzip.compress(JSONL[40:])),
@@ -180,6 +182,19 @@ def test_tfds_is_read_by_folder_and_by_name(tmp_path, monkeypatch):
         found = [item for unit in units for part in unit for item in read_part(part, reading)]
         assert [item.text for item in found] == TEXTS
         assert found[0].name == name.removeprefix("tfds:").partition("#")[0] + "@0"
+    # A folder above the dataset is refused with a hint, and damaged files are refused in one line.
+    with pytest.raises(
+        UserError, match=rf"tiny: has no dataset_info.json; .*tfds:{folder}"
+    ):
+        list_units([f"tfds:{tmp_path / 'tiny'}"], reading)
+    for file in ("dataset_info.json", "features.json"):
+        whole = (folder / file).read_bytes()
+        for damage in (b"{", b"[]", b"\xff", b"[" * 10**5, b'{"name": 7, "features": 7}', b""):
+            (folder / file).write_bytes(damage)
+            with pytest.raises(UserError, match=rf"^tfds:{folder}: damaged dataset: ") as told:
+                list_units([f"tfds:{folder}"], reading)
+            assert "\n" not in str(told.value)
+        (folder / file).write_bytes(whole)
     # Refused: an unknown name, a set that is not prepared, an unknown split, another file format.
     told = "found no prepared ArrayRecord dataset with a split '(train|tset)'; prepare it with"
     about = folder / "dataset_info.json"
@@ -233,6 +248,78 @@ def test_archives_give_their_members(tmp_path):
             ("broken gzip", f"{name}/in/e.jsonl.gz"),
             (".parquet inside an archive", f"{name}/in/f.parquet"),
         ]
+
+
+FUNCTION = 'def f{n}(a):\n    """Adds a number to the value {n}."""\n    return a + {n}\n'
+
+
+def make_zip(path, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for n in range(4):
+            archive.writestr(f"p/m{n}.py", FUNCTION.format(n=n) * 9)
+    content = bytearray(path.read_bytes())
+    local = content.find(b"PK\3\4", 10)
+    central = content.find(b"PK\1\2", content.find(b"PK\1\2") + 4)
+    return content, local, central
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "reason"),
+    [
+        ((6, 8), 1, "encrypted archive member"),
+        ((6, 8), 0x41, "encrypted archive member"),
+        ((8, 10), 9, "archive member of unsupported compression"),  # deflate64
+        ((8, 10), 93, "archive member of unsupported compression"),
+        ((14, 16), 7, "broken py"),  # the sum
+        ((0, 900), 0, "broken py"),  # the local header's own mark
+        ((60, 900), 0xFF, "broken py"),  # the text
+    ],
+)
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_member_that_cannot_be_read_ends_alone(tmp_path, offset, value, reason, method):
+    content, local, central = make_zip(tmp_path / "a.zip", method)
+    for at in (local + offset[0], central + offset[1]):
+        if offset[1] < 46 or at == local + offset[0]:
+            content[at] = value
+    (tmp_path / "a.zip").write_bytes(content)
+    documents, problems = read(tmp_path / "a.zip", Reading(source_suffixes=frozenset([".py"])))
+    assert [document.name[-5:] for document in documents] == ["m0.py", "m2.py", "m3.py"]
+    assert [(problem.reason, problem.name) for problem in problems] == [(reason, "a.zip/p/m1.py")]
+
+
+def test_lines_of_a_zip_member_with_a_wrong_sum_are_kept(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jsonl", JSONL)
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[content.index(b"PK\1\2") + 16] ^= 1
+    (tmp_path / "a.zip").write_bytes(content)
+    documents, problems = read(tmp_path / "a.zip")
+    assert [document.text for document in documents] == TEXTS
+    assert [(problem.reason, problem.name) for problem in problems] == [
+        ("broken jsonl", "a.zip/a.jsonl")
+    ]
+
+
+def test_tar_members_of_every_type_are_read_left_out_or_told(tmp_path):
+    types = {
+        "file": tarfile.REGTYPE, "old": tarfile.AREGTYPE, "row": tarfile.CONTTYPE,
+        "hard": tarfile.LNKTYPE, "soft": tarfile.SYMTYPE, "folder": tarfile.DIRTYPE,
+        "device": tarfile.CHRTYPE, "pipe": tarfile.FIFOTYPE, "odd": b"Z", "part": b"M",
+    }  # fmt: skip
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, kind in types.items():
+            member = tarfile.TarInfo(f"{name}.txt")
+            member.type, member.linkname = kind, "file.txt"
+            has_text = name in ("file", "old", "row", "odd", "part")
+            member.size = 4 if has_text else 0
+            archive.addfile(member, io.BytesIO(b"text") if has_text else None)
+    documents, problems = read(tmp_path / "a.tar")
+    assert [document.name for document in documents] == [
+        f"a.tar/{name}.txt" for name in ("file", "old", "row")
+    ]
+    assert [(problem.reason, problem.name) for problem in problems] == [
+        ("not a regular file", f"a.tar/{name}.txt") for name in ("device", "pipe", "odd", "part")
+    ]
 
 
 NO_TEXT = "record without text under 'text'"

@@ -44,8 +44,8 @@ def list_tar(
                 continue
             if isinstance(where, Problem):
                 yield where
-            elif member.isreg() and (file := archive.extractfile(member)):
-                yield Member(where, _read_steps(file))
+            elif member.isreg():
+                yield Member(where, _read_tar_member(archive, member))
             else:
                 yield Problem("not a regular file", where, f"tar member of type {member.type!r}")
 
@@ -66,6 +66,22 @@ def list_zip(name: str, path: str, is_wanted: Callable[[str], bool]) -> Iterator
                 yield Problem("archive member of unsupported compression", where, method)
             else:
                 yield Member(where, _unpack(archive, member))
+
+
+def _read_tar_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+    if member.issparse():
+        yield from _read_steps(archive.extractfile(member))
+        return
+    # `extractfile` would lose what it has read before the archive breaks off.
+    file: Any = archive.fileobj
+    file.seek(member.offset_data)
+    left = member.size
+    while left > 0:
+        piece = file.read(min(left, STEP_BYTES))
+        if not piece:
+            raise EOFError("the archive ends early")
+        left -= len(piece)
+        yield piece
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
