@@ -135,10 +135,82 @@ def test_a_docstring_on_the_line_of_the_code_is_cut_out():
         ("/**\n * @description Adds them.\n */", "Adds them."),
         ("// Adds them.\n//\n// Twice.\n//nolint:all", "Adds them. Twice."),
         ("# Adds them.\n# :nodoc:", "Adds them."),
+        (
+            "Return a\n:class:`Person` object, or raise.",
+            "Return a :class:`Person` object, or raise.",
+        ),
+        (":func:`add` adds.\n:returns: it", ":func:`add` adds."),
+        (
+            "See\n  :py:class:`~a.B` and\n:ref:`x <y>`.\n\n:type a: int",
+            "See :py:class:`~a.B` and :ref:`x <y>`.",
+        ),
+        ("A\n:external+py:ref:`z`.\n:rtype: C", "A :external+py:ref:`z`."),
+        ("Adds.\n:param :class:`A` a: first", "Adds."),
+        ("Adds.\n:raises ValueError: if", "Adds."),
+        ("Adds.\n:return:", "Adds."),
+        ("Adds.\n@param a: first", "Adds."),
+        ("Adds.\n@rtype: C{int}", "Adds."),
+        (
+            "/** Adds a &lt;b&gt;&nbsp;and\n * c &amp; d.\n * {@inheritDoc}\n */",
+            "Adds a <b> and c & d.",
+        ),
+        ("/** {@inheritDoc} */", ""),
+        ("/** Adds.\n * <!-- hidden\n * --> Twice. */", "Adds. Twice."),
+        ("/** Adds.\n * <pre>{@code\n * add(1);\n * }</pre>\n */", "Adds."),
+        ("// Adds:\n//\n//\tadd(1)\n//\n// More.", "Adds:"),
+        ("// Adds.\n//\n//    add(1)", "Adds."),
+        (
+            "// Has\n//  - one\n//    more\n//  - two\n//\n// and ends.",
+            "Has - one more - two and ends.",
+        ),
+        ("# Adds.\n#\n#   add(1)\n", "Adds."),
+        ("# Adds a\n#   and b.", "Adds a and b."),
     ],
 )
 def test_only_the_description_is_taken_from_documentation(doc, description):
     assert extract_description(doc) == description
+
+
+def test_a_docstring_has_no_comment_markers():
+    doc = "Number\n# of rows of\n* a\n// b\n"
+    assert extract_description(doc, is_docstring=True) == "Number # of rows of * a // b"
+
+
+def test_a_comment_for_tools_may_stand_between_documentation_and_function():
+    doc, body = "/** Adds two numbers up. */\n", "function f() {\n  b();\n  c();\n}\n"
+    for between in (
+        "// eslint-disable-next-line no-console\n", "/* eslint-disable */\n", "",
+        "/* istanbul ignore next */\n// @ts-ignore\n", "// phpcs:ignore A.B\n",
+    ):  # fmt: skip
+        for name, before in (("a.js", ""), ("a.php", "<?php\n")):
+            pairs, _, _ = mine(f"repo/{name}", before + doc + between + body)
+            assert pairs == [("Adds two numbers up.", body.strip())]
+    for between in ("// Something else.\n", "\n", "a();\n"):
+        assert not mine("repo/a.js", doc + between + body)[0]
+
+
+def test_ruby_documentation_stands_above_the_signature():
+    source = "class A\n  # Adds two numbers up.\n  {}\n  def f(a)\n    b\n    c\n  end\nend\n"
+    code = "def f(a)\n  b\n  c\nend"
+    for sig in (
+        "sig { params(a: Integer).void }",
+        "sig do\n    void\n  end",
+        "sig(:final) { void }",
+    ):
+        pairs, _, _ = mine("repo/a.rb", source.format(sig))
+        assert pairs == [("Adds two numbers up.", sig.replace("\n  ", "\n") + "\n" + code)]
+    assert not mine("repo/a.rb", source.format("other { void }"))[0]
+
+
+def test_documentation_may_stand_on_the_line_of_the_function():
+    body = "int f() {\n        a();\n        b();\n    }\n"
+    code = "int f() {\n    a();\n    b();\n}"
+    for doc in ("/** Does the work. */", "/** Does the\n     * work.\n     */", "/* a */"):
+        pairs, _, drops = mine("repo/A.java", f"class A {{\n    {doc} {body}}}\n")
+        assert pairs == ([("Does the work.", code)] if doc.startswith("/**") else [])
+        assert drops["function without documentation"] == (not pairs)
+    above = "class A {\n    /** Is a field of use. */ int a;\n    " + body + "}\n"
+    assert not mine("repo/A.java", above)[0]  # It documents the field.
 
 
 WORDS = st.lists(

@@ -184,6 +184,82 @@ def test_a_damaged_evaluation_set_is_refused(tmp_path, name, content, told):
     assert "\n" not in str(caught.value)
 
 
+QRELS = "query-id\tcorpus-id\tscore\nq\t7\t1\n"
+QUERY = b'{"_id": "q", "text": "who?"}\n'
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"corpus.jsonl": b'{"_id": 7, "text": "a"}\n'}, "corpus.jsonl:1: expected an object"),
+        ({"corpus.jsonl": b'{"_id": [7], "text": "a"}\n'}, "corpus.jsonl:1: expected an object"),
+        ({"corpus.jsonl": b'{"_id": null, "text": ""}\n'}, "corpus.jsonl:1: expected an object"),
+        ({"corpus.jsonl": b'{"id": "7", "text": "a"}\n'}, "corpus.jsonl:1: expected an object"),
+        ({"corpus.jsonl": b'{"_id": "8", "text": "a"}\n'},
+         "corpus.jsonl: lacks 1 of 1 rows that the qrels name, such as '7'; add them, or remove"),
+        ({"corpus.jsonl": b'{"_id": "7", "contents": "a"}\n'},
+         "corpus.jsonl:1: found no text; expected a column or field whose name begins with text"),
+        ({"corpus.jsonl": b'{"_id": "7", "text": 5}\n'}, "corpus.jsonl:1: found no text"),
+        ({"corpus.jsonl": b'{"_id": "7", "text": ["a"]}\n'},
+         "corpus.jsonl:1: 'text' must be a text, found list; make it one"),
+        ({"corpus.jsonl": b"\xff\xfe{\0"}, "corpus.jsonl:1: not UTF-8"),
+        ({}, "corpus.jsonl: no such file, nor corpus.jsonl.gz; expected the texts that the qrels"),
+        ({"corpus.jsonl": b'{"_id": "7", "text": ""}', "queries.jsonl": b'{"_id": "", "text": ""}'},
+         "queries.jsonl: lacks 1 of 1 rows that the qrels name, such as 'q'"),
+    ],
+)  # fmt: skip
+def test_a_set_of_which_a_part_would_not_be_read_is_refused(tmp_path, files, told):
+    made = tmp_path / "retrieval" / "s"
+    (made / "qrels").mkdir(parents=True)
+    (made / "qrels" / "test.tsv").write_text(QRELS)
+    for name, content in ({"queries.jsonl": QUERY} | files).items():
+        (made / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        Index.build([str(tmp_path)], 13)
+    assert str(caught.value).startswith(f"--decontaminate: {made}/{told}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.tsv", b"label\tsentence\n1\tb\n", "a.tsv:1: found no text; expected a column"),
+        ("a.tsv", b"5\tred cat\tblue sky\n", "a.tsv:1: found no text; expected a column"),
+        ("a.jsonl", b'{"text": "b"}\n{"label": 1}\n', "a.jsonl:2: found no text; expected"),
+        ("a.jsonl", b'{"text": {"en": "b"}}\n', "a.jsonl:1: 'text' must be a text, found dict"),
+        ("a.csv", b"text\nb\n", "a.csv: is not read; convert it to .tsv or .jsonl"),
+        ("a.parquet", b"PAR1", "a.parquet: is not read"),
+        ("a.TSV", b"text\nb\n", "a.TSV: is not read"),
+        ("a.jsonl.zst", b"(", "a.jsonl.zst: is not read"),
+    ],
+)
+def test_a_file_that_would_not_be_read_is_refused(folder, name, content, told):
+    (folder / "sts" / "s").mkdir(parents=True)
+    (folder / "sts" / "s" / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        list(read_evaluations(str(folder)))
+    assert str(caught.value).startswith(f"--decontaminate: {folder}/sts/s/{told}")
+
+
+def test_a_byte_order_mark_hides_no_column(tmp_path):
+    (tmp_path / "a.tsv").write_bytes(b"\xef\xbb\xbftext\tlabel\nfirst\t1\n\nsecond\t0\n")
+    assert [text for _, text in read_evaluations(str(tmp_path))] == ["first", "second"]
+
+
+def test_invisible_characters_hide_no_evaluation_text(tmp_path):
+    text = "the quick silver harbour ferry carried seventeen wooden crates of oranges"
+    (tmp_path / "a.tsv").write_text(f"text\n{text}\n")
+    index = Index.build([str(tmp_path)], 13)
+    for hidden in ("\u00ad", "\u200b", "\u2060"):
+        assert index.find(
+            fold_words(text.replace("rr", f"r{hidden}r").replace("oo", f"o{hidden}o"))
+        )
+    (tmp_path / "a.tsv").write_text("text\n渔民们在码头上修补渔网、孩子们在一旁观看。\n")
+    index = Index.build([str(tmp_path)], 13)
+    assert index.find(fold_words("据说渔民们在码头上修补渔网、孩子们在一旁观看、然后回家。"))
+    assert not index.find(fold_words("渔民们在码头上修补渔船、大人们在一旁观看。"))
+
+
 @needs_data
 def test_sentences_of_the_real_sets_are_found():
     index = Index.build([str(DATA / "sts"), str(DATA / "linear_probe" / "mr")], 13)

@@ -183,9 +183,7 @@ def test_tfds_is_read_by_folder_and_by_name(tmp_path, monkeypatch):
         assert [item.text for item in found] == TEXTS
         assert found[0].name == name.removeprefix("tfds:").partition("#")[0] + "@0"
     # A folder above the dataset is refused with a hint, and damaged files are refused in one line.
-    with pytest.raises(
-        UserError, match=rf"tiny: has no dataset_info.json; .*tfds:{folder}"
-    ):
+    with pytest.raises(UserError, match=rf"tiny: has no dataset_info.json; .*tfds:{folder}"):
         list_units([f"tfds:{tmp_path / 'tiny'}"], reading)
     for file in ("dataset_info.json", "features.json"):
         whole = (folder / file).read_bytes()

@@ -230,6 +230,15 @@ def test_contaminated_pairs_are_dropped_and_listed(corpus, tmp_path):
     assert not [row for rows in pairs.values() for row in rows if sentence in row[0]]
 
 
+def test_a_run_of_which_no_pair_is_left_is_refused(corpus, tmp_path):
+    folder = tmp_path / "evaluations"
+    folder.mkdir()
+    (folder / "test.tsv").write_text("text\n" + "\n".join([*DOCUMENTS, NEAR]) + "\n")
+    with pytest.raises(UserError, match=r"no pairs are left \(.*contaminated: \. \d+, doc"):
+        run([corpus], tmp_path / "out", decontaminate=(str(folder),))
+    assert os.listdir(tmp_path) == ["evaluations"]
+
+
 def test_source_code_gives_documented_functions(tmp_path):
     source = tmp_path / "src"
     for repo, name in (("r1", "a"), ("r1", "b"), ("r2", "c")):
