@@ -114,7 +114,12 @@ class Batches:
         self.settings, self.seed = experiment.batching, experiment.seed
         self.sources, self.tokenizer, self.mesh = sources, tokenizer, mesh
         for source in sources:
-            source.check(tokenizer)
+            source.check(tokenizer, self.settings.negatives)
+        if self.settings.negatives and not any(source.has_negatives() for source in sources):
+            raise UserError(
+                f"batching.negatives: {self.settings.negatives}, but the pairs of data.train have "
+                "no hard negatives; set it to 0, or name their column with negatives="
+            )
         self.starts = np.cumsum([0, *map(len, sources)])
         self.encoded: list[Encoded] | None = None
         if self.settings.in_memory:

@@ -1,7 +1,8 @@
 """A text file in, its lines out: as text, as JSON objects, or as fields between tabs.
 
-Files are UTF-8, as they are or gzipped. A fault raises UserError that names the file and the line,
-what was found and what was expected. The module does not know what the lines mean.
+Files are UTF-8, as they are or gzipped; a byte order mark at the start is skipped. A fault raises
+UserError that names the file and the line, what was found and what was expected. The module does
+not know what the lines mean.
 """
 
 import csv
@@ -11,9 +12,29 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jaxcpt.errors import UserError
+
+LONGEST_LINE = 1 << 24
+"""Bytes. A longer line is refused before it is read: parsed JSON takes up to 16 times its size."""
+BYTE_ORDER_MARK = "\ufeff"
+_FOREIGN = {
+    b"\x28\xb5\x2f\xfd": "Zstandard; write it anew with: zstd -d",
+    b"BZh": "bzip2; write it anew with: bunzip2",
+    b"\xfd7zXZ": "xz; write it anew with: unxz",
+    b"PK\x03\x04": "a zip archive; write it anew with: unzip",
+    b"\xff\xfe": "UTF-16; write it anew with: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16; write it anew with: iconv -f UTF-16 -t UTF-8",
+}
+"""What a file that is neither UTF-8 nor gzip begins with, what it is, and the remedy."""
+_GZIP = b"\x1f\x8b"
+
+
+class Readable(Protocol):
+    """A file of bytes, plain or gzipped."""
+
+    def readline(self, size: int, /) -> bytes: ...
 
 
 class Line(NamedTuple):
@@ -38,14 +59,21 @@ def require_file(path: Path, layout: str) -> Path:
     return found
 
 
+def is_gzip(path: Path) -> bool:
+    """Whether the file's name says that it is gzipped."""
+    return path.suffix.lower() == ".gz"
+
+
 def read_lines(path: Path) -> Iterator[Line]:
     """All lines. Only \\n ends a line; a \\r before it belongs to the end."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    _refuse_foreign(path)
     number = start = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, content in enumerate(file, 1):
+        with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
+            while content := read_line(file, path, number + 1):
+                number += 1
                 yield decode_line(content, path, number, start)
                 start += len(content)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -54,14 +82,36 @@ def read_lines(path: Path) -> Iterator[Line]:
         ) from error
 
 
+def read_line(file: Readable, path: Path, number: int) -> bytes:
+    """The next line with its end; nothing at the end of the file. Raises UserError."""
+    content = file.readline(LONGEST_LINE + 1)
+    if len(content) > LONGEST_LINE:
+        raise UserError(
+            f"{path}:{number}: longer than {LONGEST_LINE:,} bytes; cut it, or end each line with "
+            "a line feed"
+        )
+    return content
+
+
+def _refuse_foreign(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(6)
+    for mark, remedy in _FOREIGN.items():
+        if start.startswith(mark) and not is_gzip(path):
+            raise UserError(f"{path}: is {remedy} {path.name}")
+    if start.startswith(_GZIP) and not is_gzip(path):
+        raise UserError(f"{path}: is gzip; give it a name that ends in .gz")
+
+
 def decode_line(content: bytes, path: Path, number: int, start: int) -> Line:
     """The line of these bytes. Raises UserError where they are not UTF-8."""
     try:
-        return Line(number, start, content.decode().rstrip("\r\n"))
+        text = content.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}:{number}: not UTF-8 at byte {start + error.start} of the text; convert it"
         ) from None
+    return Line(number, start, text.removeprefix(BYTE_ORDER_MARK) if start == 0 else text)
 
 
 def read_jsonl(
@@ -105,7 +155,7 @@ def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
         fields = line.text.split("\t")
         where = f"{path}:{line.number}"
         if line.number == 1 and fields != list(columns):
-            raise UserError(f"{where}: expected the header {list(columns)}, found {fields}")
+            raise UserError(f"{where}: expected the header {list(columns)}, found {fields[:9]}")
         if len(fields) != len(columns):
             raise UserError(
                 f"{where}: expected {len(columns)} fields ({', '.join(columns)}), "
@@ -128,16 +178,18 @@ def read_quoted(path: Path) -> Iterator[tuple[int, list[str]]]:
 def parse_int(text: str, path: Path, number: int, name: str) -> int:
     """The integer in a field. Raises UserError with file and line."""
     try:
-        return int(text)
-    except ValueError as error:
-        raise UserError(f"{path}:{number}: {name} must be an integer, found {text!r}") from error
+        if "_" not in text:  # Python reads 1_0 as 10
+            return int(text)
+    except ValueError:
+        pass
+    raise UserError(f"{path}:{number}: {name} must be an integer, found {text[:60]!r}")
 
 
 def parse_float(text: str, path: Path, number: int, name: str) -> float:
     """The finite number in a field. Raises UserError with file and line."""
     try:
-        if math.isfinite(value := float(text)):
+        if "_" not in text and math.isfinite(value := float(text)):
             return value
     except ValueError:
         pass
-    raise UserError(f"{path}:{number}: {name} must be a number, found {text!r}")
+    raise UserError(f"{path}:{number}: {name} must be a number, found {text[:60]!r}")

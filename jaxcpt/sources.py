@@ -1,7 +1,8 @@
 """Where pairs come from: one frozen dataclass for each kind of source, and `Data`, their mixture.
 
 They hold values alone; `jaxcpt.pairs` opens what they name. The column `negatives` is optional. If
-you name another column of hard negatives, it must exist.
+you name another column of hard negatives, it must exist: in JSONL on one line at least, in every
+other format in every file.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -123,10 +124,10 @@ class BeirPairs(Prefixes):
 
 
 @dataclass(frozen=True)
-class TokenizedPairs:
+class TokenizedPairs(Prefixes):
     """Token ids that `jaxcpt tokenize-pairs` wrote, for where tokenising is the limit.
 
-    The tokenizer must be the one they were made with.
+    The tokenizer and the prefixes must be those that they were made with.
     """
 
     directory: str

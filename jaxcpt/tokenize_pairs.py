@@ -14,7 +14,7 @@ same files.
 import argparse
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from jaxcpt import config
@@ -22,42 +22,67 @@ from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.files import write_file
 from jaxcpt.pairs import PAIRS_AT_ONCE, Pairs, read_all
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
-from jaxcpt.pairs.interface import Encoded, encode_pairs
-from jaxcpt.pairs.tokenized import MODEL_FILE, TokensAbout, write_about, write_records
+from jaxcpt.pairs.interface import encode_pairs
+from jaxcpt.pairs.tokenized import (
+    MODEL_FILE,
+    TokensAbout,
+    choose_dtype,
+    encode_record,
+    write_about,
+    write_records,
+)
 from jaxcpt.sources import Source
 from jaxcpt.terminal import show_progress
 from jaxcpt.tokenizer import Tokenizer, read_model
 
 
 def write_tokens(
-    sources: list[Pairs], tokenizer: Tokenizer, folder: Path, negatives: int, shard_pairs: int
+    sources: list[Pairs],
+    tokenizer: Tokenizer,
+    folder: Path,
+    negatives: int,
+    shard_pairs: int,
+    prefixes: tuple[str, str],
 ) -> TokensAbout:
-    """Writes the records of all pairs and the tokenizer. Returns what they contain."""
+    """Writes the records of all pairs and the tokenizer. Returns what they contain.
+
+    prefixes: those of the x and of the y, which the texts of the sources begin with.
+    """
     if tokenizer.template is None:
         write_file(folder / MODEL_FILE, tokenizer.model)
     else:
         tokenizer.save(folder)
     pairs = (pair for source in sources for pair in read_all(source))
-    total, tokens = sum(map(len, sources)), 0
+    total = sum(map(len, sources))
+    tokens = with_negatives = 0
     files = [f"tokens-{number:05d}.array_record" for number in range(-(-total // shard_pairs))]
 
-    def encode() -> Iterator[Encoded]:
+    def encode() -> Iterator[bytes]:
+        nonlocal tokens, with_negatives
+        numbers = count()
+        fingerprint, dtype = tokenizer.fingerprint, choose_dtype(tokenizer.vocabulary)
         while block := list(islice(pairs, PAIRS_AT_ONCE)):
-            yield from encode_pairs(block, tokenizer, negatives)
+            for encoded in encode_pairs(block, tokenizer, negatives):
+                tokens += sum(map(len, encoded.ids))
+                with_negatives += any(map(len, encoded.ids[2:]))
+                yield encode_record(encoded, next(numbers), fingerprint, dtype)
             advance(len(block))
 
     with show_progress("tokenizing", total, True) as advance:
-        encoded = encode()
+        records = encode()
         for file in files:
-            part = islice(encoded, shard_pairs)
-            tokens += write_records(folder / file, part, tokenizer.vocabulary)
+            write_records(folder / file, islice(records, shard_pairs))
     return TokensAbout(
         pairs=total,
+        pairs_with_negatives=with_negatives,
         tokens=tokens,
         fingerprint=tokenizer.fingerprint,
         vocabulary=tokenizer.vocabulary,
         x_tokens=tokenizer.x_tokens,
         y_tokens=tokenizer.y_tokens,
+        negatives=negatives,
+        x_prefix=prefixes[0],
+        y_prefix=prefixes[1],
         files=tuple(files),
         x_closing=len(tokenizer.delimiters("x").closing),
         y_closing=len(tokenizer.delimiters("y").closing),
@@ -131,7 +156,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     unfinished.mkdir(parents=True)
     try:
         about = write_tokens(
-            opened, tokenizer, unfinished, arguments.negatives, arguments.shard_pairs
+            opened,
+            tokenizer,
+            unfinished,
+            arguments.negatives,
+            arguments.shard_pairs,
+            (sources[0].x_prefix, sources[0].y_prefix),
         )
         write_about(unfinished, about)
         unfinished.rename(output)

@@ -66,7 +66,7 @@ def test_reads_other_keys_blank_lines_and_windows_lines(tmp_path):
         (GOOD + '{"x": "\\ud800", "y": ""}\n', ":2: does not parse as JSON: 'utf-8' codec can't"),
         (GOOD + "[" * 200_000 + "\n", ":2: does not parse as JSON: "),
         (GOOD + '{"x": ' + "9" * 5000 + "}\n", ":2: does not parse as JSON: Exceeds the limit"),
-        ("\ufeff" + GOOD, ":1: does not parse as JSON: Unexpected UTF-8 BOM"),
+        (GOOD + "\ufeff" + GOOD, ":2: does not parse as JSON: Unexpected UTF-8 BOM"),
         (GOOD + '["a", "b"]\n', ":2: expected an object, found list"),
         ("null\n", ":1: expected an object, found NoneType"),
         (GOOD + '{"x": "a"}\n', ":2: no text under 'y'; keys: x"),
@@ -79,7 +79,7 @@ def test_reads_other_keys_blank_lines_and_windows_lines(tmp_path):
             GOOD.encode() * 9 + b'{"x": "\xe2\x82',
             ":10: not UTF-8 at byte 196 of the text; convert it",
         ),
-        (GOOD.encode("utf-16"), ":1: not UTF-8 at byte 0 of the text; convert it"),
+        (GOOD.encode("utf-16"), ": is UTF-16; write it anew with: iconv -f UTF-16 -t UTF-8 pairs"),
     ],
 )
 def test_refuses_a_bad_line(tmp_path, content, message):

@@ -20,7 +20,7 @@ from jaxcpt.config import JsonlPairs, Mesh, TokenizedPairs
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.pairs import TokenizedReader, find_source, open_training, write_pairs
 from jaxcpt.pairs.interface import Encoded, hash_text
-from jaxcpt.pairs.tokenized import _decode, encode_record
+from jaxcpt.pairs.tokenized import choose_dtype, decode_record, encode_record
 from jaxcpt.sharding import make_mesh
 from jaxcpt.tokenizer import DELIMITERS, Tokenizer, read_model
 from jaxcpt.train import obtain_tokenizer
@@ -109,8 +109,13 @@ def test_records_are_read_back_unchanged(texts, vocabulary):
         [i for i, _ in texts], [hash_text(text.replace("\ud800", "")) for _, text in texts]
     )
     absent = Encoded([*pair.ids, pair.ids[0][:0]], [*pair.hashes, (0, 0)])
-    dtype = np.dtype("<u2" if vocabulary == 65_536 else "<u4")
-    back = _decode(encode_record(absent, vocabulary), dtype)
+    dtype = choose_dtype(vocabulary)
+    assert dtype == ("<u2" if vocabulary == 65_536 else "<u4")
+    record = encode_record(absent, 7, "made by", dtype)
+    back = decode_record(record, 7, "made by", dtype)
+    assert decode_record(record, 8, "made by", dtype) is None
+    assert decode_record(record, 7, "made of", dtype) is None
+    assert decode_record(record[:-1] + bytes([record[-1] ^ 1]), 7, "made by", dtype) is None
     assert back.hashes == pair.hashes
     for one, other in zip(back.ids, pair.ids, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -124,12 +129,12 @@ def refuse(function, *arguments):
 
 def test_token_ids_of_another_tokenizer_or_length_are_refused(tokens, tokenizer):
     reader = TokenizedReader(TokenizedPairs(str(tokens)))
-    reader.check(tokenizer)
-    assert refuse(reader.check, replace(tokenizer, model=b"another")) == (
+    reader.check(tokenizer, 8)
+    assert refuse(reader.check, replace(tokenizer, model=b"another"), 0) == (
         f"{tokens}: made with another tokenizer; set tokenizer.model_file to "
         f"{tokens}/tokenizer.model, or tokenize the pairs anew"
     )
-    assert refuse(reader.check, replace(tokenizer, y_tokens=61)) == (
+    assert refuse(reader.check, replace(tokenizer, y_tokens=61), 0) == (
         f"tokenizer.y_tokens: 61, but {tokens} holds at most 60 of each text; lower it, or "
         "tokenize the pairs anew"
     )

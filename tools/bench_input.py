@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| | per core s | per s |\n| --- | ---: | ---: |")
     measure("characters read", characters, arguments.steps)
     with tempfile.TemporaryDirectory() as folder:
-        about = write_tokens([pairs], tokenizer, Path(folder), 0, 1_000_000)
+        about = write_tokens([pairs], tokenizer, Path(folder), 0, 1_000_000, ("", ""))
         write_about(Path(folder), about)
         texts, ids = (
             make_batches(source, tokenizer, longest, arguments.pairs_per_batch)

@@ -59,6 +59,9 @@ class PairList(Pairs):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def has_negatives(self) -> bool:
+        return any(pair.negatives for pair in self.pairs)
+
     def read(self, indices: Sequence[int]) -> list[Pair]:
         return [self.pairs[index] for index in indices]
 
@@ -91,6 +94,9 @@ class PrefixedPairs(Pairs):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def has_negatives(self) -> bool:
+        return self.pairs.has_negatives()
 
     def read(self, indices: Sequence[int]) -> list[Pair]:
         return [
@@ -171,11 +177,12 @@ def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> 
     """The source at a path; its files show of which kind it is. Raises UserError for no source."""
     place = Path(path)
     if place.is_file():
-        if ".array_record" in place.name:
+        name, suffixes = place.name.lower(), place.name.lower().split(".")[-2:]
+        if ".array_record" in name:
             return ArrayRecordPairs(path, x=x, y=y)
-        if place.suffix == ".parquet":
+        if name.endswith(".parquet"):
             return ParquetPairs(path, x=x, y=y)
-        if {".jsonl", ".ndjson"} & set(place.suffixes[-2:]):
+        if {"jsonl", "ndjson"} & set(suffixes):
             return JsonlPairs(path, x=x, y=y)
     elif (place / ABOUT_FILE).is_file():
         return TokenizedPairs(path)

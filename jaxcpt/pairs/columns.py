@@ -15,7 +15,8 @@ from typing import Any
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Pair
 from jaxcpt.pairs.interface import Pairs
-from jaxcpt.pairs.records import check_columns, list_files, make_pair
+from jaxcpt.pairs.records import explain, list_files
+from jaxcpt.pairs.rows import check_columns, list_wanted, make_pair
 from jaxcpt.sources import DatasetsPairs, ParquetPairs
 
 CACHE_BYTES = 2**30
@@ -36,26 +37,27 @@ class ParquetReader(Pairs):
             import pyarrow.parquet
         except ModuleNotFoundError:
             raise UserError(f"{source.path}: reading Parquet needs {INSTALL}") from None
-        self.errors = (pyarrow.ArrowException, OSError)
         self.source, self.lock = source, threading.Lock()
         self.files: list[Any] = []
+        self.columns: list[list[str]] = []
+        """Of each file, those that a pair is made of. Only some files may have negatives."""
         self.groups: list[tuple[int, int]] = []
         """(file, row group) of each row group."""
         rows = [0]
         for number, path in enumerate(list_files(Path(source.path), "*.parquet")):
-            try:
-                file = pyarrow.parquet.ParquetFile(path)
-            except self.errors as error:
-                raise UserError(f"{path}: not Parquet, or damaged: {error}") from error
-            check_columns(file.schema_arrow.names, source, path)
+            with explain(f"{path}: not Parquet, or damaged"):
+                file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+                names = file.schema_arrow.names
+                check_columns(names, source, path)
+                groups = range(file.num_row_groups)
+                counts = [file.metadata.row_group(group).num_rows for group in groups]
+                if min(counts, default=0) < 0 or sum(counts) != file.metadata.num_rows:
+                    raise ValueError("its footer contradicts itself")
+            rows += counts
             self.files.append(file)
-            for group in range(file.num_row_groups):
-                self.groups.append((number, group))
-                rows.append(file.metadata.row_group(group).num_rows)
+            self.columns.append([name for name in list_wanted(source) if name in names])
+            self.groups += [(number, group) for group in groups]
         self.starts = list(itertools.accumulate(rows))
-        names = self.files[0].schema_arrow.names
-        wanted = (source.x, source.y, source.negatives, "source")
-        self.columns = [name for name in dict.fromkeys(wanted) if name in names]
         self.cache: OrderedDict[int, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -67,18 +69,21 @@ class ParquetReader(Pairs):
         for at in order:  # by row, so that each row group is decoded at most once
             group = bisect.bisect_right(self.starts, indices[at]) - 1
             table, row = self._read_group(group), indices[at] - self.starts[group]
-            record = {name: table[name][row].as_py() for name in self.columns}
-            pairs[at] = make_pair(record, self.source, self.source.path, indices[at])
+            where = f"{self.source.path}: row {indices[at]}"
+            record = {name: table[name][row].as_py() for name in table.column_names}
+            pairs[at] = make_pair(record, self.source, where, self.source.path)
         return [pair for pair in pairs if pair is not None]
 
     def _read_group(self, group: int) -> Any:
         with self.lock:
             if group not in self.cache:
                 file, number = self.groups[group]
-                try:
-                    self.cache[group] = self.files[file].read_row_group(number, self.columns)
-                except self.errors as error:
-                    raise UserError(f"{self.source.path}: damaged Parquet: {error}") from error
+                with explain(f"{self.source.path}: damaged Parquet"):
+                    table = self.files[file].read_row_group(number, self.columns[file])
+                    table.validate(full=True)  # also that texts are UTF-8
+                    if len(table) != self.starts[group + 1] - self.starts[group]:
+                        raise ValueError("a row group has fewer rows than its footer says")
+                self.cache[group] = table
                 held = sum(table.nbytes for table in self.cache.values())
                 while held > CACHE_BYTES and len(self.cache) > 1:
                     held -= self.cache.popitem(last=False)[1].nbytes
@@ -95,13 +100,8 @@ class DatasetsReader(Pairs):
         except ModuleNotFoundError:
             raise UserError(f"{source.directory}: reading it needs {INSTALL}") from None
         self.source, self.where = source, source.directory
-        try:
+        with explain(f"{self.where}: no dataset as save_to_disk writes it"):
             found = datasets.load_from_disk(self.where)
-        except Exception as error:  # of pyarrow, of json, or its own
-            told = str(error).splitlines()[0]
-            raise UserError(
-                f"{self.where}: no dataset as save_to_disk writes it: {told}"
-            ) from error
         if isinstance(found, datasets.DatasetDict):
             if source.split not in found:
                 have = ", ".join(found)
@@ -109,8 +109,9 @@ class DatasetsReader(Pairs):
             found = found[source.split]
         elif source.split:
             raise UserError(f"{self.where}: a single dataset, without a split '{source.split}'")
+        found = found.with_format(None)  # a dataset is saved with the format of its rows
         check_columns(found.column_names, source, self.where)
-        wanted = (source.x, source.y, source.negatives, "source")
+        wanted = list_wanted(source)
         self.rows = found.select_columns([n for n in found.column_names if n in wanted])
 
     def __len__(self) -> int:
@@ -119,8 +120,14 @@ class DatasetsReader(Pairs):
     def read(self, indices: Sequence[int]) -> list[Pair]:
         if not len(indices):
             return []
-        columns = self.rows[[int(index) for index in indices]]
+        with explain(f"{self.where}: damaged dataset"):
+            columns = self.rows[[int(index) for index in indices]]
         return [
-            make_pair(dict(zip(columns, row, strict=True)), self.source, self.where, index)
+            make_pair(
+                dict(zip(columns, row, strict=True)),
+                self.source,
+                f"{self.where}: row {index}",
+                self.where,
+            )
             for index, row in zip(indices, zip(*columns.values(), strict=True), strict=True)
         ]

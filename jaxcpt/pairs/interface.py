@@ -15,6 +15,8 @@ from jaxcpt.pair import Pair
 from jaxcpt.tokenizer import Tokenizer
 
 PAIRS_AT_ONCE = 4096
+SAMPLED_PAIRS = 1000
+"""Pairs that are read at three places of a source to find out whether it has hard negatives."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,12 @@ class EncodedPairs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def check(self, tokenizer: Tokenizer) -> None:
-        """Raises UserError where the source cannot give the ids of this tokenizer."""
+    def check(self, tokenizer: Tokenizer, negatives: int) -> None:
+        """Raises UserError where the source cannot give the ids of this tokenizer, or so many
+        hard negatives."""
+
+    def has_negatives(self) -> bool:
+        """Whether some pairs have hard negatives, as far as can be told without reading all."""
 
     def read_encoded(
         self, indices: Sequence[int], tokenizer: Tokenizer, negatives: int
@@ -53,8 +59,14 @@ class Pairs(ABC):
     def read(self, indices: Sequence[int]) -> list[Pair]:
         """The pairs at these places, in this order. A place may occur more than once."""
 
-    def check(self, tokenizer: Tokenizer) -> None:  # noqa: B027 - nothing can be wrong
+    def check(self, tokenizer: Tokenizer, negatives: int) -> None:  # noqa: B027 - all is right
         """Any tokenizer can encode texts."""
+
+    def has_negatives(self) -> bool:
+        last = max(len(self) - SAMPLED_PAIRS, 0)
+        starts = sorted({0, last // 2, last})
+        parts = (range(start, min(start + SAMPLED_PAIRS, len(self))) for start in starts)
+        return any(pair.negatives for part in parts for pair in self.read(part))
 
     def read_encoded(
         self, indices: Sequence[int], tokenizer: Tokenizer, negatives: int

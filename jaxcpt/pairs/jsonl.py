@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxcpt.errors import UserError
 from jaxcpt.files import write_file
-from jaxcpt.lines import decode_line, parse_object, read_jsonl, read_lines
+from jaxcpt.lines import decode_line, is_gzip, parse_object, read_jsonl, read_line, read_lines
 from jaxcpt.pair import Pair
 from jaxcpt.pairs.interface import Pairs
+from jaxcpt.pairs.rows import NEGATIVES, list_columns, make_pair
 from jaxcpt.sources import JsonlPairs
 
 
@@ -26,19 +27,33 @@ class JsonlReader(Pairs):
     def __init__(self, source: JsonlPairs) -> None:
         self.path = Path(source.path)
         self.source = source
-        self.held: list[Pair] | None = None
-        if self.path.suffix == ".gz":
-            self.held = list(read_pairs(self.path, source.x, source.y, source.negatives))
-            return
-        places = []
+        self.held: list[Pair] | None = [] if is_gzip(self.path) else None
+        self.with_negatives = False
+        places: list[tuple[int, int]] = []
+        keys: dict[str, Any] = {}
+        named = source.negatives == NEGATIVES
         for line in read_lines(self.path):
-            if line.text.strip():
-                _make_pair(parse_object(line, self.path), source, line.number)
-                places.append((line.start, line.number))
+            if not line.text.strip():
+                continue
+            row = parse_object(line, self.path)
+            pair = _make_pair(row, source, line.number)
+            self.with_negatives |= bool(pair.negatives)
+            named, keys = named or source.negatives in row, keys or row
+            if self.held is not None:
+                self.held.append(pair)
+            places.append((line.start, line.number))
+        if not named and places:
+            raise UserError(
+                f"{self.path}: no line has '{source.negatives}'; the first line has: "
+                f"{list_columns(keys)}"
+            )
         self.places = np.array(places, np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
-        return len(self.places) if self.held is None else len(self.held)
+        return len(self.places)
+
+    def has_negatives(self) -> bool:
+        return self.with_negatives
 
     def read(self, indices: Sequence[int]) -> list[Pair]:
         if self.held is not None:
@@ -47,7 +62,7 @@ class JsonlReader(Pairs):
         with self.path.open("rb") as file:
             for start, number in self.places[np.asarray(indices, np.int64)].tolist():
                 file.seek(start)
-                line = decode_line(file.readline(), self.path, number, start)
+                line = decode_line(read_line(file, self.path, number), self.path, number, start)
                 pairs.append(_make_pair(parse_object(line, self.path), self.source, number))
         return pairs
 
@@ -71,9 +86,7 @@ def _make_pair(row: dict[str, Any], source: JsonlPairs, number: int) -> Pair:
     where = f"{source.path}:{number}"
     for key in (source.x, source.y):
         if not isinstance(row.get(key), str):
-            raise UserError(f"{where}: no text under '{key}'; keys: {', '.join(row)}")
-    negatives = row.get(source.negatives, [])
-    if not isinstance(negatives, list) or not all(isinstance(n, str) for n in negatives):
-        raise UserError(f"{where}: '{source.negatives}' must be a list of texts")
-    origin = str(row.get("source", Path(source.path).name))
-    return Pair(row[source.x], row[source.y], origin, tuple(negatives))
+            raise UserError(f"{where}: no text under '{key}'; keys: {list_columns(row)}")
+    if isinstance(row.get(source.negatives), str):
+        raise UserError(f"{where}: '{source.negatives}' must be a list of texts, found str")
+    return make_pair(row, source, where, Path(source.path).name)

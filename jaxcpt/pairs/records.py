@@ -5,17 +5,18 @@ is the only module of `pairs` that knows either format.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Pair
 from jaxcpt.pairs.interface import Pairs
-from jaxcpt.sources import ArrayRecordPairs, Columns, TfdsPairs
+from jaxcpt.pairs.rows import check_columns, make_pair
+from jaxcpt.sources import ArrayRecordPairs, TfdsPairs
 
-NEGATIVES = "negatives"
-"""The default name of the column of hard negatives. A column of this name may be absent."""
+INFO_FILE = "dataset_info.json"
 
 
 class TfdsReader(Pairs):
@@ -23,25 +24,40 @@ class TfdsReader(Pairs):
 
     def __init__(self, source: TfdsPairs) -> None:
         self.source, self.where = source, source.directory or source.name
-        info = (builder := _open_builder(source)).info
-        check_columns(info.features, source, self.where)
-        if source.split not in info.splits:
-            have = ", ".join(info.splits)
-            raise UserError(f"{self.where}: has no split '{source.split}', only {have}")
-        for file in info.splits[source.split].filepaths:
-            if not Path(file).is_file() or ".array_record-" not in file.name:
-                raise UserError(f"{file}: no such ArrayRecord file; write the dataset anew")
-        self.rows = builder.as_data_source(split=source.split)
+        with explain(f"{self.where}: damaged dataset"):
+            info = (builder := _open_builder(source)).info
+            check_columns(info.features, source, self.where)
+            if source.split not in info.splits:
+                have = ", ".join(info.splits)
+                raise UserError(f"{self.where}: has no split '{source.split}', only {have}")
+            for file in info.splits[source.split].filepaths:
+                if not Path(file).is_file() or ".array_record-" not in file.name:
+                    raise UserError(f"{file}: no such ArrayRecord file; write the dataset anew")
+            self.rows: Any = builder.as_data_source(split=source.split)
+            self.count = len(self.rows)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.count
 
     def read(self, indices: Sequence[int]) -> list[Pair]:
-        rows: list[Any] = self.rows.__getitems__([int(index) for index in indices])
+        with explain(f"{self.where}: damaged ArrayRecord"):
+            rows = self.rows.__getitems__([int(index) for index in indices])
         return [
-            make_pair(row, self.source, self.where, index)
+            make_pair(row, self.source, f"{self.where}: row {index}", self.where)
             for index, row in zip(indices, rows, strict=True)
         ]
+
+
+@contextmanager
+def explain(what: str) -> Iterator[None]:
+    """Turns every error of a library into a UserError that begins with `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{what}: {lines[0][:300]}") from error
 
 
 def _open_builder(source: TfdsPairs) -> Any:
@@ -51,21 +67,22 @@ def _open_builder(source: TfdsPairs) -> Any:
         try:
             builder = tfds.builder(source.name, data_dir=source.data_dir)
             told = "" if builder.info.splits else "not prepared"
-        except (tfds.core.DatasetNotFoundError, ValueError) as error:
-            told = str(error).splitlines()[0].rstrip(".")  # a list of all it knows comes next
+        except Exception as error:  # also of a builder that needs another library
+            # A list of all that it knows comes next.
+            told = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         if told:
             raise UserError(
                 f"{source.name}: {told}; prepare it in data_dir={source.data_dir!r} with "
                 "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
             )
         return builder
-    if not (Path(source.directory) / "dataset_info.json").is_file():
+    folder = Path(source.directory)
+    if not (folder / INFO_FILE).is_file():
+        below = sorted([*folder.glob(f"*/{INFO_FILE}"), *folder.glob(f"*/*/{INFO_FILE}")])
         how = f"; make it with: {source.prepare}" if source.prepare else ""
+        how = f"; did you mean {below[-1].parent}?" if below else how
         raise UserError(f"{source.directory}: no tensorflow-datasets directory{how}")
-    try:
-        return tfds.builder_from_directory(source.directory)
-    except Exception as error:  # of protobuf, of etils, or its own
-        raise UserError(f"{source.directory}: damaged dataset: {error}") from error
+    return tfds.builder_from_directory(source.directory)
 
 
 class ArrayRecordReader(Pairs):
@@ -84,7 +101,8 @@ class ArrayRecordReader(Pairs):
         for index, record in zip(indices, records, strict=True):
             row = _parse(record, f"{self.where}: record {index}")
             check_columns(row, self.source, f"{self.where}: record {index}")
-            pairs.append(make_pair(row, self.source, self.where, index))
+            where = f"{self.where}: row {index}"
+            pairs.append(make_pair(row, self.source, where, self.where))
         return pairs
 
 
@@ -97,19 +115,22 @@ def list_files(path: Path, pattern: str) -> list[str]:
 
 
 def open_records(files: Sequence[str]) -> Any:
+    """The records of all files, one file after another. Raises UserError, also for no files."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    try:
-        return ArrayRecordDataSource(list(files))
-    except Exception as error:  # of the C++ library
-        raise UserError(f"{files[0]}: not ArrayRecord, or damaged: {error}") from error
+    with explain(f"{[*files, 'no files'][0]}: not ArrayRecord, or damaged"):
+        records = ArrayRecordDataSource(list(files))
+        len(records)
+    return records
 
 
 def read_records(records: Any, indices: Sequence[int], where: str) -> list[bytes]:
-    try:
-        return records.__getitems__([int(index) for index in indices]) if len(indices) else []
-    except Exception as error:  # of the C++ library: a checksum that does not fit
-        raise UserError(f"{where}: damaged ArrayRecord: {error}") from error
+    """The records at these places. Raises UserError where a checksum does not fit."""
+    if not len(indices):
+        return []
+    with explain(f"{where}: damaged ArrayRecord"):
+        read = records.__getitems__([int(index) for index in indices])
+    return read
 
 
 def _parse(record: bytes, where: str) -> Mapping[str, Any]:
@@ -117,7 +138,7 @@ def _parse(record: bytes, where: str) -> Mapping[str, Any]:
     if record[:1] == b"{":
         try:
             return json.loads(record)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: does not parse as JSON: {error}") from None
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -130,38 +151,3 @@ def _parse(record: bytes, where: str) -> Mapping[str, Any]:
         values = list(feature.bytes_list.value)
         row[name] = values[0] if len(values) == 1 else values
     return row
-
-
-def check_columns(have: Any, source: Columns, where: str) -> None:
-    """Raises UserError where the source names a column that is not in `have`."""
-    needed = [source.x, source.y] + [source.negatives] * (source.negatives != NEGATIVES)
-    if missing := [name for name in needed if name not in have]:
-        there = ", ".join(sorted(have)) or "none"
-        raise UserError(f"{where}: no column '{missing[0]}'; there are: {there}")
-
-
-def make_pair(row: Mapping[str, Any], source: Columns, where: str, index: int) -> Pair:
-    """The pair in a row, by the source's names of columns; texts are str or bytes of UTF-8."""
-
-    def text(name: str, value: Any) -> str:
-        try:
-            value = value.decode() if isinstance(value, bytes) else value
-            if isinstance(value, str):
-                value.encode()  # finds lone surrogates
-                return value
-        except UnicodeError as error:
-            raise UserError(f"{where}: row {index}: '{name}' is not UTF-8: {error}") from None
-        raise UserError(f"{where}: row {index}: '{name}' holds no text, but {type(value).__name__}")
-
-    negatives = row.get(source.negatives)
-    if negatives is None:
-        negatives = []
-    elif isinstance(negatives, str | bytes):  # a list of one, as a tf.train.Example has it
-        negatives = [negatives]
-    origin = row.get("source", where)
-    return Pair(
-        text(source.x, row[source.x]),
-        text(source.y, row[source.y]),
-        text("source", origin),
-        tuple(text(source.negatives, negative) for negative in negatives),
-    )

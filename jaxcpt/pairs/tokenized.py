@@ -1,16 +1,19 @@
 """Pairs as token ids in ArrayRecord files: written, and read by index.
 
 A folder of them holds `tokens-NNNNN.array_record`, the tokenizer's model, and `tokens.json`, which
-is written last. A record holds, in little-endian numbers: the count of its texts (uint16), the
-length of each (uint32), the hash of each (two uint32), and all ids, as uint16 where the vocabulary
-allows it, else as uint32. The module uses a tokenizer only to compare it with the one that made the
-ids.
+is written last. A record holds, in little-endian numbers: a checksum (uint32), the count of its
+texts (uint16), the length of each (uint32), the hash of each (two uint32), and all ids, as uint16
+where the vocabulary allows it, else as uint32. The checksum also covers the record's number and the
+tokenizer's fingerprint, so that records of another folder, or in another order, are noticed. The
+module uses a tokenizer only to compare it with the one that made the ids.
 """
 
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,39 +25,74 @@ from jaxcpt.sources import TokenizedPairs
 from jaxcpt.tokenizer import Tokenizer
 
 ABOUT_FILE, MODEL_FILE = "tokens.json", "tokenizer.model"
+CHECKSUM_BYTES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokensAbout:
     """What `tokens.json` holds."""
 
     pairs: int
+    pairs_with_negatives: int
     tokens: int
     fingerprint: str
+    """Of the tokenizer."""
     vocabulary: int
     x_tokens: int
     y_tokens: int
+    negatives: int
+    """The most hard negatives that were kept of a pair."""
+    x_prefix: str
+    """Prefixes of the source, which the ids begin with."""
+    y_prefix: str
     files: tuple[str, ...]
-    x_closing: int = 1
+    x_closing: int
     """Closing delimiters of each x. They stay when its ids are cut."""
-    y_closing: int = 1
+    y_closing: int
+
+
+def _read_about(folder: Path) -> TokensAbout:
+    """The content of tokens.json. Raises UserError where it is missing or damaged."""
+    path = folder / ABOUT_FILE
+    try:
+        read: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(read, dict):
+            raise ValueError(f"expected an object, found {type(read).__name__}")
+        files = read.get("files")
+        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+            raise ValueError("expected names of files under 'files'")
+        if files != [Path(file).name for file in files]:
+            raise ValueError("files must lie in the folder itself")
+        read["files"] = tuple(files)
+        kinds = {field.name: field.type for field in fields(TokensAbout)}
+        if missing := sorted(set(kinds) - set(read)):
+            raise ValueError(f"'{missing[0]}' is missing; make the folder anew")
+        if unknown := sorted(set(read) - set(kinds)):
+            raise ValueError(f"'{unknown[0]}' is unknown")
+        for name, value in read.items():
+            kind: Any = {"int": int, "str": str}.get(getattr(kinds[name], "__name__", ""), tuple)
+            if type(value) is not kind or (kind is int and not 0 <= value < 1 << 62):
+                raise ValueError(f"'{name}' cannot be {str(value)[:40]}")
+        about = TokensAbout(**read)
+        if not min(about.x_closing, about.y_closing, about.vocabulary) >= 1:
+            raise ValueError("'x_closing', 'y_closing' and 'vocabulary' must be at least 1")
+        return about
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: no {ABOUT_FILE} in it; make the folder with jaxcpt tokenize-pairs"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None
 
 
 class TokenizedReader:
     """Pairs that `jaxcpt tokenize-pairs` wrote, read from disk as asked."""
 
     def __init__(self, source: TokenizedPairs) -> None:
-        self.where = source.directory
+        self.source, self.where = source, source.directory
         folder = Path(source.directory)
-        try:
-            read = json.loads((folder / ABOUT_FILE).read_text())
-            self.about = TokensAbout(**(read | {"files": tuple(read["files"])}))
-        except FileNotFoundError:
-            raise UserError(
-                f"{folder}: no {ABOUT_FILE} in it; make the folder with jaxcpt tokenize-pairs"
-            ) from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{folder / ABOUT_FILE}: damaged: {error}") from None
+        self.about = _read_about(folder)
+        self.dtype = choose_dtype(self.about.vocabulary)
         self.records = open_records([str(folder / file) for file in self.about.files])
         if len(self.records) != self.about.pairs:
             raise UserError(
@@ -65,13 +103,29 @@ class TokenizedReader:
     def __len__(self) -> int:
         return self.about.pairs
 
-    def check(self, tokenizer: Tokenizer) -> None:
+    def has_negatives(self) -> bool:
+        return self.about.pairs_with_negatives > 0
+
+    def check(self, tokenizer: Tokenizer, negatives: int) -> None:
         """Raises UserError unless the tokenizer would give these ids now."""
         if tokenizer.fingerprint != self.about.fingerprint:
             raise UserError(
                 f"{self.where}: made with another tokenizer; set tokenizer.model_file to "
                 f"{self._find_model()}, or tokenize the pairs anew"
             )
+        if negatives > self.about.negatives:
+            raise UserError(
+                f"batching.negatives: {negatives}, but {self.where} holds at most "
+                f"{self.about.negatives} of each pair; lower it, or tokenize the pairs anew with "
+                f"--negatives {negatives}"
+            )
+        for name in ("x_prefix", "y_prefix"):
+            asked, held = getattr(self.source, name), getattr(self.about, name)
+            if asked != held:
+                raise UserError(
+                    f"{self.where}: made with {name}={held!r}, but the experiment says {asked!r}; "
+                    "change the experiment, or tokenize the pairs anew"
+                )
         for side in ("x_tokens", "y_tokens"):
             asked, held = getattr(tokenizer, side), getattr(self.about, side)
             if asked > held:
@@ -88,14 +142,19 @@ class TokenizedReader:
     def read_encoded(
         self, indices: Sequence[int], tokenizer: Tokenizer, negatives: int
     ) -> list[Encoded]:
-        """The ids, cut where the tokenizer would cut them."""
-        dtype = np.dtype("<u2" if self.about.vocabulary <= 1 << 16 else "<u4")
+        """The ids, cut where the tokenizer would cut them. Raises UserError for other records."""
         x_limit = (tokenizer.x_tokens, self.about.x_closing)
         y_limit = (tokenizer.y_tokens, self.about.y_closing)
-        return [
-            _cut(_decode(record, dtype), x_limit, y_limit, negatives)
-            for record in read_records(self.records, indices, self.where)
-        ]
+        records = read_records(self.records, indices, self.where)
+        pairs = []
+        for index, record in zip(indices, records, strict=True):
+            pair = decode_record(record, int(index), self.about.fingerprint, self.dtype)
+            if pair is None or any(ids.max() >= self.about.vocabulary for ids in pair.ids):
+                raise UserError(
+                    f"{self.where}: record {index} is not as it was written; make the folder anew"
+                )
+            pairs.append(_cut(pair, x_limit, y_limit, negatives))
+        return pairs
 
     def sample_texts(self, every: int) -> Iterator[str]:
         raise UserError(
@@ -103,14 +162,28 @@ class TokenizedReader:
         )
 
 
-def _decode(record: bytes, dtype: np.dtype) -> Encoded:
-    (texts,) = np.frombuffer(record, "<u2", 1)
-    lengths = np.frombuffer(record, "<u4", texts, offset=2)
-    hashes = np.frombuffer(record, "<u4", 2 * texts, offset=2 + 4 * texts)
-    ids = np.frombuffer(record, dtype, offset=2 + 12 * texts).astype(np.int32)
+def choose_dtype(vocabulary: int) -> np.dtype:
+    """Of the ids in a record."""
+    return np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
+
+
+def decode_record(record: bytes, number: int, fingerprint: str, dtype: np.dtype) -> Encoded | None:
+    """The pair in a record; None where its checksum does not fit."""
+    content = record[CHECKSUM_BYTES:]
+    if record[:CHECKSUM_BYTES] != _make_checksum(content, number, fingerprint):
+        return None
+    (texts,) = np.frombuffer(content, "<u2", 1)
+    lengths = np.frombuffer(content, "<u4", texts, offset=2)
+    hashes = np.frombuffer(content, "<u4", 2 * texts, offset=2 + 4 * texts)
+    ids = np.frombuffer(content, dtype, offset=2 + 12 * texts).astype(np.int32)
     cut = np.split(ids, np.cumsum(lengths)[:-1])
     low_high = hashes.reshape(-1, 2).tolist()
     return Encoded(cut, [(low, high) for low, high in low_high])
+
+
+def _make_checksum(content: bytes, number: int, fingerprint: str) -> bytes:
+    start = zlib.crc32(f"{fingerprint} {number}".encode())
+    return zlib.crc32(content, start).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def _cut(
@@ -127,30 +200,27 @@ def _cut(
     return Encoded(ids + [np.zeros(0, np.int32)] * absent, hashes + [hash_text("")] * absent)
 
 
-def encode_record(pair: Encoded, vocabulary: int) -> bytes:
-    """The record of a pair; absent negatives are left out."""
+def encode_record(pair: Encoded, number: int, fingerprint: str, dtype: np.dtype) -> bytes:
+    """The record of a pair, which is the `number`-th; absent negatives are left out."""
     kept = [n for n, text in enumerate(pair.ids) if len(text)]
-    dtype = "<u2" if vocabulary <= 1 << 16 else "<u4"
     parts = [
         np.array([len(kept)], "<u2"),
         np.array([len(pair.ids[n]) for n in kept], "<u4"),
         np.array([pair.hashes[n] for n in kept], "<u4"),
         np.concatenate([pair.ids[n] for n in kept]).astype(dtype),
     ]
-    return b"".join(part.tobytes() for part in parts)
+    content = b"".join(part.tobytes() for part in parts)
+    return _make_checksum(content, number, fingerprint) + content
 
 
-def write_records(path: Path, pairs: Iterable[Encoded], vocabulary: int) -> int:
-    """Writes the records of `pairs` into one file. Returns the number of their tokens."""
+def write_records(path: Path, records: Iterable[bytes]) -> None:
+    """Writes the records into one file."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(path), "group_size:1")  # each record can be read alone
-    tokens = 0
-    for pair in pairs:
-        tokens += sum(map(len, pair.ids))
-        writer.write(encode_record(pair, vocabulary))
+    for record in records:
+        writer.write(record)
     writer.close()
-    return tokens
 
 
 def write_about(folder: Path, about: TokensAbout) -> None:

@@ -1,0 +1,104 @@
+"""A row of any format in, a `Pair` out: one rule for every reader.
+
+A row is a mapping from the names of columns to values. Texts are str, or bytes of UTF-8. Hard
+negatives are a list of texts; a missing list or a null means none. The column `source` is a label
+that nobody has to provide: text and numbers are shown, everything else gives way to the file's own
+name. The module knows no format.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from jaxcpt.errors import UserError
+from jaxcpt.pair import Pair
+from jaxcpt.sources import Columns
+
+NEGATIVES = "negatives"
+"""The default name of the column of hard negatives. A column of this name may be absent."""
+SHOWN_COLUMNS = 30
+
+
+def list_columns(have: Collection[Any]) -> str:
+    """The names for a message, at most SHOWN_COLUMNS of them."""
+    names = [str(name)[:60] for name in have]
+    more = [f"and {len(names) - SHOWN_COLUMNS} others"] * (len(names) > SHOWN_COLUMNS)
+    return ", ".join(names[:SHOWN_COLUMNS] + more) or "none"
+
+
+def check_columns(have: Collection[Any], source: Columns, where: str) -> None:
+    """Raises UserError where the source names a column that is not in `have`, or is in it twice."""
+    needed = [source.x, source.y] + [source.negatives] * (source.negatives != NEGATIVES)
+    if missing := [name for name in needed if name not in have]:
+        there = list_columns(sorted(map(str, have)))
+        raise UserError(f"{where}: no column '{missing[0]}'; there are: {there}")
+    names = list(have)
+    if twice := [name for name in list_wanted(source) if names.count(name) > 1]:
+        raise UserError(f"{where}: has the column '{twice[0]}' twice; rename one")
+
+
+def list_wanted(source: Columns) -> list[str]:
+    """The columns that a pair is made of, each once."""
+    return list(dict.fromkeys((source.x, source.y, source.negatives, "source")))
+
+
+def make_pair(row: Mapping[str, Any], source: Columns, where: str, label: str) -> Pair:
+    """The pair in a row, by the source's names of columns.
+
+    where: the row's file and place, for an error. label: the pair's `source` where the row has
+    none. Raises UserError for what is no text.
+    """
+
+    def text(name: str, value: Any) -> str:
+        try:
+            read = read_text(value)
+        except UnicodeError as error:
+            raise UserError(f"{where}: '{name}' is not UTF-8: {error}") from None
+        if read is None:
+            raise UserError(f"{where}: '{name}' holds no text, but {type(value).__name__}")
+        return read
+
+    own_label = make_label(row.get("source"))
+    return Pair(
+        text(source.x, row.get(source.x)),
+        text(source.y, row.get(source.y)),
+        label if own_label is None else own_label,
+        tuple(text(source.negatives, n) for n in _list_negatives(row, source.negatives, where)),
+    )
+
+
+def _list_negatives(row: Mapping[str, Any], name: str, where: str) -> Iterable[Any]:
+    found = row.get(name)
+    if found is None:
+        return []
+    if isinstance(found, str | bytes):  # a list of one, as a tf.train.Example has it
+        return [found]
+    # A mapping would give its keys: in MS MARCO, the names of the systems that found them.
+    is_list = isinstance(found, list | tuple) or (isinstance(found, np.ndarray) and found.ndim)
+    wrong = found if not is_list else next((n for n in found if not isinstance(n, str | bytes)), "")
+    if not isinstance(wrong, str | bytes):
+        kind = "a list with " * bool(is_list) + type(wrong).__name__
+        raise UserError(f"{where}: '{name}' must be a list of texts, found {kind}")
+    return found
+
+
+def read_text(value: Any) -> str | None:
+    """The text in a value; None where it is no text. Raises UnicodeError where it is not UTF-8."""
+    value = value.decode() if isinstance(value, bytes) else value
+    if not isinstance(value, str):
+        return None
+    value.encode()  # finds lone surrogates
+    return str(value)
+
+
+def make_label(value: Any) -> str | None:
+    """Text, or a finite number as text. None for everything else."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return str(value) if math.isfinite(value) else None
+    try:
+        return read_text(value)
+    except UnicodeError:
+        return None
