@@ -96,6 +96,9 @@ def _find(path: Path) -> Path:
 
 def _read_rows(folder: Path, file: str) -> Iterator[tuple[int, str, str]]:
     """(line number, id, text). A document's title is part of its text; queries have none."""
-    for number, row in read_jsonl(_find(folder / file), FIELDS):
-        text = join_title(row.get("title"), row["text"]) if file == CORPUS else row["text"]
+    path = _find(folder / file)
+    for number, row in read_jsonl(path, FIELDS):
+        if not isinstance(title := row.get("title"), str | None):
+            raise UserError(f"{path}:{number}: 'title' must be text, found {type(title).__name__}")
+        text = join_title(title, row["text"]) if file == CORPUS else row["text"]
         yield number, row["_id"], text

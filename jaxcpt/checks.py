@@ -78,6 +78,12 @@ def _data(e: Experiment) -> Iterator[Check]:
         not isinstance(data.heldout, TokenizedPairs),
         "data.heldout: TokenizedPairs hold no texts, which evals need",
     )
+    for side, prefix in (("x", e.tokenizer.x_prefix), ("y", e.tokenizer.y_prefix)):
+        yield (
+            not prefix or all(getattr(s, f"{side}_prefix") != prefix for s in sources if s),
+            f"data: a source has the {side}_prefix {prefix!r}, which the tokenizer puts before "
+            f"every {side} already; leave it out",
+        )
     yield (
         bool(data.train) or e.train_steps == 0,
         "data.train: no data; name at least one source",

@@ -9,8 +9,9 @@ of training.
 import argparse
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,12 @@ import jax
 import numpy as np
 
 from jaxcpt import config
-from jaxcpt.beir import join_title
 from jaxcpt.checkpoint import CheckpointStore, check_tokenizer
 from jaxcpt.config import Experiment
+from jaxcpt.documents import read_documents
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import hash_file
-from jaxcpt.lines import read_jsonl
 from jaxcpt.model import (
     Cells,
     Params,
@@ -36,11 +36,17 @@ from jaxcpt.model import (
 from jaxcpt.normalise import normalise
 from jaxcpt.packing import CellArrays, Place, pack_rows
 from jaxcpt.pair import Side
+from jaxcpt.prefixes import (
+    add_prefix_options,
+    choose_prefix,
+    describe_differences,
+    read_prefix_options,
+)
 from jaxcpt.sharding import count_data_shards, make_mesh, named, use_cpu_cores
 from jaxcpt.terminal import show_progress
 from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import shard_state
-from jaxcpt.vectors import Storage, TextWithId, fill
+from jaxcpt.vectors import Storage, fill
 
 TOKENS_PER_CALL = 16_384
 """Of each data shard. They keep a device busy."""
@@ -62,27 +68,40 @@ class Embedder:
         mesh: jax.sharding.Mesh,
         step: int = 0,
         fingerprint: str = "",
+        prefixes: Mapping[Side, str] | None = None,
     ) -> None:
         """`params` are laid out on `mesh` as `update.shard_state` says. `step` and `fingerprint`
-        name the checkpoint that they are from; a folder of vectors records both."""
+        name the checkpoint that they are from; a folder of vectors records both. `prefixes` stand
+        in place of the run's own ones (`jaxcpt.prefixes`), for the sides that they name."""
         self.experiment, self.params, self.tokenizer = experiment, params, tokenizer
         self.step, self.fingerprint = step, fingerprint
+        self.given = dict(prefixes or {})
+        self.prefixes: dict[Side, str] = {
+            "x": choose_prefix(experiment, "x", tokenizer.x_prefix, self.given),
+            "y": choose_prefix(experiment, "y", tokenizer.y_prefix, self.given),
+        }
         self.mesh, self.width = mesh, experiment.model.width
         self.row_sizes = list_row_sizes(experiment.tokenizer.longest)
         self.embed_cells = make_embed_cells(experiment, mesh)
 
     @classmethod
     def load(
-        cls, run_dir: str | Path, step: int | None = None, mesh: config.Mesh | None = None
+        cls,
+        run_dir: str | Path,
+        step: int | None = None,
+        mesh: config.Mesh | None = None,
+        prefixes: Mapping[Side, str] | None = None,
     ) -> "Embedder":
         """The newest whole checkpoint of a run, or that of `step`.
 
         mesh: how the devices share the parameters. None: the mesh of training if it fits the
         number of devices, otherwise a copy on each device.
+        prefixes: what stands before the texts of a side, in place of the run's own prefix.
         """
         run_dir = Path(run_dir)
         experiment = read_experiment(run_dir)
-        tokenizer = Tokenizer.load(run_dir / "tokenizer")
+        folder = run_dir / "tokenizer"
+        tokenizer = Tokenizer.load(folder).check_limits(experiment.tokenizer, folder)
         devices = choose_mesh(experiment) if mesh is None else make_mesh(mesh)
         check_model_fits(devices, experiment)
         with CheckpointStore(run_dir / "checkpoints") as checkpoints:
@@ -90,7 +109,7 @@ class Embedder:
             check_tokenizer(tokenizer.fingerprint, checkpoints.read_meta(chosen), run_dir)
             params = checkpoints.restore_encoder(chosen, shard_state(experiment, devices))
             fingerprint = checkpoints.fingerprint(chosen)
-        return cls(experiment, params, tokenizer, devices, chosen, fingerprint)
+        return cls(experiment, params, tokenizer, devices, chosen, fingerprint, prefixes)
 
     def with_params(self, params: Params, step: int) -> "Embedder":
         """A copy with the parameters of another step, on the same mesh. Nothing is recompiled."""
@@ -98,8 +117,17 @@ class Embedder:
         other.params, other.step = params, step
         return other
 
+    @property
+    def of_sources(self) -> "Embedder":
+        """A copy for texts that carry the prefix of their source already."""
+        other = copy.copy(self)
+        own: dict[Side, str] = {"x": self.tokenizer.x_prefix, "y": self.tokenizer.y_prefix}
+        other.prefixes = own | self.given
+        return other
+
     def embed(self, texts: Iterable[str], side: Side, progress: bool = False) -> np.ndarray:
-        """Unit vectors, float32 [n, d], in the order of the texts.
+        """Unit vectors, float32 [n, d], in the order of the texts. The run's prefix is put before
+        each text.
 
         Takes any iterable and holds no more than some thousand texts at a time. Raises UserError
         for a vector that is not finite.
@@ -123,7 +151,10 @@ class Embedder:
     def _embed_part(
         self, texts: Sequence[str], side: Side, advance: Callable[[int], None]
     ) -> np.ndarray:
-        ids = self.tokenizer.encode(texts, side)
+        tokenizer = replace(
+            self.tokenizer, x_prefix=self.prefixes["x"], y_prefix=self.prefixes["y"]
+        )
+        ids = tokenizer.encode(texts, side)
         vectors_nd = np.empty((len(texts), self.width), np.float32)
         before: tuple[Call, jax.Array] | None = None
         for call in (*_plan(ids, self.row_sizes, count_data_shards(self.mesh)), None):
@@ -252,35 +283,23 @@ def _place(cell: Sequence[Sequence[int]], ids: Sequence[np.ndarray]) -> list[Pla
     return places
 
 
-def read_documents(path: Path, side: Side) -> Iterator[TextWithId]:
-    """The texts of a JSONL file, plain or gzipped, with their ids. Raises UserError.
-
-    The text is under `text` or under the name of the side. A `title`, as in BEIR, goes before it.
-    The id is under `_id`, `id` or `source`; otherwise it is the line's number.
-    """
-    number = 0
-    for number, row in read_jsonl(path):
-        text = row.get("text", row.get(side))
-        if not isinstance(text, str):
-            raise UserError(f"{path}:{number}: no text under 'text' or '{side}'")
-        title = row.get("title")
-        name = next((row[key] for key in ("_id", "id", "source") if key in row), number)
-        yield TextWithId(str(name), join_title(title, text) if title else text)
-    if not number:
-        raise UserError(f"{path}: no texts in it; it needs one JSON object a line")
-
-
 def describe(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
     """What vectors of a file's texts are made of, for `vectors.fill`.
 
     It reads the whole file, so that a bad line is refused now and not after hours of work.
     """
     count = sum(1 for _ in read_documents(path, side))
+    return describe_file(embedder, side, path) | {"documents": count}
+
+
+def describe_file(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
+    """The same without the number of texts, and without reading them."""
+    prefix = embedder.prefixes[side]
     return {
-        "documents": count,
         "step": embedder.step,
         "checkpoint": embedder.fingerprint,
         "side": side,
+        **({"prefix": prefix} if prefix else {}),
         "input": hash_file(path),
         "path": str(path.resolve()),
     }
@@ -306,8 +325,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA,FSDP,TENSOR",
         help="devices along each axis; default: as in training where that fits the devices here",
     )
+    add_prefix_options(parser)
     parser.add_argument("--width", type=int, help="keep the first coordinates alone (Matryoshka)")
     parser.add_argument("--int8", action="store_true", help="keep vectors as int8")
+
+
+def load_embedder(arguments: argparse.Namespace) -> Embedder:
+    """The run that the options name. Prints a line where its sources have several prefixes."""
+    given = read_prefix_options(arguments)
+    mesh = parse_mesh(arguments.mesh)
+    embedder = Embedder.load(arguments.run_dir, arguments.step, mesh, given)
+    for line in describe_differences(embedder.experiment, given):
+        print(line)
+    return embedder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -322,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.side not in ("x", "y"):
         raise UserError(f"--side {arguments.side}: must be x (queries) or y (what is searched)")
     use_cpu_cores()
-    embedder = Embedder.load(arguments.run_dir, arguments.step, parse_mesh(arguments.mesh))
+    embedder = load_embedder(arguments)
     side, path, output = arguments.side, arguments.input, arguments.output
     storage = Storage(arguments.width, arguments.int8).check(embedder.width)
     about = describe(embedder, side, path)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcpt.embed import Embedder, add_arguments, parse_mesh
+from jaxcpt.embed import Embedder, add_arguments, load_embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.evals import mteb_tasks
 from jaxcpt.evals.suites import SUITES, list_suites, run_suites, score_words
@@ -20,6 +20,7 @@ from jaxcpt.experiments import read_experiment
 from jaxcpt.files import write_file
 from jaxcpt.metrics import record_evals
 from jaxcpt.pair import Pair
+from jaxcpt.prefixes import read_prefix_options
 from jaxcpt.report import write_report
 from jaxcpt.scoring import (
     compare_heldout,
@@ -39,7 +40,8 @@ def score_heldout(
     arguments: argparse.Namespace, embedder: Embedder, storage: Storage, heldout: Sequence[Pair]
 ) -> None:
     """Shows the run beside its baselines, with example searches."""
-    summary = compare_heldout(arguments.run_dir, embed_as_stored(embedder, storage), heldout)
+    embed_fn = embed_as_stored(embedder.of_sources, storage)
+    summary = compare_heldout(arguments.run_dir, embed_fn, heldout, given=embedder.given)
     show_comparison(summary)
     write_json(arguments.json, {"step": embedder.step, **summary})
 
@@ -57,7 +59,7 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder, storage: Stora
         words |= score_words(data, [suite])
         tables = tabulate(of_suite, words, data)
         show_suites(tables)
-        if storage == Storage():  # scores of cut or rounded vectors are not the run's own scores
+        if is_own(embedder, storage):
             record_evals(run_dir, embedder.step, of_suite)
             record_tables(run_dir, embedder.step, tables)
         write_json(arguments.json, {"step": embedder.step, "scores": scores, "words": words})
@@ -66,7 +68,9 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder, storage: Stora
 def score_mteb(arguments: argparse.Namespace, embedder: Embedder, storage: Storage) -> None:
     """Shows and records MTEB's main scores. MTEB's own result files go into the run folder."""
     run_dir = arguments.run_dir
-    revision = "-".join([embedder.fingerprint[:12], *map(str, dataclasses.astuple(storage))])
+    prefixes = [f"{side} {prefix}" for side, prefix in embedder.prefixes.items() if prefix]
+    settings = [*map(str, dataclasses.astuple(storage)), *prefixes]
+    revision = "-".join([embedder.fingerprint[:12], *settings])
     by_task = mteb_tasks.run(
         embed_as_stored(embedder, storage),
         arguments.mteb,
@@ -76,10 +80,15 @@ def score_mteb(arguments: argparse.Namespace, embedder: Embedder, storage: Stora
     )
     print_table("MTEB, main scores", list(by_task.items()), ("task", "this run"))
     scores = {f"mteb/{name}": value for name, value in by_task.items()}
-    if storage == Storage():
+    if is_own(embedder, storage):
         record_evals(run_dir, embedder.step, scores)
         write_report(run_dir)
     write_json(arguments.json, {"step": embedder.step, "scores": scores})
+
+
+def is_own(embedder: Embedder, storage: Storage) -> bool:
+    """Whether the scores are the run's own: of whole vectors, and with its own prefixes."""
+    return storage == Storage() and not embedder.given
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:
@@ -116,11 +125,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_dir = arguments.run_dir
     experiment = read_experiment(run_dir)
     check_options(arguments)
-    heldout = [] if arguments.data or arguments.mteb else read_heldout(experiment, run_dir)
+    given = read_prefix_options(arguments)
+    heldout = [] if arguments.data or arguments.mteb else read_heldout(experiment, run_dir, given)
     if not (arguments.data or arguments.mteb or heldout):
         raise UserError(f"{run_dir}: holds out no pairs (data.heldout); name --data to score it on")
     use_cpu_cores()
-    embedder = Embedder.load(run_dir, arguments.step, parse_mesh(arguments.mesh))
+    embedder = load_embedder(arguments)
     storage = Storage(arguments.width, arguments.int8).check(embedder.width)
     if arguments.data:
         score_data(arguments, embedder, storage)

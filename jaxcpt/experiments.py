@@ -8,7 +8,7 @@ import ast
 import difflib
 import importlib.util
 import json
-import math
+import reprlib
 import sys
 import traceback
 import types
@@ -23,6 +23,17 @@ from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError
 
 EXPERIMENT_FILE = "experiment.json"
+LARGEST_INTEGER = (1 << 63) - 1
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxtuple = 8
+
+
+def _show(value: Any) -> str:
+    """The value for a message: long and deep ones are cut."""
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        return f"an integer of {value.bit_length()} bits"
+    return _SHORT.repr(value)
 
 
 def load_experiment(path: str) -> Experiment:
@@ -67,7 +78,7 @@ def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
             raise UserError(f"--set {override}: expected dotted.path=value")
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = text
         experiment = _override(experiment, path.split("."), value, path)
     return experiment
@@ -78,7 +89,8 @@ def _override(node: Any, names: list[str], value: Any, path: str) -> Any:
     if node is None:
         raise UserError(f"--set {path}: its parent is None, so there is nothing to set below it")
     if isinstance(node, tuple):
-        if not name.isdigit() or int(name) >= len(node):
+        # isdigit alone would take superscripts, and more digits than Python reads as a number.
+        if not (name.isascii() and name.isdigit() and len(name) < 5 and int(name) < len(node)):
             raise UserError(f"--set {path}: '{name}' is no index; there are {len(node)} entries")
         changed = _override(node[int(name)], rest, value, path) if rest else value
         return (*node[: int(name)], changed, *node[int(name) + 1 :])
@@ -115,37 +127,53 @@ def _build(hint: Any, value: Any, path: str) -> Any:
             return None
         dataclass_hints: list[Any] = list(filter(is_dataclass, arguments))
         classes = {a.__name__: a for a in dataclass_hints}
-        if isinstance(value, dict) and (named := str(value.get("type"))) in classes:
+        if isinstance(value, dict) and (named := _read_class(value)) in classes:
             return _build(classes[named], value, path)
         others = [a for a in arguments if a is not type(None)]
         if len(others) == 1:
             return _build(others[0], value, path)
-        raise UserError(f"{path}: expected one of {', '.join(classes)}, found {value!r}")
+        raise UserError(f"{path}: expected one of {', '.join(classes)}, found {_show(value)}")
     if origin is Literal:
         if value in arguments:
             return value
         choices = ", ".join(map(str, arguments))
-        raise UserError(f"{path}: expected one of {choices}, found {value!r}")
+        raise UserError(f"{path}: expected one of {choices}, found {_show(value)}")
     if origin is tuple:
         if isinstance(value, list):
             return tuple(_build(arguments[0], v, f"{path}.{i}") for i, v in enumerate(value))
-        raise UserError(f"{path}: expected a tuple, found {value!r}")
+        raise UserError(f"{path}: expected a tuple, found {_show(value)}")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value):
+        if abs(value) <= sys.float_info.max:  # false for nan too
             return float(value)
-        raise UserError(f"{path}: expected a finite number, found {value!r}")
-    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise UserError(f"{path}: expected {hint.__name__}, found {value!r} ({type(value).__name__})")
+        raise UserError(f"{path}: expected a finite number, found {_show(value)}")
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        kind = type(value).__name__
+        raise UserError(f"{path}: expected {hint.__name__}, found {_show(value)} ({kind})")
+    if hint is int and abs(value) > LARGEST_INTEGER:
+        raise UserError(f"{path}: expected an integer below 2^63, found {_show(value)}")
+    if hint is str and ("\0" in value or (not value.isprintable() and _is_half(value))):
+        raise UserError(f"{path}: expected text of whole characters, found {ascii(value)[:80]}")
+    return value
+
+
+def _is_half(text: str) -> bool:
+    """Whether the text holds half of a surrogate pair, as arguments that are not UTF-8 do."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _read_class(value: dict[Any, Any]) -> str | None:
+    """The name of the dataclass that a dict stands for."""
+    name = value.get("type")
+    return name if isinstance(name, str) else None
 
 
 def _build_dataclass(hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, dict) or value.get("type", hint.__name__) != hint.__name__:
-        raise UserError(f"{path}: expected {hint.__name__}, found {value!r}")
+        raise UserError(f"{path}: expected {hint.__name__}, found {_show(value)}")
     hints = typing.get_type_hints(hint)
-    given = {name: item for name, item in value.items() if name != "type"}
+    given = {str(name): item for name, item in value.items() if name != "type"}
     if unknown := sorted(set(given) - set(hints)):
-        raise UserError(f"{path}: {hint.__name__} has no field '{unknown[0]}'")
+        raise UserError(f"{path}: {hint.__name__} has no field '{unknown[0][:80]}'")
     needed = {f.name for f in fields(hint) if f.default is f.default_factory}  # both MISSING
     if missing := sorted(needed - set(given)):
         raise UserError(f"{path}: {hint.__name__} needs the field '{missing[0]}'")
@@ -162,6 +190,8 @@ def from_json(text: str, where: str) -> Experiment:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}:{error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; deep nesting
+        raise UserError(f"{where}: not JSON: {error}") from None
     return validate(_build(Experiment, _upgrade(value), where))
 
 

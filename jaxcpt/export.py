@@ -4,7 +4,7 @@ jaxcpt export --run-dir RUN --output DIR [--dtype bfloat16] [--format safetensor
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,22 +12,31 @@ import jax
 import numpy as np
 
 from jaxcpt.adapter import merge_adapters
-from jaxcpt.config import Experiment
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
+from jaxcpt.experiments import read_experiment
 from jaxcpt.interop.card import read_data_cards, write_card
 from jaxcpt.interop.exporting import DTYPES, ExportedRun, export_arrays, export_library
 from jaxcpt.metrics import EVALS_FILE, read_rows
+from jaxcpt.pair import Side
+from jaxcpt.prefixes import add_prefix_options, describe_differences, read_prefix_options
 
 FORMATS = {"sentence-transformers": export_library, "safetensors": export_arrays}
 
 
-def export_run(run_dir: Path, output: Path, step: int | None, dtype: str, form: str) -> list[str]:
+def export_run(
+    run_dir: Path,
+    output: Path,
+    step: int | None,
+    dtype: str,
+    form: str,
+    prefixes: Mapping[Side, str] | None = None,
+) -> list[str]:
     """Writes the folder; returns what differs from the run. Raises UserError, and then leaves
-    nothing behind."""
+    nothing behind. `prefixes` become the prompts of the sides that they name."""
     if output.exists():
         raise UserError(f"{output}: exists; name an output folder that does not")
-    embedder = Embedder.load(run_dir, step)
+    embedder = Embedder.load(run_dir, step, prefixes=prefixes)
     experiment, params = embedder.experiment, embedder.params
     if experiment.adapter is not None:
         params = merge_adapters(params, experiment.adapter)
@@ -38,7 +47,7 @@ def export_run(run_dir: Path, output: Path, step: int | None, dtype: str, form: 
         experiment=experiment,
         tokenizer=embedder.tokenizer,
         params=params,
-        prompts=find_prompts(experiment),
+        prompts={"query": embedder.prefixes["x"], "document": embedder.prefixes["y"]},
         card=write_card(
             embedder.experiment,
             embedder.step,
@@ -58,24 +67,13 @@ def export_run(run_dir: Path, output: Path, step: int | None, dtype: str, form: 
     return notes
 
 
-def find_prompts(experiment: Experiment) -> dict[str, str]:
-    """What stands before every text: the tokenizer's prefixes, then those that all training
-    sources share."""
-    pairs = {
-        (getattr(source, "x_prefix", ""), getattr(source, "y_prefix", ""))
-        for source in experiment.data.train
-    }
-    query, document = pairs.pop() if len(pairs) == 1 else ("", "")
-    tokenizer = experiment.tokenizer
-    return {"query": tokenizer.x_prefix + query, "document": tokenizer.y_prefix + document}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         prog="jaxcpt export", description="Write a run as a folder that other tools load."
     )
     parser.add_argument("--run-dir", required=True, type=Path, help="a trained or imported run")
     parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
+    add_prefix_options(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument(
@@ -85,9 +83,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="safetensors: the arrays by their names here, for any run",
     )
     arguments = parser.parse_args(argv)
+    given = read_prefix_options(arguments)
     notes = export_run(
-        arguments.run_dir, arguments.output, arguments.step, arguments.dtype, arguments.format
+        arguments.run_dir,
+        arguments.output,
+        arguments.step,
+        arguments.dtype,
+        arguments.format,
+        given,
     )
+    for line in describe_differences(read_experiment(arguments.run_dir), given):
+        print(line)
     for note in notes:
         print(f"note: {note}")
     print(f"{arguments.output}: {arguments.format}, {arguments.dtype}")

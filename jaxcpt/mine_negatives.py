@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output: Path = arguments.output
     use_cpu_cores()
     prefixed, bare, prefixes = open_pairs(arguments)
-    embedder = Embedder.load(arguments.run_dir, arguments.step)
+    embedder = Embedder.load(arguments.run_dir, arguments.step).of_sources
     unfinished = output.with_name(f"{output.name}.unfinished")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     known = Known(bare)

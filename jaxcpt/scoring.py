@@ -5,6 +5,7 @@ terminal, and `summary.json`, `suites.json`, `evals.jsonl` and the report in the
 score is computed is known to `evals`.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from jaxcpt.config import Experiment
-from jaxcpt.embed import Embedder
+from jaxcpt.embed import Embedder, describe_file
 from jaxcpt.evals import CorpusFn, EmbedFn, pair_search
 from jaxcpt.evals.suites import SUITES, run_suites, score_words
 from jaxcpt.evals.table import Line, tabulate
-from jaxcpt.files import hash_file, write_file
+from jaxcpt.files import write_file
 from jaxcpt.lines import find_file
 from jaxcpt.metrics import EVALS_FILE, read_rows
-from jaxcpt.pair import Pair
+from jaxcpt.pair import Pair, Side
 from jaxcpt.pairs import open_source
 from jaxcpt.processes import is_first
 from jaxcpt.report import write_report
@@ -33,22 +34,29 @@ EXAMPLES = 3
 RESULTS_PER_EXAMPLE = 3
 
 
-def read_heldout(experiment: Experiment, run_dir: Path) -> list[Pair]:
-    """The held-out pairs of a run. Empty where the experiment names none."""
+def read_heldout(
+    experiment: Experiment, run_dir: Path, given: Mapping[Side, str] | None = None
+) -> list[Pair]:
+    """The held-out pairs of a run, with the prefixes of their source.
+
+    Empty where the experiment names none. given: sides whose prefix `Embedder` puts there instead.
+    """
     if experiment.data.heldout is None:
         return []
-    pairs = open_source(experiment.data.heldout, run_dir, experiment.seed)
+    bare: Any = {f"{side}_prefix": "" for side in given or ()}
+    source = dataclasses.replace(experiment.data.heldout, **bare)
+    pairs = open_source(source, run_dir, experiment.seed)
     return pairs.read(range(len(pairs)))
 
 
-def score(experiment: Experiment, embed_fn: EmbedFn, heldout: Sequence[Pair]) -> dict[str, float]:
+def score(experiment: Experiment, embedder: Embedder, heldout: Sequence[Pair]) -> dict[str, float]:
     """The scores of one eval of a run: `heldout/<score>` and `<suite>/<score>`."""
     scores: dict[str, float] = {}
     if heldout:
-        of_heldout = pair_search.run(embed_fn, heldout)
+        of_heldout = pair_search.run(embedder.of_sources.embed, heldout)
         scores = {f"heldout/{name}": value for name, value in of_heldout.items()}
     if experiment.evals.suites:
-        scores |= run_suites(embed_fn, Path(experiment.evals.data), experiment.evals.suites)
+        scores |= run_suites(embedder.embed, Path(experiment.evals.data), experiment.evals.suites)
     return scores
 
 
@@ -66,7 +74,8 @@ def conclude(
     rows = read_rows(run_dir / EVALS_FILE) or [{}]
     before = rows[0] if rows[0].get("step") == 0 else {}
     if heldout:
-        summary |= compare_heldout(run_dir, embedder.embed, heldout, before)
+        embed_fn = embedder.of_sources.embed
+        summary |= compare_heldout(run_dir, embed_fn, heldout, before)
     # By all processes, so that the others do not wait here for the first one.
     words = score_words(data, suites)
     if not is_first():
@@ -87,11 +96,13 @@ def compare_heldout(
     embed_fn: EmbedFn,
     heldout: Sequence[Pair],
     before: Mapping[str, float] | None = None,
+    given: Mapping[Side, str] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """`table`: the scores of this run, its start and baseline, BM25 and chance. `examples`: see
     `find_examples`.
 
     before: the scores at step 0 of a run that starts from another model, as in evals.jsonl.
+    given: prefixes that the baseline, too, puts before the texts of a side.
     """
     scores = {"this run": pair_search.run(embed_fn, heldout)}
     start = "heldout/"
@@ -100,7 +111,7 @@ def compare_heldout(
     }:
         scores["before training"] = first
     if (run_dir / "baseline").is_dir():
-        baseline = Embedder.load(run_dir / "baseline")
+        baseline = Embedder.load(run_dir / "baseline", prefixes=given).of_sources
         scores[baseline.experiment.name] = pair_search.run(baseline.embed, heldout)
     scores["BM25"] = pair_search.bm25(heldout)
     scores["chance"] = pair_search.chance(len({pair.y for pair in heldout}))
@@ -207,13 +218,7 @@ def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn
     def embed(path: Path, documents: Iterable[TextWithId]) -> Iterator[np.ndarray]:
         file = find_file(path)
         assert file is not None  # its ids have been read
-        about = {
-            "step": embedder.step,
-            "checkpoint": embedder.fingerprint,
-            "side": "y",
-            "input": hash_file(file),
-            "path": str(file.resolve()),
-        }
+        about = describe_file(embedder, "y", file)
         vectors = fill(
             folder / path.parent.name, about, documents, lambda t: embedder.embed(t, "y"), storage
         )

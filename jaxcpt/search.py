@@ -7,17 +7,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxcpt.config import TokenizedPairs
-from jaxcpt.embed import (
-    Embedder,
-    add_arguments,
-    describe,
-    parse_mesh,
-    read_documents,
-)
+from jaxcpt.documents import read_documents
+from jaxcpt.embed import Embedder, add_arguments, describe, load_embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import hash_file
@@ -32,13 +28,17 @@ MOST_OWN_PAIRS = 1_000_000
 
 
 def read_own_texts(run_dir: Path) -> list[TextWithId]:
-    """The y of all pairs of the run, each text once. Raises UserError where they are too many."""
+    """The y of all pairs of the run, each text once and without the prefix of its source.
+
+    Raises UserError where they are too many.
+    """
     experiment = read_experiment(run_dir)
     data = experiment.data
     sources = [*data.train, *([data.heldout] if data.heldout else [])]
     if any(isinstance(source, TokenizedPairs) for source in sources):
         raise UserError(f"{run_dir}: trained on token ids, which are no texts; add --corpus")
-    pairs = JoinedPairs([open_source(source, run_dir, experiment.seed) for source in sources])
+    bare = [replace(source, x_prefix="", y_prefix="") for source in sources]
+    pairs = JoinedPairs([open_source(source, run_dir, experiment.seed) for source in bare])
     if len(pairs) > MOST_OWN_PAIRS:
         raise UserError(
             f"{run_dir}: {len(pairs):,} pairs, too many to search at once; add --corpus"
@@ -81,6 +81,12 @@ def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
             f"{folder}: made by another checkpoint (step {about['step']}, sha256 "
             f"{about['checkpoint'][:12]}) than step {embedder.step} of this run "
             f"({embedder.fingerprint[:12]}); choose --step, or embed anew"
+        )
+    prefix, asked = about.get("prefix", ""), embedder.prefixes["y"]
+    if prefix != asked:
+        raise UserError(
+            f"{folder}: made with the prefix {prefix!r} before each text, but {asked!r} is asked "
+            "for; give that --y-prefix, or embed anew"
         )
     if about["side"] != "y":
         raise UserError(
@@ -125,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.vectors and (arguments.corpus or stored != Storage()):
         raise UserError("--vectors: comes without --corpus, --width and --int8; it has its own")
     use_cpu_cores()
-    embedder = Embedder.load(run_dir, arguments.step, parse_mesh(arguments.mesh))
+    embedder = load_embedder(arguments)
     documents: Iterable[TextWithId]
     if arguments.vectors:
         vectors = open_vectors(arguments.vectors, embedder)
@@ -139,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         documents = read_own_texts(run_dir)
         digest = hashlib.sha256(repr(documents).encode()).hexdigest()
         about = {"checkpoint": embedder.fingerprint, "step": embedder.step, "input": digest}
+        about |= {"prefix": embedder.prefixes["y"]}
         vectors = embed_corpus(run_dir, embedder, about, documents, stored.check(embedder.width))
     queries_qd = embedder.embed(arguments.queries, "x")
     if vectors.storage.width is not None:

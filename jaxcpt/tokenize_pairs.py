@@ -33,7 +33,7 @@ from jaxcpt.pairs.tokenized import (
 )
 from jaxcpt.sources import Source
 from jaxcpt.terminal import show_progress
-from jaxcpt.tokenizer import Tokenizer, read_model
+from jaxcpt.tokenizer import Tokenizer, put_prefixes, read_model
 
 
 def write_tokens(
@@ -150,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if delimiters is None and experiment and settings.kind == "hugging_face":
         delimiters = settings.delimiters
     tokenizer = read_model(model, x_tokens, y_tokens, delimiters=delimiters)
+    if experiment:
+        tokenizer = put_prefixes(tokenizer, settings, model)
     opened = open_sources(sources, experiment.seed if experiment else 0)
     unfinished = output.with_name(f"{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # A killed run may have left it.

@@ -29,6 +29,7 @@ from jaxcpt.metrics import MetricsLog, Throughput
 from jaxcpt.model import check_model_fits
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import EncodedPairs, open_training, sample_texts
+from jaxcpt.prefixes import describe_differences
 from jaxcpt.processes import (
     any_process,
     check_agreement,
@@ -121,6 +122,8 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
         train(baseline, run_dir / "baseline", shared_dir)
     if is_first():
         print_table(experiment.name, list(run.derived.items()))
+        for line in describe_differences(experiment, {}) if experiment.evals.suites else ():
+            print(line)
     keep = experiment.checkpoints.keep
     with (
         jax.set_mesh(run.mesh),
@@ -185,7 +188,7 @@ def run_steps(
         jax.block_until_ready(state)
         with speed.paused():
             scored = embedder.with_params(state.encoder, step)
-            if scores := score(experiment, scored.embed, run.heldout):
+            if scores := score(experiment, scored, run.heldout):
                 metrics.log_evals(step, scores)
 
     if first == 0 and experiment.init_from is not None:
@@ -230,8 +233,9 @@ def obtain_tokenizer(
 ) -> Tokenizer:
     """That of the run folder; of what the run starts from; the user's own; or a new one, trained
     on the training pairs."""
-    if has_tokenizer(shared_dir / "tokenizer"):
-        return Tokenizer.load(shared_dir / "tokenizer")
+    own = shared_dir / "tokenizer"
+    if has_tokenizer(own):
+        return Tokenizer.load(own).check_limits(experiment.tokenizer, own)
     if experiment.init_from is not None:
         folder = find_start(experiment.init_from, shared_dir) / "tokenizer"
         return read_model(str(folder), experiment.tokenizer.x_tokens, experiment.tokenizer.y_tokens)

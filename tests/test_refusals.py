@@ -276,7 +276,14 @@ def test_no_checkpoint_yet_and_none_that_is_whole(refuse, tmp_path):
         (GOOD + "c\n", ":2: does not parse as JSON: Expecting value: line 1 column 1 (char 0)"),
         (GOOD + '{"z": "c"}\n', ":2: no text under 'text' or 'y'"),
         (GOOD + '{"text": 1}\n', ":2: no text under 'text' or 'y'"),
-        (b"\xff\xfe", ":1: not UTF-8 at byte 0 of the text; convert it"),
+        (b"\xff\xfd", ":1: not UTF-8 at byte 0 of the text; convert it"),
+        (b"\xff\xfe", ": is UTF-16; write it anew with: iconv -f UTF-16 -t UTF-8 texts.jsonl"),
+        (GOOD + '{"text": "c", "title": 3}\n', ":2: 'title' must be text, found int"),
+        (
+            GOOD + '{"text": "c", "_id": "a\\nb"}\n',
+            ":2: '_id' holds a line break; ids are kept one a line",
+        ),
+        (GOOD + '{"text": "c", "_id": ["a"]}\n', ":2: '_id' must be text or a number, found list"),
     ],
 )
 def test_texts_to_embed_and_to_search(refuse, tmp_path, content, line):

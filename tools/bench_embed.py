@@ -32,7 +32,8 @@ from tokenizers import ByteLevelBPETokenizer
 
 from jaxcpt import config
 from jaxcpt.config import Batching, Data, Experiment, JsonlPairs, Model, Optimizer
-from jaxcpt.embed import Embedder, read_documents
+from jaxcpt.documents import read_documents
+from jaxcpt.embed import Embedder
 from jaxcpt.sharding import make_mesh, use_cpu_cores
 from jaxcpt.tokenizer import train_tokenizer
 from jaxcpt.update import init_state

@@ -99,7 +99,7 @@ class ArrayRecordReader(Pairs):
         records = read_records(self.records, indices, self.where)
         pairs = []
         for index, record in zip(indices, records, strict=True):
-            row = _parse(record, f"{self.where}: record {index}")
+            row = parse_record(record, f"{self.where}: record {index}")
             check_columns(row, self.source, f"{self.where}: record {index}")
             where = f"{self.where}: row {index}"
             pairs.append(make_pair(row, self.source, where, self.where))
@@ -133,7 +133,8 @@ def read_records(records: Any, indices: Sequence[int], where: str) -> list[bytes
     return read
 
 
-def _parse(record: bytes, where: str) -> Mapping[str, Any]:
+def parse_record(record: bytes, where: str) -> Mapping[str, Any]:
+    """The row in a record, a tf.train.Example or a JSON object. Raises UserError."""
     # A serialised tf.train.Example begins with the tag of its one field, a JSON object with {.
     if record[:1] == b"{":
         try:

@@ -24,7 +24,7 @@ SHOWN_COLUMNS = 30
 
 def list_columns(have: Collection[Any]) -> str:
     """The names for a message, at most SHOWN_COLUMNS of them."""
-    names = [str(name)[:60] for name in have]
+    names = [" ".join(str(name).split())[:60] for name in have]
     more = [f"and {len(names) - SHOWN_COLUMNS} others"] * (len(names) > SHOWN_COLUMNS)
     return ", ".join(names[:SHOWN_COLUMNS] + more) or "none"
 

@@ -36,6 +36,7 @@ __all__ = [
     "Template",
     "Tokenizer",
     "has_tokenizer",
+    "put_prefixes",
     "read_model",
     "read_tokenizer",
     "split_rules",
@@ -129,6 +130,17 @@ class Tokenizer:
             raise
         return [np.array([*opening, *ids[:inner], *closing], np.int32) for ids in encoded]
 
+    def check_limits(self, settings: config.Tokenizer, where: Path) -> "Tokenizer":
+        """Returns the tokenizer. Raises UserError where a run's experiment says other limits."""
+        for name in _LIMITS:
+            found, asked = getattr(self, name), getattr(settings, name)
+            if found != asked:
+                raise UserError(
+                    f"{where}: holds {name} {found}, but the run's experiment.json says {asked}; "
+                    "put back the file that was changed"
+                )
+        return self
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The normalised text of `ids`. Control symbols and special tokens are left out.
 
@@ -155,15 +167,15 @@ class Tokenizer:
         if not limits_file.is_file() and has_tokenizer(folder):
             limits_file = folder / _OLD_LIMITS_FILE
         try:
-            limits = json.loads(limits_file.read_text())
+            limits = json.loads(limits_file.read_text(encoding="utf-8"))
             template = limits.pop("template", None)
             prefixes = {name: limits.pop(name, "") for name in _PREFIXES}
             if not all(isinstance(text, str) for text in prefixes.values()):
                 raise ValueError(f"expected prefixes that are texts, found {prefixes}")
             if set(limits) != set(_LIMITS):
                 raise ValueError(f"expected vocabulary, x_tokens and y_tokens, found {[*limits]}")
-            if not all(type(value) is int and value > 0 for value in limits.values()):
-                raise ValueError("expected numbers above 0")
+            if not all(type(value) is int and 0 < value < 1 << 31 for value in limits.values()):
+                raise ValueError("expected numbers above 0 and below 2^31")
             limits["template"] = template and Template(
                 **{
                     side: Delimiters(*(tuple(map(index, ids)) for ids in both))
@@ -174,7 +186,7 @@ class Tokenizer:
             tokenizer = Tokenizer(model=file.read_bytes(), **limits, **prefixes)
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: missing; this run has no whole tokenizer") from None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{limits_file}: damaged: {error}") from None
         with _naming(str(file)):
             _check(tokenizer)
@@ -210,10 +222,12 @@ def _naming(where: str) -> Iterator[None]:
 def _check(tokenizer: Tokenizer) -> None:
     """Raises UserError unless the model can be read and its ids fit the table and the lengths."""
     pieces = tokenizer.processor.pieces
-    if tokenizer.template is None:
-        return
     if pieces > tokenizer.vocabulary:
         raise UserError(f"has {pieces} pieces, but its table has {tokenizer.vocabulary} rows")
+    if tokenizer.template is None:
+        if min(tokenizer.x_tokens, tokenizer.y_tokens) < 3:
+            raise UserError("x_tokens and y_tokens: must be at least 3, with two delimiters")
+        return
     for side, tokens in (("x", tokenizer.x_tokens), ("y", tokenizer.y_tokens)):
         opening, closing = getattr(tokenizer.template, side)
         delimiters = [*opening, *closing]
@@ -252,7 +266,7 @@ def read_tokenizer(settings: config.Tokenizer) -> Tokenizer:
     if (found.template is not None) != (settings.kind == "hugging_face"):
         fits = "bpe or unigram" if found.template is None else "hugging_face"
         raise UserError(f"tokenizer.kind: {settings.kind}, but {path} needs {fits}")
-    found = replace(found, x_prefix=settings.x_prefix, y_prefix=settings.y_prefix)
+    found = put_prefixes(found, settings, path)
     if found.template is not None and found.vocabulary < settings.vocabulary:
         return replace(found, vocabulary=settings.vocabulary)  # a padded table
     if found.vocabulary != settings.vocabulary:
@@ -261,6 +275,17 @@ def read_tokenizer(settings: config.Tokenizer) -> Tokenizer:
             f"{found.vocabulary} pieces; set it to {found.vocabulary}"
         )
     return found
+
+
+def put_prefixes(found: Tokenizer, settings: config.Tokenizer, path: str) -> Tokenizer:
+    """The tokenizer with the prefixes of an experiment. Raises UserError where it has others."""
+    for name in _PREFIXES:
+        own, asked = getattr(found, name), getattr(settings, name)
+        if own and own != asked:
+            raise UserError(
+                f"tokenizer.{name}: {asked!r}, but {path} was stored with {own!r}; set it to that"
+            )
+    return replace(found, x_prefix=settings.x_prefix, y_prefix=settings.y_prefix)
 
 
 def read_model(

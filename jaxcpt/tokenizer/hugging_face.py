@@ -36,6 +36,8 @@ class HuggingFaceModel:
             self._tokenizer = _build(file)
             # One more than the largest id.
             self.pieces = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+            if self.pieces >= 1 << 31:
+                raise ValueError(f"a token has the id {self.pieces - 1}, which needs 32 bits")
             self._hidden = _find_special_pieces(self._tokenizer)
             if self._hidden:
                 self._tokenizer = _build(_hide(file, self._hidden))
@@ -76,8 +78,8 @@ class HuggingFaceModel:
         """
         try:
             opening, closing = _read_template(self._post_processor)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"post_processor: damaged: {error!r}") from None
+        except Exception as error:  # of any shape that JSON can have
+            raise UserError(f"post_processor: damaged: {repr(error)[:200]}") from None
         if not closing:
             if end_token is None:
                 raise UserError(
@@ -180,5 +182,5 @@ def parse_end_token(content: bytes) -> str | None:
         if not isinstance(token, str | None):
             raise TypeError(f"eos_token: expected text, found {token!r}")
         return token
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"damaged: {error}") from None
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise UserError(f"damaged: {str(error)[:200]}") from None

@@ -17,6 +17,8 @@ from jaxcpt.errors import UserError
 from jaxcpt.pair import Side
 
 PAD = 0
+RESERVED = "\u2585"
+"""SentencePiece skips every training text that holds this character, so texts are cut there."""
 # The paper's delimiters (section 2.1), each side its own. As control symbols they are never
 # matched in a text, so no text can inject one.
 DELIMITERS: dict[Side, tuple[str, str]] = {"x": ("<[>", "<]>"), "y": ("<{>", "<}>")}
@@ -109,14 +111,17 @@ def _read_fields(message: bytes) -> dict[int, Any]:
 def train_model(texts: Iterable[str], settings: config.Tokenizer) -> bytes:
     """The file of a model trained on `texts`, which are held in memory.
 
-    The same texts give the same bytes. A small corpus gives fewer pieces than asked for.
+    The same texts give the same bytes. A small corpus gives fewer pieces than asked for. No piece
+    holds RESERVED or NUL; they are encoded as bytes.
     """
     if settings.kind == "hugging_face":
         raise UserError("tokenizer.kind: hugging_face is read, not trained; ask for bpe or unigram")
+    if not 0 < settings.vocabulary < 1 << 31:
+        raise UserError(f"tokenizer.vocabulary: must be above 0, found {settings.vocabulary}")
     # A list: SentencePiece would turn a UserError raised during iteration into its own error.
-    texts = [text for text in texts if text.strip()]
+    texts = [part for text in texts for part in text.split(RESERVED) if part.strip(" \0\t\r\n")]
     if not texts:
-        raise UserError("tokenizer: no text to train on; data.train has no pairs")
+        raise UserError("tokenizer: no text to train on; data.train has no pairs with text")
     sentencepiece.set_min_log_level(2)  # errors
     normalizer = (
         sentencepiece.SentencePieceNormalizer(
@@ -150,11 +155,13 @@ def train_model(texts: Iterable[str], settings: config.Tokenizer) -> bytes:
             num_threads=1,  # sums of several threads would depend on their order
         )
     except RuntimeError as error:
-        if "smaller than required_chars" not in str(error):
-            raise
+        if "smaller than required_chars" in str(error):
+            raise UserError(
+                f"tokenizer.vocabulary: {settings.vocabulary} is too small for bytes, delimiters "
+                "and the characters of the data; try 1000 or more"
+            ) from None
         raise UserError(
-            f"tokenizer.vocabulary: {settings.vocabulary} is too small for bytes, delimiters "
-            "and the characters of the data; try 1000 or more"
+            f"tokenizer: SentencePiece cannot train on these texts: {str(error).strip()[:200]}"
         ) from None
     return model.getvalue()
 

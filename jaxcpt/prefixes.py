@@ -1,0 +1,54 @@
+"""What a run puts before a text that has no source: in search, embed, evaluate and export.
+
+In: an experiment, the prefixes of its tokenizer, and what a user gives instead. Out: the prefix of
+each side. A text of a source carries that source's own prefix already (`jaxcpt.pairs`).
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import get_args
+
+from jaxcpt.config import Experiment
+from jaxcpt.pair import Side
+
+SIDES: tuple[Side, ...] = get_args(Side)
+
+
+def list_prefixes(experiment: Experiment, side: Side) -> list[str]:
+    """The different prefixes that the training sources put before this side."""
+    found = [getattr(source, f"{side}_prefix") for source in experiment.data.train]
+    return list(dict.fromkeys(found))
+
+
+def choose_prefix(
+    experiment: Experiment, side: Side, of_tokenizer: str, given: Mapping[Side, str]
+) -> str:
+    """What the user gave; else the tokenizer's prefix, and after it the one that all training
+    sources share. Where they differ, the tokenizer's alone."""
+    if side in given:
+        return given[side]
+    shared = list_prefixes(experiment, side)
+    return of_tokenizer + (shared[0] if len(shared) == 1 else "")
+
+
+def describe_differences(experiment: Experiment, given: Mapping[Side, str]) -> list[str]:
+    """One line for each side whose training sources differ, where the user gave no prefix."""
+    return [
+        f"note: data.train has several prefixes of {side} ({', '.join(map(repr, found))}), so none "
+        f"of them is put before a text; choose one with --{side}-prefix"
+        for side in SIDES
+        if side not in given and len(found := list_prefixes(experiment, side)) > 1
+    ]
+
+
+def add_prefix_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --x-prefix and --y-prefix."""
+    for side in SIDES:
+        told = f"text to put before each {side}; default: that of the run, where its sources agree"
+        parser.add_argument(f"--{side}-prefix", metavar="TEXT", help=told)
+
+
+def read_prefix_options(arguments: argparse.Namespace) -> dict[Side, str]:
+    """The prefixes that the user gave, by side."""
+    found = {side: getattr(arguments, f"{side}_prefix") for side in SIDES}
+    return {side: prefix for side, prefix in found.items() if prefix is not None}
