@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxcpt.errors import UserError
 
 LONGEST_LINE = 1 << 24
-"""Bytes. A longer line is refused before it is read: parsed JSON takes up to 16 times its size."""
+"""Bytes. A longer line is refused before it is read: parsed JSON takes up to 30 times its size."""
 BYTE_ORDER_MARK = "\ufeff"
 _FOREIGN = {
     b"\x28\xb5\x2f\xfd": "Zstandard; write it anew with: zstd -d",

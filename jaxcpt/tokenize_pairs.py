@@ -141,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = arguments.tokenizer or settings.model_file
     if model is None:
         raise UserError("--tokenizer: missing; name a model; jaxcpt train-tokenizer makes one")
-    x_tokens = arguments.x_tokens or settings.x_tokens
-    y_tokens = arguments.y_tokens or settings.y_tokens
+    x_tokens = settings.x_tokens if arguments.x_tokens is None else arguments.x_tokens
+    y_tokens = settings.y_tokens if arguments.y_tokens is None else arguments.y_tokens
     for option, value in (("--x-tokens", x_tokens), ("--y-tokens", y_tokens)):
         if value < 3:
             raise UserError(f"{option} {value}: must be at least 3")

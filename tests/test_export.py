@@ -16,7 +16,7 @@ from tiny_run import copy_run, tiny_experiment, tiny_run
 
 from jaxcpt import cli
 from jaxcpt.checkpoint import save_params
-from jaxcpt.config import JsonlPairs, Model, TfdsPairs, WeightedMean
+from jaxcpt.config import Data, JsonlPairs, Model, TfdsPairs, WeightedMean
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import to_json
@@ -132,6 +132,23 @@ def test_sentence_transformers_gives_the_same_embeddings(tmp_path, family):
     config = json.loads((tmp_path / "out/query_0_Transformer/config.json").read_text())
     assert config["model_type"] == family
     assert compare(embedder, tmp_path / "out", draw_texts()) > 0.99999
+
+
+@pytest.mark.parametrize("given", [{}, {"x": "ask: "}, {"x": "", "y": ""}])
+def test_prefixes_become_prompts(tmp_path, given):
+    """Those of the sources, or those that are given in their place."""
+    experiment = make_experiment(model__position_rows=40, tokenizer__x_tokens=24)
+    (source,) = experiment.data.train
+    source = replace(source, x_prefix="w1 ", y_prefix="w2 ")
+    experiment = replace(experiment, data=Data(train=(source,)))
+    write_run(tmp_path / "run", experiment)
+    out = tmp_path / "out"
+    export_run(tmp_path / "run", out, None, "float32", "sentence-transformers", given)
+    settings = json.loads((out / "config_sentence_transformers.json").read_text())
+    prompts = {"query": given.get("x", "w1 "), "document": given.get("y", "w2 ")}
+    assert settings["prompts"] == prompts
+    embedder = Embedder.load(tmp_path / "run", prefixes=given)
+    assert compare(embedder, out, draw_texts(20)) > 0.99999
 
 
 @pytest.fixture(scope="module")

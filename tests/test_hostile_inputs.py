@@ -161,6 +161,14 @@ def test_labels_may_be_absent_or_objects(write, tmp_path):
     assert first.source.startswith((str(tmp_path), "pairs.jsonl"))
 
 
+@pytest.mark.parametrize("label", ["1" + "0" * 400, "NaN", "1e999", "-Infinity"])
+def test_labels_of_numbers_without_bounds(label, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"x": "q", "y": "a", "source": {label}}}')
+    (pair,) = open_it(JsonlPairs(str(path))).read([0])
+    assert pair.source == (label if label[0] == "1" and "e" not in label else "a.jsonl")
+
+
 # Parquet and Hugging Face datasets.
 
 

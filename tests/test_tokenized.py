@@ -169,6 +169,7 @@ def test_a_damaged_folder_is_refused(tokens):
         (("--tokenizer", "none.model"), "none.model: no such file"),
         (("--tokenizer", "pairs.jsonl"), "pairs.jsonl: not a SentencePiece model; name one or"),
         (("--x-tokens", "2"), "--x-tokens 2: must be at least 3"),
+        (("--y-tokens", "0"), "--y-tokens 0: must be at least 3"),
         (("--negatives", "-1"), "--negatives -1: must be at least 0"),
         (("--shard-pairs", "0"), "--shard-pairs 0: must be at least 1"),
         (("--pairs", "none"), "none: no pairs; expected .jsonl, .parquet or .array_record files"),

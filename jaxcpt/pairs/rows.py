@@ -97,7 +97,7 @@ def read_text(value: Any) -> str | None:
 def make_label(value: Any) -> str | None:
     """Text, or a finite number as text. None for everything else."""
     if isinstance(value, Real) and not isinstance(value, bool):
-        return str(value) if math.isfinite(value) else None
+        return None if value != value or abs(value) == math.inf else str(value)
     try:
         return read_text(value)
     except UnicodeError:
