@@ -1,8 +1,8 @@
 """Where pairs come from: one frozen dataclass for each kind of source, and `Data`, their mixture.
 
 They hold values alone; `jaxcpt.pairs` opens what they name. The column `negatives` is optional. If
-you name another column of hard negatives, it must exist: in JSONL on one line at least, in every
-other format in every file.
+you name another column of hard negatives, it must exist: in JSONL and ArrayRecord in one pair at
+least, in the other formats in every file.
 """
 
 from dataclasses import KW_ONLY, dataclass

@@ -102,6 +102,8 @@ def write_run(run_dir, experiment, tokenizer=None):
     if tokenizer is None:
         texts = [text for pair in PAIRS for text in (pair.x, pair.y)]
         tokenizer = train_tokenizer(texts, experiment.tokenizer)
+    limits = {name: getattr(tokenizer, name) for name in ("vocabulary", "x_tokens", "y_tokens")}
+    experiment = replace(experiment, tokenizer=replace(experiment.tokenizer, **limits))
     params = {"encoder": draw_params(make_encoder(experiment)), "log_scale": np.float32(3.0)}
     run_dir.mkdir()
     tokenizer.save(run_dir / "tokenizer")

@@ -51,7 +51,7 @@ from jaxcpt.pairs.rows import check_columns, make_pair
 from jaxcpt.pairs.tokenized import write_about
 from jaxcpt.sharding import make_mesh
 from jaxcpt.tokenize_pairs import write_tokens
-from jaxcpt.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
+from jaxcpt.tokenizer import Tokenizer, read_model, read_tokenizer, train_tokenizer
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -115,6 +115,14 @@ def test_a_named_column_of_negatives_must_exist(tmp_path):
     assert [pair.negatives for pair in open_it(source).read([0, 1])] == [(), ("n",)]
     said = refuse(open_it, replace(source, negatives="hards"))
     assert said == f"{source.path}: no line has 'hards'; the first line has: x, y"
+
+
+def test_a_record_without_negatives_need_not_have_their_column(tmp_path):
+    rows = [{"x": "q", "y": "a"}, {"x": "q", "y": "a", "hard": ["n"]}]
+    source = replace(write_array_record_rows(tmp_path, rows), negatives="hard")
+    assert [pair.negatives for pair in open_it(source).read([0, 1])] == [(), ("n",)]
+    said = refuse(open_it, replace(source, negatives="hards"))
+    assert said == f"{source.path}: record 0: no column 'hards'; there are: x, y"
 
 
 def test_negatives_that_no_pair_has_are_refused(tokenizer):
@@ -484,11 +492,20 @@ def test_a_runs_tokenizer_keeps_the_limits_of_its_experiment(tokenizer, tmp_path
         ({"vocabulary": 6}, "pieces, but its table has 6 rows"),
         ({"x_tokens": 2}, "x_tokens and y_tokens: must be at least 3"),
         ({"x_tokens": 1 << 40}, "expected numbers above 0 and below 2^31"),
+        ({"template": {}}, "limits.json: damaged: "),
+        ({"template": []}, "limits.json: damaged: "),
     ):
         (tmp_path / "limits.json").write_text(json.dumps(limits | change))
         assert message in refuse(Tokenizer.load, tmp_path)
     (tmp_path / "limits.json").write_text("[" * 100_000)
     assert refuse(Tokenizer.load, tmp_path).startswith(f"{tmp_path}/limits.json: damaged: ")
+
+
+def test_a_broken_piece_of_a_model_is_refused(tokenizer, tmp_path):
+    path = tmp_path / "a.model"
+    path.write_bytes(tokenizer.model.replace(b"<0x41>", b"<\xffx41>"))
+    said = refuse(read_model, str(path), 12, 24)
+    assert said == f"{path}: not a SentencePiece model; name one or train one"
 
 
 def test_a_stored_prefix_is_not_dropped(tokenizer, tmp_path):

@@ -364,7 +364,9 @@ def test_survives_the_disk(byte_level_file, byte_level, tmp_path):
     assert loaded == byte_level
     assert loaded.fingerprint == byte_level.fingerprint
     assert (
-        obtain_tokenizer(make_experiment(tokenizer__vocabulary=500), folder.parent, [])
+        obtain_tokenizer(
+            make_experiment(tokenizer__vocabulary=byte_level.vocabulary), folder.parent, []
+        )
         == byte_level
     )
     # The delimiters are part of what a model was trained with.
@@ -433,7 +435,7 @@ def test_tokenize_pairs_gives_the_batches_of_the_texts(byte_level_file, tmp_path
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     other = read_model(byte_level_file, 12, 24)
     reader = open_training(make_experiment(data__train=(source,)).data, tmp_path, 0)[0]
-    assert refuse(reader.check, other) == (
+    assert refuse(reader.check, other, 0) == (
         f"{tokens}: made with another tokenizer; set tokenizer.model_file to {tokens}, or "
         "tokenize the pairs anew"
     )

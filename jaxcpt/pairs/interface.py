@@ -63,10 +63,7 @@ class Pairs(ABC):
         """Any tokenizer can encode texts."""
 
     def has_negatives(self) -> bool:
-        last = max(len(self) - SAMPLED_PAIRS, 0)
-        starts = sorted({0, last // 2, last})
-        parts = (range(start, min(start + SAMPLED_PAIRS, len(self))) for start in starts)
-        return any(pair.negatives for part in parts for pair in self.read(part))
+        return any(pair.negatives for pair in self.read(sample_places(len(self))))
 
     def read_encoded(
         self, indices: Sequence[int], tokenizer: Tokenizer, negatives: int
@@ -76,6 +73,13 @@ class Pairs(ABC):
     def sample_texts(self, every: int) -> Iterator[str]:
         for pair in read_all(self, every):
             yield from (pair.x, pair.y)
+
+
+def sample_places(count: int) -> list[int]:
+    """The first, middle and last SAMPLED_PAIRS of so many pairs."""
+    last = max(count - SAMPLED_PAIRS, 0)
+    starts = (0, last // 2, last)
+    return sorted({n for start in starts for n in range(start, min(start + SAMPLED_PAIRS, count))})
 
 
 def read_all(pairs: Pairs, every: int = 1) -> Iterator[Pair]:

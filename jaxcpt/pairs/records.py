@@ -7,13 +7,14 @@ is the only module of `pairs` that knows either format.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Pair
-from jaxcpt.pairs.interface import Pairs
-from jaxcpt.pairs.rows import check_columns, make_pair
+from jaxcpt.pairs.interface import Pairs, sample_places
+from jaxcpt.pairs.rows import NEGATIVES, check_columns, make_pair
 from jaxcpt.sources import ArrayRecordPairs, TfdsPairs
 
 INFO_FILE = "dataset_info.json"
@@ -90,17 +91,28 @@ class ArrayRecordReader(Pairs):
 
     def __init__(self, source: ArrayRecordPairs) -> None:
         self.source, self.where = source, source.path
+        self.required = replace(source, negatives=NEGATIVES)
+        """x and y alone: a record without hard negatives need not have their column."""
         self.records = open_records(list_files(Path(source.path), "*.array_record*"))
+        if source.negatives != NEGATIVES and len(self):
+            rows = self._read_rows(sample_places(len(self)))
+            if not any(source.negatives in row for row in rows):
+                check_columns(rows[0], source, f"{self.where}: record 0")
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def read(self, indices: Sequence[int]) -> list[Pair]:
+    def _read_rows(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
         records = read_records(self.records, indices, self.where)
+        return [
+            parse_record(record, f"{self.where}: record {index}")
+            for index, record in zip(indices, records, strict=True)
+        ]
+
+    def read(self, indices: Sequence[int]) -> list[Pair]:
         pairs = []
-        for index, record in zip(indices, records, strict=True):
-            row = parse_record(record, f"{self.where}: record {index}")
-            check_columns(row, self.source, f"{self.where}: record {index}")
+        for index, row in zip(indices, self._read_rows(indices), strict=True):
+            check_columns(row, self.required, f"{self.where}: record {index}")
             where = f"{self.where}: row {index}"
             pairs.append(make_pair(row, self.source, where, self.where))
         return pairs

@@ -61,7 +61,7 @@ def _read_about(folder: Path) -> TokensAbout:
         files = read.get("files")
         if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
             raise ValueError("expected names of files under 'files'")
-        if files != [Path(file).name for file in files]:
+        if any(Path(file).name != file or len(file) > 100 for file in files):
             raise ValueError("files must lie in the folder itself")
         read["files"] = tuple(files)
         kinds = {field.name: field.type for field in fields(TokensAbout)}

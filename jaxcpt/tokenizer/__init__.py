@@ -176,12 +176,12 @@ class Tokenizer:
                 raise ValueError(f"expected vocabulary, x_tokens and y_tokens, found {[*limits]}")
             if not all(type(value) is int and 0 < value < 1 << 31 for value in limits.values()):
                 raise ValueError("expected numbers above 0 and below 2^31")
-            limits["template"] = template and Template(
-                **{
+            if template is not None:
+                sides = {
                     side: Delimiters(*(tuple(map(index, ids)) for ids in both))
                     for side, both in template.items()
                 }
-            )
+                limits["template"] = Template(**sides)
             file = folder / (SENTENCEPIECE_FILE if template is None else HUGGING_FACE_FILE)
             tokenizer = Tokenizer(model=file.read_bytes(), **limits, **prefixes)
         except FileNotFoundError as error:

@@ -34,7 +34,7 @@ class SentencePieceModel:
                 raise RuntimeError
             self._content = content
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-        except RuntimeError:
+        except Exception:  # RuntimeError, or of a message that quotes a broken piece
             raise UserError("not a SentencePiece model; name one or train one") from None
         self.pieces = self._processor.get_piece_size()
         delimiters = [piece for both in DELIMITERS.values() for piece in both]
