@@ -6,14 +6,14 @@ The fuzzes of tools/torture_inputs.py run here with few cases; the tool runs tho
 import gzip
 import json
 import shutil
-import sys
 import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torture_inputs
 from array_record.python.array_record_module import ArrayRecordWriter
-from conftest import PAIRS, REPOSITORY, make_experiment
+from conftest import PAIRS, make_experiment
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_pairs_formats import (
@@ -56,9 +56,6 @@ from jaxcpt.tokenizer import Tokenizer, read_model, read_tokenizer, train_tokeni
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 datasets = pytest.importorskip("datasets")
-
-sys.path.append(str(REPOSITORY / "tools"))
-import torture_inputs  # noqa: E402
 
 
 @pytest.mark.parametrize("name", torture_inputs.FUZZES)

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import tokenizers
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 from tokenizers import models, pre_tokenizers, processors
+from torture_damage import change_leaf, damage
 
 from jaxcpt import config
 from jaxcpt.config import Batching, Data, Experiment, JsonlPairs, Model, Optimizer
@@ -109,11 +110,7 @@ def make_example(row: dict[str, Any]) -> bytes:
     return example.SerializeToString()
 
 
-def make_record(
-    rng: random.Random,
-    damage: Callable[[bytes, random.Random], tuple[str, bytes]],
-    change_leaf: Callable[[Any, random.Random], str],
-) -> tuple[str, bytes]:
+def make_record(rng: random.Random) -> tuple[str, bytes]:
     """What was changed, and a record that is whole as a record but odd as a pair."""
     row = json.loads(json.dumps(rng.choice(ROWS)))
     if rng.random() < 0.4:
