@@ -75,12 +75,12 @@ def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"--set {override}: expected dotted.path=value")
+            raise UserError(f"--set {override[:100]}: expected dotted.path=value")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = text
-        experiment = _override(experiment, path.split("."), value, path)
+        experiment = _override(experiment, path.split("."), value, path[:100])
     return experiment
 
 
@@ -91,16 +91,20 @@ def _override(node: Any, names: list[str], value: Any, path: str) -> Any:
     if isinstance(node, tuple):
         # isdigit alone would take superscripts, and more digits than Python reads as a number.
         if not (name.isascii() and name.isdigit() and len(name) < 5 and int(name) < len(node)):
-            raise UserError(f"--set {path}: '{name}' is no index; there are {len(node)} entries")
+            raise UserError(
+                f"--set {path}: '{name[:40]}' is no index; there are {len(node)} entries"
+            )
         changed = _override(node[int(name)], rest, value, path) if rest else value
         return (*node[: int(name)], changed, *node[int(name) + 1 :])
     if not is_dataclass(node) or isinstance(node, type):
-        raise UserError(f"--set {path}: nothing lies below a {type(node).__name__}; drop '.{name}'")
+        raise UserError(
+            f"--set {path}: nothing lies below a {type(node).__name__}; drop '.{name[:40]}'"
+        )
     hints = typing.get_type_hints(type(node))
     if name not in hints:
         near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5) or sorted(hints)
         raise UserError(
-            f"--set {path}: {type(node).__name__} has no field '{name}'; nearest: {', '.join(near)}"
+            f"--set {path}: {type(node).__name__} has no field '{name[:40]}'; nearest: {', '.join(near)}"
         )
     current = getattr(node, name)
     changed = _override(current, rest, value, path) if rest else value

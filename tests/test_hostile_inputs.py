@@ -524,6 +524,8 @@ def test_a_stored_prefix_is_not_dropped(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("x" * 3000 + "=1", "xxx: Experiment has no field 'xxx"),
+        ("x" * 3000, "xxx: expected dotted.path=value"),
         ("data.train.²=1", "'²' is no index; there are 1 entries"),
         ("data.train.99999999999999999999=1", "is no index; there are 1 entries"),
         ("optimizer.learning_rate=1" + "0" * 400, "expected a finite number, found an integer of"),
