@@ -104,7 +104,8 @@ def _override(node: Any, names: list[str], value: Any, path: str) -> Any:
     if name not in hints:
         near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5) or sorted(hints)
         raise UserError(
-            f"--set {path}: {type(node).__name__} has no field '{name[:40]}'; nearest: {', '.join(near)}"
+            f"--set {path}: {type(node).__name__} has no field '{name[:40]}'; nearest: "
+            f"{', '.join(near)}"
         )
     current = getattr(node, name)
     changed = _override(current, rest, value, path) if rest else value
