@@ -12,6 +12,7 @@ JSON has no NaN. A value that is not finite is written as the string "nan", "inf
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -26,6 +27,7 @@ from jaxcpt.files import write_file
 from jaxcpt.terminal import RunDisplay
 
 METRICS_FILE, EVALS_FILE = "metrics.jsonl", "evals.jsonl"
+HIGHEST_STEP = 10**15
 
 # It warns at every value that is not finite. `RunDisplay` warns once, with step and name.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
@@ -170,21 +172,43 @@ def record_evals(run_dir: Path, step: int, scores: Mapping[str, float]) -> None:
 def read_rows(path: Path) -> list[Row]:
     """The lines of metrics.jsonl or evals.jsonl. A file that does not exist has none.
 
-    A kill can leave the last line torn, so a last line that does not parse is skipped. Any other
-    line that does not parse raises UserError with file and line number.
+    A kill can leave the last line torn, so a last line without its end that does not parse is
+    skipped. Any other line that is not a step and its numbers raises UserError with file and line.
     """
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    content = path.read_bytes() if path.is_file() else b""
+    lines = content.splitlines(keepends=True)
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            rows.append({"step": int(row.pop("step")), **{k: float(v) for k, v in row.items()}})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number < len(lines):
+            rows.append(_parse_row(line))
+        except (ValueError, RecursionError) as error:
+            if number < len(lines) or line.endswith(b"\n"):
                 raise UserError(
                     f"{path}:{number}: not an object of a step and its numbers; remove the line"
                 ) from error
     return rows
+
+
+def _parse_row(line: bytes) -> Row:
+    """Raises ValueError for other types than `_to_line` writes, and for numbers out of range."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError("no object with a step")
+    json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair cannot be written again
+    parsed = {"step": row.pop("step"), **{name: _parse_value(v) for name, v in row.items()}}
+    if not 0 <= parsed["step"] < HIGHEST_STEP:
+        raise ValueError("a step out of range")
+    return parsed
+
+
+def _parse_value(value: object) -> float:
+    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    if abs(value) > sys.float_info.max:  # JSON text such as 1e400, or an integer of 400 digits
+        raise ValueError("a number out of range")
+    return float(value)
 
 
 def _write_rows(path: Path, rows: list[Row]) -> None:

@@ -184,3 +184,40 @@ def test_without_a_known_peak_there_is_no_mfu():
     throughput = Throughput()
     throughput.count(pairs=1, tokens=1, flops=1.0)
     assert "mfu" not in throughput.read()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]",
+        "7",
+        "null",
+        '{"loss": 1}',
+        '{"step": "1"}',
+        '{"step": 1.0}',
+        '{"step": true}',
+        '{"step": -1}',
+        '{"step": 1e400}',
+        '{"step": 1000000000000000}',
+        '{"step": 1, "loss": null}',
+        '{"step": 1, "loss": true}',
+        '{"step": 1, "loss": "0.5"}',
+        '{"step": 1, "loss": [1]}',
+        '{"step": 1, "loss": 1e400}',
+        f'{{"step": 1, "loss": {"9" * 400}}}',
+        f'{{"step": 1, "loss": {"9" * 5000}}}',
+        '{"step": 1, "\\ud800": 1}',
+        '{"step": 1, "loss": ' + "[" * 100_000,
+        '{"step": 1, "lo',
+    ],
+)
+def test_a_line_of_another_kind_is_refused_unless_it_is_the_torn_last_one(tmp_path, line):
+    path = tmp_path / "evals.jsonl"
+    for content in (f'{line}\n{{"step": 2}}\n', f"{line}\n"):
+        path.write_text(content)
+        with pytest.raises(UserError) as refusal:
+            read_rows(path)
+        said = f"{path}:1: not an object of a step and its numbers; remove the line"
+        assert str(refusal.value) == said
+    path.write_text(f'{{"step": 2}}\n{line}')
+    assert read_rows(path) == [{"step": 2}]
