@@ -275,6 +275,58 @@ def test_a_broken_file_is_refused(tmp_path, name):
     )
 
 
+LINE = {"name": "a/b", "score": 0.5, "words": None, "published": "", "caveat": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("experiment.json", "[]", "expected an object, found []"),
+        ("experiment.json", '{"name": 7}', "name: expected a text, found 7"),
+        ("experiment.json", '{"train_steps": "9"}', 'train_steps: expected a whole number'),
+        ("experiment.json", '{"train_steps": true}', "train_steps: expected a whole number"),
+        ("experiment.json", '{"x": 1e400}', "not JSON: the number 1e400 is out of range"),
+        ("experiment.json", '{"x": "\\ud800"}', "not JSON: 'utf-8' codec can't encode character"),
+        ("experiment.json", "[" * 100_000, "not JSON: maximum recursion depth exceeded"),
+        ("experiment.json", '{"x":' * 99 + "1" + "}" * 99, "more than 50 objects in one another"),
+        ("experiment.json", f'{{"x": {"9" * 5000}}}', "not JSON: Exceeds the limit (4300 digits)"),
+        ("summary.json", '{"table": {}}', "table: expected a list, found {}"),
+        ("summary.json", '{"table": [7]}', "table.0: expected an object, found 7"),
+        ("summary.json", '{"table": [{"mrr": 1}]}', "table.0: expected an object with 'name'"),
+        ("summary.json", '{"table": [{"name": "a", "mrr": "1"}]}', "table.0.mrr: expected a num"),
+        ("summary.json", f'{{"table": [{{"name": "a", "b": {"9" * 400}}}]}}', "table.0.b: expecte"),
+        ("summary.json", '{"examples": [{"query": 1, "results": []}]}', "examples.0.query: expect"),
+        ("summary.json", '{"derived": []}', "derived: expected an object, found []"),
+        ("suites.json", "{}", "expected an object with 's"),
+        ("suites.json", '{"step": 2.5, "suites": {}}', "step: expected a whole number, found 2.5"),
+        ("suites.json", '{"step": 2, "suites": {"sts": {}}}', "suites.sts: expected a list"),
+        ("suites.json", json.dumps({"step": 2, "suites": {"sts": [LINE | {"score": None}]}}),
+         "suites.sts.0.score: expected a number, found null"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_shape_is_refused(tmp_path, name, content, line):
+    path = plant(tmp_path, 3) / name
+    path.write_text(content)
+    with pytest.raises(UserError) as refusal:
+        write_report(tmp_path)
+    assert str(refusal.value).startswith(f"{path}: {line}")
+
+
+def test_numbers_that_no_axis_reaches_are_counted_and_not_drawn(tmp_path):
+    """They are numbers, so they are no reason to refuse the page."""
+    huge = {"loss": 1e308, "gradient_norm": -1e308, "scale": 5e-324, "padding": 1e308}
+    summary = {"table": [{"name": "this run", "mrr": 1e308}, {"name": "BM25", "mrr": -1e308}]}
+    plant(tmp_path, 60, dict.fromkeys(range(41, 61), huge), summary)
+    with (tmp_path / "evals.jsonl").open("a") as file:
+        file.write('{"step": 60, "heldout/mrr": 1e308}\n')
+    suites = {"step": 60, "suites": {"sts": [LINE | {"score": 1e308, "words": -1e308}]}}
+    (tmp_path / "suites.json").write_text(json.dumps(suites))
+    page = Page(write_report(tmp_path))
+    assert "loss 1e+308 loss: 20 above 1e+100, first at step 41" in page.text
+    assert "1e+308 heldout MRR" in page.text
+    assert "-1e+308" in page.text
+
+
 def test_the_command_prints_where_the_page_is(tmp_path):
     command = [sys.executable, "-m", "jaxcpt.report", "--run-dir", plant(tmp_path, 1)]
     result = subprocess.run(command, capture_output=True, text=True)

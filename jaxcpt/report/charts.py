@@ -16,6 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
+LARGEST = 1e100
+"""Larger values are counted and not drawn: axes that reach farther overflow."""
 POINTS = 400
 """Most points that a curve is drawn with. A screen does not show more."""
 
@@ -56,10 +58,15 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def format_number(value: float, percent: bool = False) -> str:
-    """At least three digits; whole numbers from 1,000 on."""
+    """At least three digits; whole numbers from 1,000 on, and powers of ten from 1e15 on."""
     if percent:
         return f"{100 * value:.3g}%"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def format_score(value: float) -> str:
+    """Three decimals, as scores from 0 to 1 are published."""
+    return f"{value:.3f}" if abs(value) < 1000 else format_number(value)
 
 
 def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, float]) -> str:
@@ -75,7 +82,7 @@ def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, f
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         every = np.array([value for _, values in curves.values() for value in values])
-        finite = every[np.isfinite(every)]
+        finite = every[_can_draw(every)]
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if chart.logarithmic and len(finite) and finite.min() > 0:
             axes.set_yscale("log", subs=())
@@ -85,14 +92,11 @@ def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, f
             colour = COLOURS[index % len(COLOURS)]
             _draw_curve(axes, np.array(steps), np.array(values), colour, chart.smooth)
             legend.append((colour, "solid", name, format_number(values[-1], chart.percent)))
-            if bad := [s for s, v in zip(steps, values, strict=True) if not math.isfinite(v)]:
-                marks = bad[:: math.ceil(len(bad) / POINTS)]
-                across = axes.get_xaxis_transform()
-                axes.plot(marks, [0.02] * len(marks), "|", color="#e11d48", transform=across)
-                notes.append(f"{name}: {len(bad)} not finite, first at step {bad[0]:,.0f}")
+            notes += _mark_bad(axes, name, np.array(steps), np.array(values))
         for index, (name, level) in enumerate(levels.items(), start=len(curves)):
             colour = COLOURS[index % len(COLOURS)]
-            axes.axhline(level, color=colour, linestyle=(0, (4, 3)), linewidth=1.3)
+            if _can_draw(level):
+                axes.axhline(level, color=colour, linestyle=(0, (4, 3)), linewidth=1.3)
             legend.append((colour, "dashed", name, format_number(level, chart.percent)))
         drawing = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -126,9 +130,29 @@ def _draw_curve(
     axes.plot(xs, ys, color=colour, linewidth=1.7, marker="o" if len(ys) < 20 else "", markersize=4)
 
 
+def _mark_bad(axes: Any, name: str, steps: np.ndarray, values: np.ndarray) -> list[str]:
+    """Marks the steps whose values are not drawn. Returns lines that count them."""
+    notes = []
+    for why, is_bad in (
+        ("not finite", ~np.isfinite(values)),
+        (f"above {LARGEST:g}", np.isfinite(values) & ~_can_draw(values)),
+    ):
+        if len(bad := steps[is_bad]):
+            marks = bad[:: math.ceil(len(bad) / POINTS)]
+            across = axes.get_xaxis_transform()
+            axes.plot(marks, [0.02] * len(marks), "|", color="#e11d48", transform=across)
+            notes.append(f"{name}: {len(bad)} {why}, first at step {bad[0]:,.0f}")
+    return notes
+
+
+def _can_draw(values: Any) -> Any:
+    """Of one value or of an array of values."""
+    return np.isfinite(values) & (np.abs(values) < LARGEST)
+
+
 def _mean(values: np.ndarray) -> float:
-    """The mean of the finite values. Where there are none: NaN, which leaves a gap in a curve."""
-    finite = values[np.isfinite(values)]
+    """The mean of what is drawn. Where there is nothing: NaN, which leaves a gap in a curve."""
+    finite = values[_can_draw(values)]
     return float(finite.mean()) if len(finite) else math.nan
 
 

@@ -1,6 +1,5 @@
 """A run folder in, `report.html` out: reads the files and joins the sections of the page."""
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -12,8 +11,9 @@ import numpy as np
 from jaxcpt.errors import CommandParser, UserError
 from jaxcpt.files import write_file
 from jaxcpt.metrics import EVALS_FILE, METRICS_FILE, Row, read_rows
-from jaxcpt.report.charts import format_number
+from jaxcpt.report.charts import format_number, format_score
 from jaxcpt.report.curves import ACCURACIES, draw_evals, draw_metrics
+from jaxcpt.report.inputs import EXPERIMENT, SUITES, SUMMARY, read_object
 from jaxcpt.report.sections import draw_examples, draw_suites, draw_table, draw_tree, make_label
 
 PAGE = """<!doctype html>
@@ -31,21 +31,21 @@ PAGE = """<!doctype html>
 def write_report(run_dir: Path) -> Path:
     """Writes report.html into the run folder and returns its path.
 
-    Raises UserError if the folder is not a run folder, or if a file in it does not parse.
+    Raises UserError if the folder is not a run folder, or if a file in it does not fit.
     """
-    experiment = _read_json(run_dir / "experiment.json")
+    experiment = read_object(run_dir / "experiment.json", EXPERIMENT)
     if experiment is None:
         raise UserError(
             f"{run_dir}: not a run folder: it has no experiment.json; "
             "give the folder that jaxcpt.train wrote"
         )
-    summary = _read_json(run_dir / "summary.json") or {}
+    summary = read_object(run_dir / "summary.json", SUMMARY) or {}
     rows = read_rows(run_dir / METRICS_FILE)
     evals = read_rows(run_dir / EVALS_FILE)
     table = summary.get("table", [])
     sections = {
         "Held-out search": draw_table(table) + _arrange(draw_evals(evals, table)),
-        "The paper's suites": draw_suites(_read_json(run_dir / "suites.json") or {}),
+        "The paper's suites": draw_suites(read_object(run_dir / "suites.json", SUITES) or {}),
         "Training": _arrange(draw_metrics(rows)),
         "Example searches": draw_examples(summary.get("examples", [])),
         "Derived numbers": draw_tree(summary.get("derived", {})),
@@ -62,18 +62,6 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in the file; None where there is no such file."""
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(
-            f"{path}: not JSON: {error}; put back the file that jaxcpt.train wrote"
-        ) from error
-
-
 def _draw_header(experiment: Mapping[str, Any], rows: Sequence[Row], evals: Sequence[Row]) -> str:
     """The step that the run has reached, and a card for each key number."""
     if not rows:
@@ -82,7 +70,9 @@ def _draw_header(experiment: Mapping[str, Any], rows: Sequence[Row], evals: Sequ
     state = "Finished" if step >= total else "Stopped or still running"
     numbers: dict[str, str] = {f"of {total:,} steps": f"{step:,}"}
     for row in evals:
-        numbers |= {make_label(k): f"{v:.3f}" for k, v in row.items() if k.startswith("heldout/")}
+        numbers |= {
+            make_label(k): format_score(v) for k, v in row.items() if k.startswith("heldout/")
+        }
     last = rows[-1]
     if "loss" in last:
         numbers["loss"] = format_number(last["loss"])
@@ -94,7 +84,8 @@ def _draw_header(experiment: Mapping[str, Any], rows: Sequence[Row], evals: Sequ
         if values := [row[name] for row in rows if name in row]:
             numbers[f"{make_label(name)}, median"] = format_number(float(np.median(values)))
     if values := [row["padding"] for row in rows if "padding" in row]:
-        numbers["padding, mean"] = format_number(float(np.mean(values)), percent=True)
+        mean = sum(values) / len(values)
+        numbers["padding, mean"] = format_number(mean, percent=True)
     cards = "".join(
         f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
         for name, value in numbers.items()
