@@ -14,9 +14,11 @@ from jaxcpt.lines import parse_int, read_jsonl, read_tsv, require_file
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 QRELS = ("query-id", "corpus-id", "score")
 FIELDS = {"_id": str, "text": str}
+HIGHEST_GRADE = 1_000
+"""trec_eval keeps an array of as many grades."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     folder: Path
     document_ids: list[str]
@@ -24,15 +26,27 @@ class Task:
     """Text by id, of the split's queries alone."""
     qrels: dict[str, dict[str, int]]
     """Grade of each judged document by query id, then document id; 0 is irrelevant."""
+    absent: int
+    """Judgements of documents that are not in the corpus. No search can find them."""
 
 
 def list_folders(parent: Path) -> list[Path]:
-    """The folders below `parent` that hold a corpus."""
-    return sorted(path.parent for path in parent.glob(f"*/{CORPUS}*"))
+    """The folders below `parent` that hold a corpus, or that hold folders with one."""
+    folders = {path.parent for path in parent.glob(f"*/{CORPUS}*") if _is_corpus(path)}
+    nested = {path.parent for path in parent.glob(f"*/*/{CORPUS}*") if _is_corpus(path)}
+    return sorted(folders | {path for path in nested if path.parent not in folders})
+
+
+def _is_corpus(path: Path) -> bool:
+    return path.name in (CORPUS, f"{CORPUS}.gz")
 
 
 def read_task(folder: Path, split: str) -> Task:
-    """Everything but the documents' texts. Raises UserError for ids that repeat or are unknown."""
+    """Everything but the documents' texts. Raises UserError for ids that repeat or are unknown.
+
+    A judged document that the corpus lacks is counted and stays among the judgements, as in
+    pytrec_eval and BEIR: it is never found.
+    """
     document_ids = [name for name, _ in read_unique(folder, CORPUS)]
     queries = dict(read_unique(folder, QUERIES))
     for file, rows in ((CORPUS, document_ids), (QUERIES, queries)):
@@ -41,19 +55,39 @@ def read_task(folder: Path, split: str) -> Task:
     path = folder / "qrels" / f"{split}.tsv"
     known = set(document_ids)
     qrels: dict[str, dict[str, int]] = {}
+    absent = found = 0
     for number, query, document, score in read_judgements(path):
         if query not in queries:
             raise UserError(f"{path}:{number}: query {query!r} is not in queries.jsonl")
-        if document not in known:
-            raise UserError(f"{path}:{number}: document {document!r} is not in corpus.jsonl")
         if document in qrels.get(query, {}):
             raise UserError(f"{path}:{number}: query {query!r} judges {document!r} twice; keep one")
-        qrels.setdefault(query, {})[document] = parse_int(score, path, number, "score")
+        grade = parse_int(score, path, number, "score")
+        if abs(grade) > HIGHEST_GRADE:
+            raise UserError(f"{path}:{number}: score {score[:60]} is out of range")
+        qrels.setdefault(query, {})[document] = grade
+        absent += document not in known
+        found += grade > 0 and document in known
     if not qrels:
         raise UserError(f"{path}: the split is empty; it needs at least one judged document")
     if not any(grade > 0 for grades in qrels.values() for grade in grades.values()):
         raise UserError(f"{path}: no document is relevant; a score above 0 marks one that is")
-    return Task(folder, document_ids, {query: queries[query] for query in qrels}, qrels)
+    if not found:
+        raise UserError(f"{path}: no relevant document is in {CORPUS}; is it of another corpus?")
+    asked = {query: queries[query] for query in qrels}
+    return Task(folder=folder, document_ids=document_ids, queries=asked, qrels=qrels, absent=absent)
+
+
+def describe_judgements(task: Task) -> list[str]:
+    """Lines that tell what no search can find, and that it counts as pytrec_eval and BEIR do."""
+    lines = []
+    if task.absent:
+        lines.append(
+            f"{task.folder}: judged documents that are not in {CORPUS}: {task.absent}; they count "
+            "as never found"
+        )
+    if empty := sum(max(grades.values()) <= 0 for grades in task.qrels.values()):
+        lines.append(f"{task.folder}: queries without a relevant document: {empty}; they score 0")
+    return lines
 
 
 def read_judgements(path: Path) -> Iterator[tuple[int, str, str, str]]:

@@ -13,8 +13,15 @@ from typing import Any
 
 from jaxcpt.embed import Embedder, add_arguments, load_embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.evals import mteb_tasks
-from jaxcpt.evals.suites import SUITES, list_suites, run_suites, score_words
+from jaxcpt.evals import collect, finish, mteb_tasks, require_library
+from jaxcpt.evals.suites import (
+    SUITES,
+    list_suites,
+    list_unknown,
+    require_libraries,
+    run_suites,
+    score_words,
+)
 from jaxcpt.evals.table import tabulate
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import write_file
@@ -47,22 +54,33 @@ def score_heldout(
 
 
 def score_data(arguments: argparse.Namespace, embedder: Embedder, storage: Storage) -> None:
-    """Runs the paper's suites. Each is shown and recorded, also in --json, as soon as it ends."""
+    """Runs the paper's suites. Each is shown and recorded, also in --json, as soon as it ends.
+
+    Raises DataRefused at the end where sets did not fit; the scores of all others are kept.
+    """
     run_dir, data, embed_fn = arguments.run_dir, arguments.data, embed_as_stored(embedder, storage)
     corpus_fn = keep_corpora(arguments.vectors, embedder, storage) if arguments.vectors else None
     scores: dict[str, float] = {}
     words: dict[str, float] = {}
-    for suite in list_suites(data, arguments.suite):
+    problems: list[str] = []
+    suites = list_suites(data, arguments.suite)
+    if unknown := list_unknown(data, suites):
+        print(f"{data}: no suite reads {', '.join(unknown)}; not scored")
+    records = is_own(embedder, storage)  # scores of cut or rounded vectors are not the run's own scores
+    for suite in suites:
         print(f"scoring {suite}", flush=True)
-        of_suite = run_suites(embed_fn, data, [suite], corpus_fn)
+        of_suite = collect(problems, run_suites, embed_fn, data, [suite], corpus_fn)
         scores |= of_suite
-        words |= score_words(data, [suite])
+        if records:  # before words are matched, which can fail without loss then
+            record_evals(run_dir, embedder.step, of_suite)
+        write_json(arguments.json, {"step": embedder.step, "scores": scores, "words": words})
+        words |= collect(problems, score_words, data, [suite])
         tables = tabulate(of_suite, words, data)
         show_suites(tables)
-        if is_own(embedder, storage):
-            record_evals(run_dir, embedder.step, of_suite)
+        if records:
             record_tables(run_dir, embedder.step, tables)
         write_json(arguments.json, {"step": embedder.step, "scores": scores, "words": words})
+    finish(scores, problems)
 
 
 def score_mteb(arguments: argparse.Namespace, embedder: Embedder, storage: Storage) -> None:
@@ -105,8 +123,10 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise UserError("--mteb: comes without --data; MTEB loads its own")
     if not arguments.data and (arguments.vectors or arguments.suite != "all"):
         raise UserError("--suite and --vectors: come with --data, the folder of the suites")
+    if arguments.mteb:
+        require_library("mteb", extra="mteb")
     if arguments.data:
-        list_suites(arguments.data, arguments.suite)
+        require_libraries(list_suites(arguments.data, arguments.suite))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

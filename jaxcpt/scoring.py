@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxcpt.config import Experiment
 from jaxcpt.embed import Embedder, describe_file
-from jaxcpt.evals import CorpusFn, EmbedFn, pair_search
+from jaxcpt.errors import UserError
+from jaxcpt.evals import CorpusFn, EmbedFn, collect, note, pair_search
 from jaxcpt.evals.suites import SUITES, run_suites, score_words
 from jaxcpt.evals.table import Line, tabulate
 from jaxcpt.files import write_file
@@ -25,6 +26,8 @@ from jaxcpt.pair import Pair, Side
 from jaxcpt.pairs import open_source
 from jaxcpt.processes import is_first
 from jaxcpt.report import write_report
+from jaxcpt.report.inputs import SUITES as SUITES_SHAPE
+from jaxcpt.report.inputs import read_object
 from jaxcpt.terminal import print_table
 from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Storage, TextWithId, fill
@@ -50,13 +53,20 @@ def read_heldout(
 
 
 def score(experiment: Experiment, embedder: Embedder, heldout: Sequence[Pair]) -> dict[str, float]:
-    """The scores of one eval of a run: `heldout/<score>` and `<suite>/<score>`."""
+    """The scores of one eval of a run: `heldout/<score>` and `<suite>/<score>`.
+
+    A set that does not fit is named in a printed line, and training goes on without its scores.
+    """
     scores: dict[str, float] = {}
     if heldout:
         of_heldout = pair_search.run(embedder.of_sources.embed, heldout)
         scores = {f"heldout/{name}": value for name, value in of_heldout.items()}
     if experiment.evals.suites:
-        scores |= run_suites(embedder.embed, Path(experiment.evals.data), experiment.evals.suites)
+        problems: list[str] = []
+        data, suites = Path(experiment.evals.data), experiment.evals.suites
+        scores |= collect(problems, run_suites, embedder.embed, data, suites)
+        for problem in problems:
+            note(f"not scored: {problem}")
     return scores
 
 
@@ -77,16 +87,17 @@ def conclude(
         embed_fn = embedder.of_sources.embed
         summary |= compare_heldout(run_dir, embed_fn, heldout, before)
     # By all processes, so that the others do not wait here for the first one.
-    words = score_words(data, suites)
+    words = collect([], score_words, data, suites)  # `score` has named what does not fit
     if not is_first():
         return
-    scores = {name: value for name, value in rows[-1].items() if name.partition("/")[0] in suites}
+    last = rows[-1] if rows[-1].get("step") == embedder.step else {}
+    scores = {name: value for name, value in last.items() if name.partition("/")[0] in suites}
     tables = tabulate(scores, words, data, before)
     show_comparison(summary)
     show_suites(tables)
     write_file(run_dir / "summary.json", json.dumps(summary, indent=1))
     if tables:
-        record_tables(run_dir, experiment.train_steps, tables)
+        record_tables(run_dir, embedder.step, tables)
     report = write_report(run_dir)
     print(f"report: {report}\nsearch: python -m jaxcpt.search --run-dir {run_dir} 'your words'")
 
@@ -172,6 +183,8 @@ def show_suites(tables: dict[str, list[Line]]) -> None:
         before = ["before training"] * started
         headings = ("", "this run", *before, SUITES[suite].words_label, "published")
         print_table(suite, rows, headings)
+        if SUITES[suite].note:
+            print(f"  {SUITES[suite].note}")
         for caveat in dict.fromkeys(line.caveat for line in lines if line.caveat):
             names = ", ".join(line.name for line in lines if line.caveat == caveat)
             print(f"  * {names}: {caveat}; not to be compared with published figures")
@@ -182,25 +195,27 @@ def show_score(score: float | None) -> str:
 
 
 def record_tables(run_dir: Path, step: int, tables: dict[str, list[Line]]) -> None:
-    """Adds the tables to suites.json and writes the report again.
+    """Adds the lines of the tables to suites.json and writes the report again.
 
-    Tables of other suites stay if they are of the same step; those of another step are removed.
+    Other lines, of other suites or of sets in another data folder, stay if they are of the same
+    step; those of another step are removed.
     """
     path = run_dir / "suites.json"
     recorded = _read_tables(path)
     suites = recorded["suites"] if recorded.get("step") == step else {}
-    suites |= {suite: [line._asdict() for line in lines] for suite, lines in tables.items()}
+    for suite, lines in tables.items():
+        by_name = {line["name"]: line for line in suites.get(suite, [])}
+        by_name |= {line.name: line._asdict() for line in lines}
+        suites[suite] = list(by_name.values())
     write_file(path, json.dumps({"step": step, "suites": suites}, indent=1))
     write_report(run_dir)
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
     """The content of suites.json. It is empty for a damaged file, which a printed line reports."""
-    if not path.is_file():
-        return {}
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError):
+        return read_object(path, SUITES_SHAPE) or {}
+    except UserError:
         print(f"{path}: does not parse; writing it anew, without the suites that it held")
         return {}
 

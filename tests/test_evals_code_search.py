@@ -61,7 +61,7 @@ def test_each_function_has_999_others_and_the_rest_is_left_out(tmp_path):
         return np.ones((len(texts), 4))
 
     scores = code_search.run(embed, tmp_path)
-    assert sizes == [1_000] * 4
+    assert sizes == [2_000] * 2  # two blocks
     assert scores["codesearchnet/go/mrr"] == pytest.approx(1 / 1_000)
     assert set(code_search.bm25(tmp_path).values()) == {1.0}
 
@@ -76,15 +76,53 @@ def test_whole_corpus_takes_the_best_of_several_answers(tmp_path):
     assert scores["cosqa/recall_at_10"] == 1.0
 
 
+def test_absent_documents_and_queries_without_answers_count_as_never_answered(tmp_path, capsys):
+    """As pytrec_eval counts them in retrieval."""
+    rows = [("q3", "3", "1"), ("q4", "4", "0"), ("q5", "gone", "1"), ("q5", "5", "0")]
+    folder = write_beir(tmp_path, rows)
+    for scores in (code_search.run(embed_number, tmp_path), code_search.bm25(tmp_path)):
+        assert set(scores.values()) == {1 / 3}
+    assert capsys.readouterr().out == (
+        f"{folder}: judged documents that are not in corpus.jsonl: 1; they count as never found\n"
+        f"{folder}: queries without a relevant document: 1; they score 0\n"
+    )
+
+
+def test_functions_are_searched_among_more_candidates_where_there_are_so_many(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(code_search, "CODESEARCHNET", {100: "codesearchnet", 250: "more"})
+    write_language(tmp_path, "go", 520)
+    write_language(tmp_path, "ruby", 249)
+    constant = code_search.run(lambda texts, side: np.ones((len(texts), 4)), tmp_path)
+    mrrs = {name: value for name, value in constant.items() if name.endswith("mrr")}
+    assert mrrs == {
+        "codesearchnet/go/mrr": pytest.approx(1 / 100),
+        "more/go/mrr": pytest.approx(1 / 250),
+        "codesearchnet/ruby/mrr": pytest.approx(1 / 100),
+    }
+    assert set(code_search.run(embed_number, tmp_path).values()) == {1.0}
+    assert code_search.bm25(tmp_path) == code_search.run(embed_number, tmp_path)
+    said = "codesearchnet/ruby: 249 functions; not ranked among 250\n"
+    assert capsys.readouterr().out == said  # once
+
+
+def test_sets_in_folders_are_searched_too(tmp_path):
+    folder = write_beir(tmp_path, [("q3", "3", "1")])
+    folder.rename(tmp_path / "moved")
+    folder.mkdir()
+    (tmp_path / "moved").rename(folder / "python")
+    assert code_search.run(embed_number, tmp_path).keys() == {
+        f"cosqa/python/{name}" for name in ("mrr", "recall_at_1", "recall_at_10")
+    }
+
+
 def refuse(text):
     return pytest.raises(UserError, match=re.escape(text))
 
 
 def test_refusals(tmp_path):
     with refuse(f"{tmp_path / 'code_search'}: no set to search; expected <set>/corpus.jsonl,"):
-        code_search.run(embed_number, tmp_path)
-    folder = write_beir(tmp_path, [("q4", "4", "1"), ("q3", "3", "0")])
-    with refuse(f"{folder}/qrels/test.tsv: query 'q3' has no right answer; drop it"):
         code_search.run(embed_number, tmp_path)
     data = tmp_path / "other"
     write_language(data, "java", 30, files=0)
@@ -98,4 +136,10 @@ def test_refusals(tmp_path):
     path = folder / "final" / "jsonl" / "test" / "go_test_0.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"docstring_tokens": "text", "code_tokens": []}'))
     with refuse(f"{path}:1: expected an object with a list 'docstring_tokens', found "):
+        code_search.run(embed_number, data)
+    path.write_bytes(gzip.compress(b'{"docstring_tokens": ["a", 7], "code_tokens": []}'))
+    with refuse(f"{path}:1: a token is not a text; both lists hold texts"):
+        code_search.run(embed_number, data)
+    (path.parent / "go_test_0.jsonl").write_text("{}")
+    with refuse(f"{path}: go_test_0.jsonl is there as well; keep one of the two"):
         code_search.run(embed_number, data)

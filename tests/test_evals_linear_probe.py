@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcpt.errors import UserError
-from jaxcpt.evals import linear_probe
+from jaxcpt.evals import DataRefused, linear_probe
 
 pytest.importorskip("sklearn", reason="needs the evals extra")
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -138,6 +138,50 @@ def test_a_constant_model_scores_the_share_of_the_commoner_label(tmp_path):
     assert linear_probe.run(embed_numbers, tmp_path, tasks=["mr"], folds=5) == {"mr": 0.75}
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_label_that_few_rows_have(tmp_path):
+    """Every part of a fold of a fold has two labels from `FEWEST` rows on."""
+    path = tmp_path / "linear_probe" / "mr" / "all.tsv"
+    for rare in (1, 2, 3):
+        write_rows(path, [0] * 25 + [1] * rare, ["1 0"] * 25 + ["0 1"] * rare)
+        with refuse(f"{path}: all labels but one have at most {rare} rows; cross-validation needs"):
+            linear_probe.run(embed_numbers, tmp_path, tasks=["mr"])
+    write_rows(path, [0] * 25 + [1] * 4, ["1 0"] * 25 + ["0 1"] * 4)
+    assert linear_probe.run(embed_numbers, tmp_path, tasks=["mr"]) == {"mr": 1.0}
+
+
+@pytest.mark.parametrize("labels", [(0, 2), (1, 2), (-1, 1)])
+def test_f1_of_mrpc_needs_its_own_labels(tmp_path, labels):
+    for name in ("train", "test"):
+        path = tmp_path / "linear_probe" / "mrpc" / f"{name}.tsv"
+        write_rows(path, list(labels) * 10, ["1 0", "0 1"] * 10, ["1 1"] * 20)
+    train = path.parent / "train.tsv"
+    with refuse(f"{train}: its labels are {sorted(labels)}; expected 1 for a paraphrase and 0"):
+        linear_probe.run(embed_numbers, tmp_path, tasks=["mrpc"], folds=2)
+
+
+def test_a_label_that_no_training_row_has_is_refused(tmp_path):
+    folder = tmp_path / "linear_probe" / "sst2"
+    for name, labels in {"train": [0, 1], "dev": [0, 1], "test": [0, 2]}.items():
+        write_rows(folder / f"{name}.tsv", labels, ["1 0", "0 1"])
+    with refuse(f"{folder / 'test.tsv'}: no row of train.tsv has the label 2"):
+        linear_probe.run(embed_numbers, tmp_path, tasks=["sst2"])
+
+
+def test_a_task_that_does_not_fit_leaves_the_scores_of_the_others(tmp_path):
+    for task in ("mr", "cr", "subj"):
+        labels = ["0", "good"] * 10 if task == "cr" else [0, 1] * 10
+        write_rows(tmp_path / "linear_probe" / task / "all.tsv", labels, ["1 0", "0 1"] * 10)
+    with pytest.raises(DataRefused, match="label must be an integer, found 'good'") as refused:
+        linear_probe.run(embed_numbers, tmp_path, folds=2)
+    assert refused.value.scores == {"mr": 1.0, "subj": 1.0}
+
+
+def test_bags_of_texts_without_a_word(tmp_path):
+    write_rows(tmp_path / "linear_probe" / "mr" / "all.tsv", [0, 1, 1, 1] * 5, ["…"] * 20)
+    assert linear_probe.bag_of_words(tmp_path, tasks=["mr"], folds=2) == {"mr": 0.75}
+
+
 def refuse(text):
     return pytest.raises(UserError, match=re.escape(text))
 
@@ -152,6 +196,11 @@ def test_refusals(tmp_path, monkeypatch):
     write_rows(path, [], [])
     with refuse(f"{path}: 0 rows with 0 labels; a probe needs 2"):
         linear_probe.run(embed_numbers, tmp_path, tasks=["mr"])
+    write_rows(path, [0, 10**9], ["1 0", "0 1"])
+    with refuse(f"{path}:3: label 1000000000 is out of range"):
+        linear_probe.run(embed_numbers, tmp_path, tasks=["mr"])
+    with refuse(f"{tmp_path / 'none' / 'linear_probe'}: none of the folders mr, cr, subj, mpqa, "):
+        linear_probe.run(embed_numbers, tmp_path / "none")
     write_rows(path, [0, 1] * 19, ["1 0", "0 1"] * 19)
     with refuse(f"{path}: no label has more than 19 rows; 10-fold cross-validation in 10-fold"):
         linear_probe.run(embed_numbers, tmp_path, tasks=["mr"])

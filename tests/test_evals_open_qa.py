@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcpt.errors import UserError
-from jaxcpt.evals import open_qa, words
+from jaxcpt.evals import DataRefused, open_qa, words
 
 pytest.importorskip("regex", reason="needs the evals extra")
 
@@ -83,6 +83,25 @@ def test_quoted_fields_are_read_as_csv(tmp_path):
     assert open_qa.read_questions(path) == (['who says "hi"?'], [["it's", "b"]])
 
 
+@pytest.mark.parametrize("answers", ["['']", "[' ']", "['\u200b']", "[]"])
+def test_an_answer_without_words_is_in_no_passage(tmp_path, answers, capsys):
+    folder = write_dpr(tmp_path, ["some text"] * 3, [("where?", answers), ("what?", ["text"])])
+    scores = open_qa.run(embed_place, tmp_path)
+    assert scores == {"nq/answer_recall_at_20": 0.5, "nq/answer_recall_at_100": 0.5}
+    path = folder / open_qa.QUESTIONS.format("nq")
+    assert capsys.readouterr().out == (
+        f"{path}: questions without an answer that has a word: 1; they count as not answered\n"
+    )
+
+
+def test_a_set_that_does_not_fit_leaves_the_scores_of_the_other(tmp_path):
+    write_dpr(tmp_path, ["a"], [("who?", "7")])
+    write_dpr(tmp_path, ["a"], [("who?", ["a"])], name="trivia")
+    with pytest.raises(DataRefused, match=r"nq-test.csv:1: expected a list of answers") as refused:
+        open_qa.run(embed_place, tmp_path)
+    assert refused.value.scores.keys() == {f"trivia/answer_recall_at_{n}" for n in (20, 100)}
+
+
 def refuse(text):
     return pytest.raises(UserError, match=re.escape(text))
 
@@ -94,6 +113,10 @@ def test_refusals(tmp_path):
     path = folder / "retriever" / "qas" / "nq-test.csv"
     with refuse(f"{path}:2: expected a list of answers, found a, b"):
         open_qa.run(embed_place, tmp_path)
+    for answers in ("[" * 9_000, "{[]: 1}", "[7]", "['a', None]"):
+        path.write_text(f"who?\t{answers}\n")
+        with refuse(f"{path}:1: expected a list of answers, found {answers[:60]}"):
+            open_qa.run(embed_place, tmp_path)
     path.write_text("who?\n")
     with refuse(f"{path}:1: expected 2 columns, found 1"):
         open_qa.run(embed_place, tmp_path)
@@ -104,6 +127,10 @@ def test_refusals(tmp_path):
     with refuse(f"{path}: empty; it needs at least one question"):
         open_qa.run(embed_place, tmp_path)
     path.write_text("who?\t['a']\n")
-    (folder / "wikipedia_split" / "psgs_w100.tsv.gz").unlink()
+    passages = folder / "wikipedia_split" / "psgs_w100.tsv.gz"
+    passages.write_bytes(gzip.compress(b"id\ttext\ttitle\n"))
+    with refuse("psgs_w100.tsv: empty; it needs at least one passage"):
+        open_qa.run(embed_place, tmp_path)
+    passages.unlink()
     with refuse("psgs_w100.tsv: no such file, nor psgs_w100.tsv.gz; expected the DPR download's"):
         open_qa.run(embed_place, tmp_path)

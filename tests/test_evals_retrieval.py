@@ -1,5 +1,6 @@
 """Retrieval: equal to pytrec_eval and to NumPy; ties and the query itself; refusals."""
 
+import gzip
 import json
 import re
 import sys
@@ -9,7 +10,8 @@ import pytest
 
 from jaxcpt import beir, evals
 from jaxcpt.errors import UserError
-from jaxcpt.evals import retrieval
+from jaxcpt.evals import pair_search, published, retrieval
+from jaxcpt.pair import Pair
 from jaxcpt.top_k import top_k
 from jaxcpt.vectors import quantize
 
@@ -134,6 +136,90 @@ def test_msmarco_is_scored_on_dev_and_the_average_needs_all_of_its_sets(tmp_path
     last = scores[f"{retrieval.AVERAGED[-1]}/ndcg_at_10"]
     assert 0 < last < 1
     assert scores["BEIR average/ndcg_at_10"] == pytest.approx((10 + last) / 11)
+
+
+def test_a_relevant_document_with_the_id_of_its_query_counts(tmp_path):
+    """Then ids of both sides count from the same number, and mean different things."""
+    documents_nd = np.eye(4, dtype=np.float32)
+    qrels = {"d0": {"d0": 1}, "d1": {"d1": 1, "d2": 0}}
+    write_task(tmp_path, documents_nd, qrels)
+    assert set(retrieval.run(make_embed(documents_nd, documents_nd), tmp_path).values()) == {1.0}
+    assert set(retrieval.bm25(tmp_path).values()) == {1.0}
+
+
+def test_queries_that_are_documents_are_told(tmp_path, capsys):
+    documents_nd = np.eye(3, dtype=np.float32)
+    folder = write_task(tmp_path, documents_nd, {"d0": {"d1": 1}})
+    retrieval.run(make_embed(documents_nd, documents_nd), tmp_path)
+    assert capsys.readouterr().out == (
+        f"{folder}: queries that are documents too: 1; each is left out of its own results, "
+        "as in BEIR\n"
+    )
+
+
+def test_absent_documents_and_queries_without_answers_score_as_in_pytrec_eval(tmp_path, capsys):
+    queries_qd, documents_nd = draw(6, (3, 8)), draw(7, (30, 8))
+    qrels = {"q0": {"d3": 1, "gone": 2}, "q1": {"d4": 0}, "q2": {"lost": 1, "d5": -2}}
+    folder = write_task(tmp_path, documents_nd, qrels)
+    scores = retrieval.run(make_embed(queries_qd, documents_nd), tmp_path)
+    sims_qn = queries_qd.astype(np.float64) @ documents_nd.astype(np.float64).T
+    run_of = {f"q{i}": {f"d{j}": s for j, s in enumerate(row)} for i, row in enumerate(sims_qn)}
+    measures = {"ndcg_cut_10", "recall_100", "map"}
+    rated = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run_of)
+    assert len(rated) == 3
+    for ours, theirs in retrieval.MEASURES.items():
+        want = np.mean([row[theirs] for row in rated.values()])
+        assert scores[f"set/{ours}"] == pytest.approx(want, rel=1e-9)
+    assert capsys.readouterr().out == (
+        f"{folder}: judged documents that are not in corpus.jsonl: 2; they count as never found\n"
+        f"{folder}: queries without a relevant document: 1; they score 0\n"
+    )
+
+
+def test_cqadupstack_is_the_mean_of_its_forums(tmp_path):
+    documents_nd = np.eye(20, dtype=np.float32)
+    first, second = ({"q0": {f"d{i}": 1}} for i in (0, 5))
+    write_task(tmp_path, documents_nd, first, name="cqadupstack/android")
+    write_task(tmp_path, documents_nd, second, name="cqadupstack/english")
+    scores = retrieval.run(make_embed(documents_nd, documents_nd), tmp_path)
+    for name in ("ndcg_at_10", "map", "mrr_at_10", "recall_at_100"):
+        parts = [scores[f"cqadupstack/{forum}/{name}"] for forum in ("android", "english")]
+        assert parts[0] == 1.0
+        assert scores[f"cqadupstack/{name}"] == np.mean(parts)
+    assert scores["cqadupstack/mrr_at_10"] == 0.5  # all others tie with d5
+    caveats = published.list_caveats(tmp_path)
+    assert caveats["retrieval/cqadupstack/map"] == "the mean of 2 of 12 forums"
+
+
+def test_a_set_that_does_not_fit_leaves_the_scores_of_the_others(tmp_path):
+    documents_nd = np.eye(4, dtype=np.float32)
+    for name in "abc":
+        folder = write_task(tmp_path, documents_nd, {"q0": {"d0": 1}}, name=name)
+        if name == "b":
+            (folder / "queries.jsonl").write_text('{"_id": 7, "text": "0"}')
+    with pytest.raises(evals.DataRefused, match=r"queries.jsonl:1: expected an object") as refused:
+        retrieval.run(make_embed(documents_nd, documents_nd), tmp_path)
+    assert {name.partition("/")[0] for name in refused.value.scores} == {"a", "c"}
+
+
+def test_a_corpus_beside_its_gzipped_copy_is_one_set(tmp_path):
+    documents_nd = np.eye(4, dtype=np.float32)
+    folder = write_task(tmp_path, documents_nd, {"q0": {"d0": 1}})
+    corpus = (folder / "corpus.jsonl").read_bytes()
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(corpus))
+    (folder / "corpus.jsonl.bak").write_text("not a corpus")
+    assert beir.list_folders(tmp_path / "retrieval") == [folder]
+
+
+@pytest.mark.parametrize("text", ["the", "", "…", "😀", "<="])
+def test_bm25_of_a_corpus_without_a_word_finds_nothing(tmp_path, text):
+    folder = write_task(tmp_path, np.zeros((2, 1)), {"q0": {"d0": 1}})
+    rows = [{"_id": f"d{i}", "text": text} for i in range(2)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    scores = retrieval.bm25(tmp_path)
+    assert scores["set/mrr_at_10"] == 0.5  # the other document ties and comes first
+    pairs = [Pair("some query", text, "s"), Pair("other", text, "s")]
+    assert pair_search.bm25(pairs)["mrr"] == 1.0  # a single candidate
 
 
 def refuse(text):

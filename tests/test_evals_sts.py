@@ -1,5 +1,6 @@
 """Similarity: equal to SciPy, per subset, mean and all; a constant model follows nothing."""
 
+import gzip
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ from conftest import DATA, needs_data
 from scipy import stats
 
 from jaxcpt.errors import UserError
-from jaxcpt.evals import published, sts, words
+from jaxcpt.evals import DataRefused, published, sts, words
 
 
 def embed_angle(texts, side):
@@ -82,6 +83,35 @@ def test_marks_sts12_only_while_a_subset_is_missing(tmp_path):
     assert not [name for name in published.list_caveats(tmp_path) if name.startswith("sts/")]
 
 
+def test_dots_belong_to_the_names_of_subsets(tmp_path):
+    """The files of a task, such as STS.input.images.tsv, agree up to their first dot."""
+    write_subset(tmp_path / "sts" / "sts14", "STS.input.a", [5, 3, 1], [0.3, 0.2, 0.1])
+    write_subset(tmp_path / "sts" / "sts14", "STS.input.b", [1, 3, 5], [0.3, 0.2, 0.1])
+    scores = sts.run(embed_angle, tmp_path)
+    assert scores["sts14/STS.input.a/spearman"] == pytest.approx(-1, abs=1e-12)
+    assert scores["sts14/STS.input.b/spearman"] == pytest.approx(1, abs=1e-12)
+    assert scores["sts14/mean/spearman"] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_set_that_does_not_fit_leaves_the_scores_of_the_others(tmp_path):
+    write_subset(tmp_path / "sts" / "sts13", "up", [5, 3, 1], [0.1, 0.2, 0.3])
+    write_subset(tmp_path / "sts" / "sts14", "torn", [5, "x"], [0.1, 0.2])
+    write_subset(tmp_path / "sts" / "sts15", "up", [5, 3, 1], [0.1, 0.2, 0.3])
+    for run in (lambda: sts.run(embed_angle, tmp_path), lambda: sts.bag_of_words(tmp_path)):
+        with pytest.raises(DataRefused, match=r"torn.tsv:3: score must be a number") as refused:
+            run()
+        sets = {name.partition("/")[0] for name in refused.value.scores}
+        assert sets == {"sts13", "sts15"}
+
+
+def test_sick_r_is_marked_while_it_has_other_pairs_than_mteb(tmp_path):
+    write_subset(tmp_path / "sts" / "sick-r", "test", range(27), range(27))
+    caveats = published.list_caveats(tmp_path)
+    assert caveats["sts/sick-r/all/"] == "of 27 pairs; MTEB takes all 9,927"
+    write_subset(tmp_path / "sts" / "sick-r", "train", range(9_900), range(9_900))
+    assert published.list_caveats(tmp_path).keys() == {"code_search/codesearchnet/"}
+
+
 def refuse(text):
     return pytest.raises(UserError, match=re.escape(text))
 
@@ -99,6 +129,17 @@ def test_refusals(tmp_path):
     write_subset(folder, "belief", [], [])
     with refuse(f"{folder / 'belief.tsv'}: 0 pairs, 0 scores; needs at least 2"):
         sts.run(embed_angle, tmp_path)
+    write_subset(folder, "belief", [1, "1e308"], [1, 2])
+    with refuse(f"{folder / 'belief.tsv'}:3: score 1e308 is out of range"):
+        sts.run(embed_angle, tmp_path)
+    write_subset(folder, "belief", [1, 2], [1, 2])
+    (folder / "belief.tsv.gz").write_bytes(gzip.compress((folder / "belief.tsv").read_bytes()))
+    with refuse(f"{folder / 'belief.tsv.gz'}: belief.tsv is there as well; keep one of the two"):
+        sts.run(embed_angle, tmp_path)
+    (folder / "belief.tsv.gz").rename(folder / "all.tsv.gz")
+    with refuse(f"{folder / 'all.tsv.gz'}: 'all' names a score of the whole set; rename the file"):
+        sts.run(embed_angle, tmp_path)
+    (folder / "all.tsv.gz").unlink()
     write_subset(folder, "belief", [1, 2], [1, "nan"])
     with refuse("1 of 2 embeddings of side x are not finite"):
         sts.run(embed_angle, tmp_path)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import sys
 from dataclasses import replace
 
 import jax
@@ -15,6 +17,7 @@ from jaxcpt.config import Evals
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import run_command
 from jaxcpt.evals import retrieval, sts
+from jaxcpt.evals.suites import list_unknown
 from jaxcpt.metrics import read_rows
 from jaxcpt.scoring import record_tables
 from jaxcpt.train import train
@@ -215,10 +218,105 @@ def test_what_was_done_before_a_refusal_is_kept(tmp_path, data, call, capsys):
     assert list(json.loads((run_dir / "suites.json").read_text())["suites"]) == ["retrieval"]
 
 
+def test_a_set_that_does_not_fit_leaves_all_other_scores(tmp_path, data, call, capsys):
+    """Of its suite and of the suites after it; the words' scores too."""
+    needs_evals()
+    run_dir = copy_run(tmp_path)
+    path = data / "sts" / "sts12" / "OnWN.tsv"
+    path.write_text("score\ttext_a\ttext_b\n5\talone\n")
+    with pytest.raises(SystemExit, match="2"):
+        call("--run-dir", run_dir, "--data", data)
+    line = f"jaxcpt: {path}:2: expected 3 fields (score, text_a, text_b), found 2\n"
+    assert capsys.readouterr().err == line
+    written = json.loads((tmp_path / "scores.json").read_text())
+    for scores in (written["scores"], written["words"], read_rows(run_dir / "evals.jsonl")[-1]):
+        assert {"sts/sts14/mean/spearman", "retrieval/made/map"} <= scores.keys()
+        assert "sts/sts12/mean/spearman" not in scores
+    assert list(json.loads((run_dir / "suites.json").read_text())["suites"]) == ["sts", "retrieval"]
+
+
+def test_a_run_goes_on_where_a_set_does_not_fit(tmp_path, data, capsys):
+    (data / "sts" / "sts12" / "OnWN.tsv").write_text("score\ttext_a\ttext_b\n")
+    run = tiny_experiment()
+    run = replace(run, evals=Evals(every_steps=3, suites=("sts",), data=str(data)))
+    tiny_run()  # writes the pairs
+    train(run, tmp_path / "run", tmp_path / "run")
+    said = capsys.readouterr().out
+    line = f"not scored: {data / 'sts' / 'sts12' / 'OnWN.tsv'}: 0 pairs, 0 scores; needs at least 2"
+    assert said.count(line) == 1
+    rows = read_rows(tmp_path / "run" / "evals.jsonl")
+    assert [row["step"] for row in rows if "sts/sts14/all/spearman" in row] == [3, 6]
+
+
+def test_scores_of_a_second_data_folder_are_added(tmp_path, data, call):
+    run_dir, other = copy_run(tmp_path), tmp_path / "other"
+    shutil.copytree(data / "sts" / "sts14", other / "sts" / "sts15")
+    call("--run-dir", run_dir, "--data", data, "--suite", "sts")
+    call("--run-dir", run_dir, "--data", other, "--suite", "sts")
+    lines = json.loads((run_dir / "suites.json").read_text())["suites"]["sts"]
+    assert {line["name"].partition("/")[0] for line in lines} == {"sts12", "sts14", "sts15"}
+    assert "sts/sts12/all/spearman" in read_rows(run_dir / "evals.jsonl")[-1]
+
+
+def test_folders_that_no_suite_reads_are_named(tmp_path, data, call):
+    for name in ("stories", ".git", "sts/sickr", "sts/STS-B", "linear_probe/imdb"):
+        (data / name).mkdir(parents=True)
+    (data / "retrieval" / "made" / "qrels" / "old").mkdir()
+    (data / "retrieval" / "empty" / "part").mkdir(parents=True)
+    forums = data / "retrieval" / "cqadupstack"
+    for forum in ("android", "broken"):
+        (forums / forum).mkdir(parents=True)
+    (forums / "android" / "corpus.jsonl").write_text("")
+    assert list_unknown(data, ["sts", "retrieval", "linear_probe"]) == [
+        "stories",
+        "linear_probe/imdb",
+        "sts/STS-B",
+        "sts/sickr",
+        "retrieval/empty",
+        "retrieval/cqadupstack/broken",
+    ]
+    said, _ = call("--run-dir", copy_run(tmp_path), "--data", data, "--suite", "sts")
+    assert f"{data}: no suite reads stories, sts/STS-B, sts/sickr; not scored\n" in said
+
+
+def test_what_a_name_means_stands_below_its_table(tmp_path, data, call):
+    run_dir = copy_run(tmp_path)
+    said, _ = call("--run-dir", run_dir, "--data", data, "--suite", "sts")
+    meaning = "all: the pairs of all subsets of a set together, as MTEB and model cards publish"
+    assert meaning in said
+    assert meaning in (run_dir / "report.html").read_text()
+
+
+@pytest.mark.parametrize("library", ["sklearn", "pytrec_eval", "mteb"])
+def test_a_missing_library_is_refused_before_a_model_is_loaded(
+    tmp_path, data, library, monkeypatch, capsys
+):
+    (data / "linear_probe").mkdir()
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr(Embedder, "load", None)
+    of_library = ["--mteb", "STS12"] if library == "mteb" else ["--data", str(data)]
+    with pytest.raises(SystemExit, match="2"):
+        run_command(evaluate.main, ["--run-dir", str(tiny_run()), *of_library])
+    extra = "mteb" if library == "mteb" else "evals"
+    line = f"jaxcpt: this evaluation needs {library}: pip install 'jaxcpt[{extra}]'\n"
+    assert capsys.readouterr().err == line
+
+
+DAMAGED = [
+    '{"step": 6, "suites": {"sts',
+    "[1]",
+    '{"step": 6}',
+    '{"step": 6, "suites": []}',
+    '{"step": "6", "suites": {}}',
+    '{"step": 6, "suites": {"sts": [{"name": "a"}]}}',
+    "[" * 100_000,
+]
+
+
 def test_a_damaged_table_of_suites_is_written_anew(tmp_path, capsys):
     run_dir = copy_run(tmp_path)
     path = run_dir / "suites.json"
-    for damaged in ('{"step": 6, "suites": {"sts', "[1]"):
+    for damaged in DAMAGED:
         path.write_text(damaged)
         record_tables(run_dir, 6, {"retrieval": []})
         assert json.loads(path.read_text()) == {"step": 6, "suites": {"retrieval": []}}

@@ -6,18 +6,22 @@ and no device. A corpus that is too large for memory goes through a `CorpusFn`, 
 vectors on disk.
 """
 
-import importlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Side
+from jaxcpt.processes import is_first
 from jaxcpt.vectors import TextWithId, cut_into_blocks
 
 DOCUMENTS_PER_BLOCK = 16_384
+
+Read = TypeVar("Read")
 
 EmbedFn = Callable[[Sequence[str], Side], np.ndarray]
 """Texts and their side -> float32 [n, d] of unit length, in the order of the texts."""
@@ -53,11 +57,80 @@ def embed_finite(embed_fn: EmbedFn, texts: Sequence[str], side: Side) -> np.ndar
     return vectors_nd
 
 
+class DataRefused(UserError):
+    """Some sets of a suite do not fit. `scores` are those of the sets that do."""
+
+    def __init__(self, text: str, scores: Mapping[str, float] | None = None) -> None:
+        super().__init__(text)
+        self.scores = dict(scores or {})
+
+
+def read_each(
+    read: Callable[[Path], Read], sets: Iterable[Path], problems: list[str]
+) -> Iterator[Read]:
+    """What `read` makes of each set. A set that it refuses adds a line to `problems`."""
+    for path in sets:
+        try:
+            value = read(path)
+        except (UserError, OSError) as problem:
+            problems.append(str(problem))
+        else:
+            yield value
+
+
+def finish(scores: dict[str, float], problems: Sequence[str]) -> dict[str, float]:
+    """The scores of a suite. Raises DataRefused, which holds them, where there are problems."""
+    if problems:
+        raise DataRefused("; ".join(dict.fromkeys(problems)), scores)
+    return scores
+
+
+def collect(
+    problems: list[str], run: Callable[..., dict[str, float]], *of: Any
+) -> dict[str, float]:
+    """The scores of `run(*of)`. Where sets were refused: those of the others, and a problem."""
+    try:
+        return run(*of)
+    except DataRefused as refused:
+        problems.append(str(refused))
+        return refused.scores
+
+
+def name_files(paths: Iterable[Path], ending: str, taken: Sequence[str] = ()) -> dict[str, Path]:
+    """The files by name without `ending` and .gz. Raises UserError where a name comes twice.
+
+    taken: names that mean something else among the scores.
+    """
+    named: dict[str, Path] = {}
+    for path in sorted(paths):
+        name = name_of(path, ending)
+        if name in named:
+            raise UserError(f"{path}: {named[name].name} is there as well; keep one of the two")
+        if name in taken:
+            raise UserError(f"{path}: {name!r} names a score of the whole set; rename the file")
+        named[name] = path
+    return named
+
+
+def name_of(path: Path, ending: str) -> str:
+    """The file's name without `ending` and .gz. Other dots belong to the name."""
+    return path.name.removesuffix(".gz").removesuffix(ending)
+
+
+@functools.cache
+def note(text: str) -> None:
+    """Prints a line about the data, once in a process: evals run again as training goes on."""
+    if is_first():
+        print(text, flush=True)
+
+
 def import_extra(module: str, extra: str = "evals") -> Any:
     """Imports a module of an optional library. Raises UserError naming the extra to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"this evaluation needs {module.partition('.')[0]}: pip install 'jaxcpt[{extra}]'"
-        ) from error
+    require_library(module.partition(".")[0], extra)
+    return importlib.import_module(module)
+
+
+def require_library(name: str, extra: str = "evals") -> None:
+    """Raises UserError naming the extra to install where the library is missing."""
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"this evaluation needs {name}: pip install 'jaxcpt[{extra}]'")

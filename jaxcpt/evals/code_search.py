@@ -2,113 +2,151 @@
 
 In: `embed_fn` and the folder code_search/. Out: mrr, recall_at_1 and recall_at_10 of each set, for
 a model and for BM25 on the same candidates. A set is a folder in BEIR layout, whose whole corpus is
-searched (CoSQA), or codesearchnet/, where each function is searched among 1,000, as in the paper.
-It knows no model.
+searched (CoSQA), or codesearchnet/, where each function is searched among 1,000 and among 10,000,
+as in the paper. A query without a right answer counts as never answered. It knows no model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxcpt.beir import list_folders, read_documents, read_task
+from jaxcpt.beir import describe_judgements, list_folders, read_documents, read_task
 from jaxcpt.errors import UserError
-from jaxcpt.evals import EmbedFn, embed_finite, ranks, words
+from jaxcpt.evals import (
+    DataRefused,
+    EmbedFn,
+    embed_finite,
+    finish,
+    name_files,
+    note,
+    ranks,
+    read_each,
+    words,
+)
 from jaxcpt.lines import read_jsonl
 
 LANGUAGES = ("go", "java", "javascript", "php", "python", "ruby")
-CANDIDATES = 1_000
+CODESEARCHNET = {1_000: "codesearchnet", 10_000: "codesearchnet_10k"}
+"""The numbers of candidates that a function is searched among, and the names of these scores. The
+paper gives both."""
 SEED = 0
 
-Search = tuple[Sequence[str], Sequence[str], Sequence[Sequence[int]]]
-"""Queries, candidates, and for each query the indices of the candidates that answer it."""
+Right = Sequence[Sequence[int]]
+"""For each query the indices of the candidates that answer it."""
+Rank = Callable[[slice, Right], np.ndarray]
+"""Some queries, which search among the candidates of the same places -> the ranks [q]."""
+Prepare = Callable[[Sequence[str], Sequence[str]], Rank]
+"""All queries and all candidates of a set -> what ranks some of them."""
 
 
 def run(embed_fn: EmbedFn, data: Path, split: str = "test") -> dict[str, float]:
     """`<set>/<score>` and `codesearchnet/<language>/<score>`, by the model's inner products.
 
-    With all six languages also `codesearchnet/average/mrr`.
+    `codesearchnet_10k/...`: among 10,000 candidates, for languages that have so many. With all six
+    languages also `codesearchnet/average/mrr`.
     """
 
-    def rank(
-        queries: Sequence[str], code: Sequence[str], right: Sequence[Sequence[int]]
-    ) -> np.ndarray:
+    def prepare(queries: Sequence[str], code: Sequence[str]) -> Rank:
         queries_qd = embed_finite(embed_fn, queries, "x")
-        return ranks.rank_vectors(queries_qd, embed_finite(embed_fn, code, "y"), right)
+        code_nd = embed_finite(embed_fn, code, "y")
+        return lambda part, right: ranks.rank_vectors(queries_qd[part], code_nd[part], right)
 
-    return _score_all(rank, data, split)
+    return _score_all(prepare, data, split)
 
 
 def bm25(data: Path, split: str = "test") -> dict[str, float]:
     """The same scores of BM25. It splits words at camelCase and snake_case."""
 
-    def rank(
-        queries: Sequence[str], code: Sequence[str], right: Sequence[Sequence[int]]
-    ) -> np.ndarray:
-        rows = words.score(
-            map(words.list_content_words, queries), map(words.list_content_words, code)
+    def prepare(queries: Sequence[str], code: Sequence[str]) -> Rank:
+        query_words, code_words = (
+            [words.list_content_words(text) for text in texts] for texts in (queries, code)
         )
-        return ranks.rank_scores(rows, right)
+        return lambda part, right: ranks.rank_scores(
+            words.score(query_words[part], code_words[part]), right
+        )
 
-    return _score_all(rank, data, split)
+    return _score_all(prepare, data, split)
 
 
-def _score_all(rank: Callable[..., np.ndarray], data: Path, split: str) -> dict[str, float]:
+def _score_all(prepare: Prepare, data: Path, split: str) -> dict[str, float]:
     parent = Path(data) / "code_search"
     folders = list_folders(parent)
-    languages = [name for name in LANGUAGES if (parent / "codesearchnet" / name).is_dir()]
+    languages = [
+        parent / "codesearchnet" / name
+        for name in LANGUAGES
+        if (parent / "codesearchnet" / name).is_dir()
+    ]
     if not folders and not languages:
-        raise UserError(
+        raise DataRefused(
             f"{parent}: no set to search; expected <set>/corpus.jsonl, queries.jsonl and "
             "qrels/test.tsv, or codesearchnet/<language>/final/jsonl/test/*.jsonl.gz"
         )
     scores: dict[str, float] = {}
-    for folder in folders:
-        scores |= _name(folder.name, rank(*_read_whole_corpus(folder, split)))
-    for language in languages:
-        blocks = _read_codesearchnet(parent / "codesearchnet" / language)
-        ranks_q = np.concatenate([rank(*block) for block in blocks])
-        scores |= _name(f"codesearchnet/{language}", ranks_q)
-    if len(languages) == len(LANGUAGES):
-        mrrs = [scores[f"codesearchnet/{language}/mrr"] for language in languages]
-        scores["codesearchnet/average/mrr"] = float(np.mean(mrrs))
+    problems: list[str] = []
+    for task in read_each(lambda folder: read_task(folder, split), folders, problems):
+        row = {name: i for i, name in enumerate(task.document_ids)}
+        right = [
+            [row[name] for name, grade in grades.items() if grade > 0 and name in row]
+            for grades in task.qrels.values()
+        ]
+        for text in describe_judgements(task):
+            note(text)
+        code = [text for _, text in read_documents(task.folder)]
+        rank = prepare(list(task.queries.values()), code)
+        name = task.folder.relative_to(parent).as_posix()
+        scores |= _name(name, rank(slice(None), right))
+    for language, pairs in read_each(_read_codesearchnet, languages, problems):
+        scores |= _score_language(prepare, language, pairs)
+    for protocol in CODESEARCHNET.values():
+        keys = [f"{protocol}/{language}/mrr" for language in LANGUAGES]
+        if set(keys) <= scores.keys():
+            scores[f"{protocol}/average/mrr"] = float(np.mean([scores[key] for key in keys]))
+    return finish(scores, problems)
+
+
+def _score_language(
+    prepare: Prepare, language: str, pairs: Sequence[tuple[str, str]]
+) -> dict[str, float]:
+    """Each function among others, in blocks. Like the original, it drops an incomplete block."""
+    order = np.random.default_rng(SEED).permutation(len(pairs)).tolist()
+    most = max(len(pairs) // count * count for count in CODESEARCHNET)
+    queries, code = zip(*(pairs[i] for i in order[:most]), strict=True)
+    rank = prepare(queries, code)
+    scores: dict[str, float] = {}
+    for count, protocol in CODESEARCHNET.items():
+        blocks = [
+            rank(slice(start, start + count), [[i] for i in range(count)])
+            for start in range(0, len(pairs) - count + 1, count)
+        ]
+        if blocks:
+            scores |= _name(f"{protocol}/{language}", np.concatenate(blocks))
+        else:
+            note(f"codesearchnet/{language}: {len(pairs)} functions; not ranked among {count:,}")
     return scores
 
 
-def _read_whole_corpus(folder: Path, split: str) -> Search:
-    task = read_task(folder, split)
-    row = {name: i for i, name in enumerate(task.document_ids)}
-    right = [
-        [row[name] for name, grade in grades.items() if grade > 0] for grades in task.qrels.values()
-    ]
-    if not all(right):
-        query = list(task.qrels)[[bool(rows) for rows in right].index(False)]
-        raise UserError(f"{folder}/qrels/{split}.tsv: query {query!r} has no right answer; drop it")
-    return list(task.queries.values()), [text for _, text in read_documents(folder)], right
-
-
-def _read_codesearchnet(folder: Path) -> Iterator[Search]:
-    """Blocks of 1,000 functions in random order. Like the original, it drops an incomplete block.
+def _read_codesearchnet(folder: Path) -> tuple[str, list[tuple[str, str]]]:
+    """A language and its functions, as documentation and code.
 
     Texts are the tokens that the data has; their code does not contain its documentation.
     """
-    paths = sorted((folder / "final" / "jsonl" / "test").glob("*.jsonl*"))
-    if not paths:
+    paths = (folder / "final" / "jsonl" / "test").glob("*.jsonl*")
+    files = name_files([path for path in paths if path.suffix in (".jsonl", ".gz")], ".jsonl")
+    if not files:
         raise UserError(f"{folder}: no final/jsonl/test/*.jsonl.gz; unpack the language's archive")
     kinds = {"docstring_tokens": list, "code_tokens": list}
-    pairs = [
-        (" ".join(row["docstring_tokens"]), " ".join(row["code_tokens"]))
-        for path in paths
-        for _, row in read_jsonl(path, kinds)
-    ]
-    if len(pairs) < CANDIDATES:
+    pairs = []
+    for path in files.values():
+        for number, row in read_jsonl(path, kinds):
+            if not all(isinstance(token, str) for field in kinds for token in row[field]):
+                raise UserError(f"{path}:{number}: a token is not a text; both lists hold texts")
+            pairs.append((" ".join(row["docstring_tokens"]), " ".join(row["code_tokens"])))
+    if len(pairs) < min(CODESEARCHNET):
         raise UserError(
-            f"{folder}: {len(pairs)} functions; the protocol ranks each among {CANDIDATES}"
+            f"{folder}: {len(pairs)} functions; the protocol ranks each among {min(CODESEARCHNET)}"
         )
-    order = np.random.default_rng(SEED).permutation(len(pairs)).tolist()
-    for start in range(0, len(pairs) - CANDIDATES + 1, CANDIDATES):
-        queries, code = zip(*(pairs[i] for i in order[start : start + CANDIDATES]), strict=True)
-        yield queries, code, [[i] for i in range(CANDIDATES)]
+    return folder.name, pairs
 
 
 def _name(prefix: str, ranks_q: np.ndarray) -> dict[str, float]:

@@ -7,26 +7,42 @@ It knows no model.
 """
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
 from jaxcpt.errors import UserError
-from jaxcpt.evals import EmbedFn, embed_finite, import_extra, words
+from jaxcpt.evals import (
+    DataRefused,
+    EmbedFn,
+    embed_finite,
+    finish,
+    import_extra,
+    read_each,
+    words,
+)
 from jaxcpt.lines import parse_int, read_tsv
 
 CROSS_VALIDATED = ("mr", "cr", "subj", "mpqa")
 TASKS = (*CROSS_VALIDATED, "sst2", "trec", "mrpc")
+HIGHEST_LABEL = 1_000_000
 STRENGTHS = tuple(4.0**power for power in range(-1, 5))
 """Inverse L2 strengths to choose from. On a tie the first, most regularised one is taken.
 SentEval tries 1/4 to 8 on vectors that are longer than ours, whose length is 1."""
 SEED = 1111
+
+FEWEST = 4
+"""Rows that a second label needs, so that all parts of a fold of a fold have two labels."""
+MRPC_LABELS = {0, 1}
+"""1 is a paraphrase. F1 is of that label."""
 
 Featurize = Callable[[Sequence[str]], Any]
 """Texts -> a row of features for each: [n, d], dense or sparse."""
@@ -39,64 +55,117 @@ class Labelled:
     features_nd: Any
     labels_n: np.ndarray
 
+    def take(self, rows: np.ndarray) -> "Labelled":
+        return Labelled(self.features_nd[rows], self.labels_n[rows])
+
+
+class Split(NamedTuple):
+    """A file of a task: labels [n], and a list of texts, or two where the rows are pairs."""
+
+    labels_n: np.ndarray
+    sides: list[list[str]]
+
 
 def run(
-    embed_fn: EmbedFn, data: Path, tasks: Sequence[str] = TASKS, folds: int = 10
+    embed_fn: EmbedFn, data: Path, tasks: Sequence[str] | None = None, folds: int = 10
 ) -> dict[str, float]:
     """Accuracy by task, `mrpc_f1`, and with all seven tasks `average`.
 
     MR, CR, SUBJ and MPQA: the mean over `folds` folds; the L2 strength of each is chosen by
     another `folds` folds of its training part. SST2: the strength is chosen on the dev split.
     TREC and MRPC: the strength is chosen by cross-validation on the training split.
+
+    tasks: None for those that have a folder.
     """
     return _score(lambda _: lambda texts: embed_finite(embed_fn, texts, "x"), data, tasks, folds)
 
 
-def bag_of_words(data: Path, tasks: Sequence[str] = TASKS, folds: int = 10) -> dict[str, float]:
+def bag_of_words(
+    data: Path, tasks: Sequence[str] | None = None, folds: int = 10
+) -> dict[str, float]:
     """The same scores of word counts, weighted by rarity in the task's training texts."""
     bags = import_extra("sklearn.feature_extraction.text").TfidfVectorizer
-    return _score(
-        lambda texts: bags(analyzer=words.list_words).fit(texts).transform, data, tasks, folds
-    )
+
+    def learn(texts: Sequence[str]) -> Featurize:
+        if not any(map(words.list_words, texts)):  # scikit-learn refuses texts without a word
+            return lambda texts: sparse.csr_matrix((len(texts), 1))
+        return bags(analyzer=words.list_words).fit(texts).transform
+
+    return _score(learn, data, tasks, folds)
 
 
 def _score(
-    learn: Callable[[Sequence[str]], Featurize], data: Path, tasks: Sequence[str], folds: int
+    learn: Callable[[Sequence[str]], Featurize],
+    data: Path,
+    tasks: Sequence[str] | None,
+    folds: int,
 ) -> dict[str, float]:
     """learn: takes the training texts of a task and returns what turns texts into features."""
     scores: dict[str, float] = {}
+    problems: list[str] = []
+    folders = list_folders(data, tasks)
     # The folds use all cores. With BLAS threads on top, a fit was up to 25 times slower.
     with import_extra("threadpoolctl").threadpool_limits(1):
-        for task in tasks:
-            scores |= _probe(learn, Path(data) / "linear_probe" / task, folds)
-    if set(TASKS) <= set(scores):
-        scores["average"] = float(np.mean([scores[task] for task in TASKS]))
-    return scores
+        for task, splits in read_each(partial(read_splits, folds=folds), folders, problems):
+            scores |= _probe(learn, task, splits, folds)
+    return finish(add_average(scores), problems)
+
+
+def add_average(scores: dict[str, float]) -> dict[str, float]:
+    """Adds the mean accuracy of the seven tasks where all are there."""
+    if not set(TASKS) <= set(scores):
+        return scores
+    return scores | {"average": float(np.mean([scores[task] for task in TASKS]))}
+
+
+def list_folders(data: Path, tasks: Sequence[str] | None = None) -> list[Path]:
+    """The folders of `tasks`; None: of those that are there. Raises DataRefused."""
+    parent = Path(data) / "linear_probe"
+    folders = [parent / task for task in tasks or TASKS if tasks or (parent / task).is_dir()]
+    if not folders:
+        raise DataRefused(f"{parent}: none of the folders {', '.join(TASKS)} is there")
+    return folders
+
+
+def read_splits(folder: Path, folds: int) -> tuple[str, dict[str, Split]]:
+    """A task's name, and its files by name, such as "all", or "train" and "test".
+
+    folds: as in `run`. Raises UserError for labels that a split has and the training split lacks.
+    """
+    task = folder.name
+    if task in CROSS_VALIDATED:
+        return task, {"all": _read(folder / "all.tsv", folds=folds)}
+    splits = {"train": _read(folder / "train.tsv", folds=0 if task == "sst2" else folds)}
+    known = set(splits["train"].labels_n.tolist())
+    for name in ("dev", "test") if task == "sst2" else ("test",):
+        splits[name] = _read(folder / f"{name}.tsv")
+        if new := sorted(set(splits[name].labels_n.tolist()) - known):
+            raise UserError(f"{folder / name}.tsv: no row of train.tsv has the label {new[0]}")
+    if task == "mrpc" and known != MRPC_LABELS:
+        raise UserError(
+            f"{folder / 'train.tsv'}: its labels are {sorted(known)[:9]}; expected 1 for a "
+            "paraphrase and 0"
+        )
+    return task, splits
 
 
 def _probe(
-    learn: Callable[[Sequence[str]], Featurize], folder: Path, folds: int
+    learn: Callable[[Sequence[str]], Featurize], task: str, splits: dict[str, Split], folds: int
 ) -> dict[str, float]:
-    task = folder.name
-    pairs, cut = task == "mrpc", 0 if task == "sst2" else folds
-    cross_validated = task in CROSS_VALIDATED
-    name = "all.tsv" if cross_validated else "train.tsv"
-    labels_n, sides = _read(folder / name, pairs, cut)
-    featurize = learn([text for side in sides for text in side])
-    train = Labelled(_compare(*map(featurize, sides)), labels_n)
-    if cross_validated:
-        return {task: cross_validate(train, folds)}
-
-    def load(name: str) -> Labelled:
-        labels_n, sides = _read(folder / name, pairs)
-        return Labelled(_compare(*map(featurize, sides)), labels_n)
-
-    test = load("test.tsv")
+    first = next(iter(splits.values()))
+    featurize = learn([text for side in first.sides for text in side])
+    rows = {
+        name: Labelled(_compare(*map(featurize, split.sides)), split.labels_n)
+        for name, split in splits.items()
+    }
+    if task in CROSS_VALIDATED:
+        return {task: cross_validate(rows["all"], folds)}
     if task == "sst2":
-        strength = STRENGTHS[int(np.argmax(_accuracies(train, load("dev.tsv"))))]
+        strength = STRENGTHS[int(np.argmax(_accuracies(rows["train"], rows["dev"])))]
     else:
-        strength = choose_by_folds(train, folds)
-    predicted_n = _fit(train, strength).predict(test.features_nd)
+        strength = choose_by_folds(rows["train"], folds)
+    test = rows["test"]
+    predicted_n = _fit(rows["train"], strength).predict(test.features_nd)
     scores = {task: float(np.mean(predicted_n == test.labels_n))}
     if task == "mrpc":
         f1_score = import_extra("sklearn.metrics").f1_score
@@ -132,38 +201,43 @@ def _fit(rows: Labelled, strength: float) -> Any:
 
 
 def _split(rows: Labelled, folds: int) -> list[tuple[Labelled, Labelled]]:
-    """(training part, test part) of each fold. Rows are shuffled; labels stay in proportion."""
+    """(training part, test part) of each fold."""
+    parts = cut_into_folds(rows.labels_n, folds)
+    return [(rows.take(train), rows.take(test)) for train, test in parts]
+
+
+def cut_into_folds(labels_n: np.ndarray, folds: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows to train on and rows to test on. They are shuffled; labels stay in proportion."""
     folding = import_extra("sklearn.model_selection").StratifiedKFold
-    parts = folding(folds, shuffle=True, random_state=SEED).split(rows.features_nd, rows.labels_n)
-    return [
-        (
-            Labelled(rows.features_nd[train], rows.labels_n[train]),
-            Labelled(rows.features_nd[test], rows.labels_n[test]),
-        )
-        for train, test in parts
-    ]
+    splitter = folding(folds, shuffle=True, random_state=SEED)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")
+        return list(splitter.split(labels_n, labels_n))
 
 
-def _read(path: Path, pairs: bool, folds: int = 0) -> tuple[np.ndarray, list[list[str]]]:
-    """Labels [n], and a list of texts, or two lists where the rows are pairs of texts.
-
-    folds: the rows will be cut into this many folds, and the training part of a fold once more.
-    """
-    columns = ("label", "text_a", "text_b") if pairs else ("label", "text")
+def _read(path: Path, folds: int = 0) -> Split:
+    """folds: the rows will be cut into so many folds, and the training part of a fold once more."""
+    columns = ("label", "text_a", "text_b") if path.parent.name == "mrpc" else ("label", "text")
     labels, texts = [], []
     for number, (label, *row) in read_tsv(path, columns):
         labels.append(parse_int(label, path, number, "label"))
+        if abs(labels[-1]) > HIGHEST_LABEL:
+            raise UserError(f"{path}:{number}: label {label[:60]} is out of range")
         texts.append(row)
-    if len(set(labels)) < 2:
+    counts = [count for _, count in Counter(labels).most_common()]
+    if len(counts) < 2:
+        raise UserError(f"{path}: {len(labels)} rows with {len(counts)} labels; a probe needs 2")
+    if counts[0] < 2 * folds:
         raise UserError(
-            f"{path}: {len(labels)} rows with {len(set(labels))} labels; a probe needs 2"
-        )
-    if (most := max(Counter(labels).values())) < 2 * folds:
-        raise UserError(
-            f"{path}: no label has more than {most} rows; {folds}-fold cross-validation in "
+            f"{path}: no label has more than {counts[0]} rows; {folds}-fold cross-validation in "
             f"{folds}-fold cross-validation needs {2 * folds} of one"
         )
-    return np.array(labels), [list(side) for side in zip(*texts, strict=True)]
+    if folds and counts[1] < FEWEST:
+        raise UserError(
+            f"{path}: all labels but one have at most {counts[1]} rows; cross-validation needs "
+            f"{FEWEST} of a second one"
+        )
+    return Split(np.array(labels), [list(side) for side in zip(*texts, strict=True)])
 
 
 def _compare(u_nd: Any, v_nd: Any = None) -> Any:

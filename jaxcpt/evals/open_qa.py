@@ -15,11 +15,15 @@ import numpy as np
 from jaxcpt.errors import UserError
 from jaxcpt.evals import (
     CorpusFn,
+    DataRefused,
     EmbedFn,
     embed_blocks,
     embed_finite,
+    finish,
     import_extra,
+    note,
     ranks,
+    read_each,
     words,
 )
 from jaxcpt.lines import find_file, read_quoted, require_file
@@ -51,24 +55,38 @@ def run(embed_fn: EmbedFn, data: Path, corpus_fn: CorpusFn | None = None) -> dic
 
 def bm25(data: Path) -> dict[str, float]:
     """The same scores of BM25. Empty where there are too many passages for its index."""
-    path = Path(data) / "dpr" / PASSAGES
-    if not words.can_search(path, sum(1 for _ in read_passages(path))):
-        return {}
 
     def find(questions: Sequence[str], path: Path) -> Best:
         texts = (document.text for document in read_documents(path))
         return words.search(questions, texts, max(CUTS) + 1)
 
-    return _score_sets(find, data)
+    return _score_sets(find, data, words.can_search)
 
 
-def _score_sets(find: Callable[[Sequence[str], Path], Best], data: Path) -> dict[str, float]:
-    """find: questions and the file of passages -> the best passages for each question."""
+def _score_sets(
+    find: Callable[[Sequence[str], Path], Best],
+    data: Path,
+    can_search: Callable[[Path, int], bool] = lambda *_: True,
+) -> dict[str, float]:
+    """find: questions and the file of passages -> the best passages for each question.
+
+    can_search: whether `find` takes so many passages. Where it does not, there are no scores.
+    """
     folder = Path(data) / "dpr"
-    found = [name for name in SETS if find_file(folder / QUESTIONS.format(name))]
+    files = {folder / QUESTIONS.format(name): name for name in SETS}
+    found = [path for path in files if find_file(path)]
     if not found:
-        raise UserError(f"{folder}: no question set; expected {QUESTIONS.format('nq')}, or trivia")
-    read = {name: read_questions(folder / QUESTIONS.format(name)) for name in found}
+        raise DataRefused(
+            f"{folder}: no question set; expected {QUESTIONS.format('nq')}, or trivia"
+        )
+    problems: list[str] = []
+    # All passages are read once before the first is embedded, which can take hours.
+    counts = list(read_each(_count_passages, [folder / PASSAGES], problems))
+    if not counts or not can_search(folder / PASSAGES, counts[0]):
+        return finish({}, problems)
+    read = dict(read_each(lambda path: (files[path], read_questions(path)), found, problems))
+    if not read:
+        return finish({}, problems)
     best = find([text for questions, _ in read.values() for text in questions], folder / PASSAGES)
     scores: dict[str, float] = {}
     start = 0
@@ -77,7 +95,15 @@ def _score_sets(find: Callable[[Sequence[str], Path], Best], data: Path) -> dict
         start += len(questions)
         for cut, value in measure(folder / PASSAGES, answers, *own).items():
             scores[f"{name}/answer_recall_at_{cut}"] = value
-    return scores
+    return finish(scores, problems)
+
+
+def _count_passages(path: Path) -> int:
+    """Raises UserError where a line does not fit, and where there is none."""
+    count = sum(1 for _ in read_passages(path))
+    if not count:
+        raise UserError(f"{path}: empty; it needs at least one passage")
+    return count
 
 
 def read_documents(path: Path) -> Iterator[TextWithId]:
@@ -117,14 +143,19 @@ def read_questions(path: Path) -> tuple[list[str], list[list[str]]]:
     for number, row in _read_rows(path, 2):
         try:
             listed = ast.literal_eval(row[1])
-        except (ValueError, SyntaxError):
-            listed = None
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            listed = None  # the last two: brackets in brackets, thousands deep
         if not isinstance(listed, list) or not all(isinstance(a, str) for a in listed):
             raise UserError(f"{path}:{number}: expected a list of answers, found {row[1][:60]}")
         questions.append(row[0])
         answers.append(listed)
     if not questions:
         raise UserError(f"{path}: empty; it needs at least one question")
+    if wordless := sum(not any(map(split_like_dpr, listed)) for listed in answers):
+        note(
+            f"{path}: questions without an answer that has a word: {wordless}; they count as not "
+            "answered"
+        )
     return questions, answers
 
 
@@ -145,8 +176,10 @@ def _read_rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
 
 
 def _holds_any(tokens: Sequence[str], phrases: Iterable[Sequence[str]]) -> bool:
+    """Whether the tokens hold one of the phrases. No text holds a phrase without a token."""
     return any(
         tokens[start : start + len(phrase)] == phrase
         for phrase in phrases
+        if phrase
         for start in range(len(tokens) - len(phrase) + 1)
     )

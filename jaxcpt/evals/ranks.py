@@ -18,13 +18,16 @@ def rank_scores(rows: Iterable[np.ndarray], right: Sequence[Sequence[int]]) -> n
     """Ranks [q] of the best right candidate: 1 + the number of wrong ones that score as much.
 
     rows: for each query, the scores [n] of all candidates. right: for each query, the indices of
-    the candidates that answer it, at least one.
+    the candidates that answer it. Where there are none, the rank is infinite.
     """
-    ranks = []
+    ranks: list[float] = []
     for scores_n, columns in zip(rows, right, strict=True):
+        if not columns:
+            ranks.append(np.inf)
+            continue
         at_least = scores_n >= scores_n[list(columns)].max() - TIE
         at_least[list(columns)] = False
-        ranks.append(1 + at_least.sum())
+        ranks.append(1 + int(at_least.sum()))
     return np.array(ranks)
 
 

@@ -5,20 +5,30 @@ the reference library pytrec_eval computes them. Documents are embedded and sear
 time, so a corpus need not fit in memory. Only this module imports pytrec_eval. It knows no model.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxcpt.beir import CORPUS, Task, list_folders, read_documents, read_task
-from jaxcpt.errors import UserError
+from jaxcpt.beir import (
+    CORPUS,
+    Task,
+    describe_judgements,
+    list_folders,
+    read_documents,
+    read_task,
+)
 from jaxcpt.evals import (
     CorpusFn,
+    DataRefused,
     EmbedFn,
     embed_blocks,
     embed_finite,
+    finish,
     import_extra,
+    note,
     ranks,
+    read_each,
     words,
 )
 from jaxcpt.top_k import top_k
@@ -48,8 +58,8 @@ MEASURES = {"ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100", "map": "
 def run(
     embed_fn: EmbedFn,
     data: Path,
-    split: str | None = None,
     corpus_fn: CorpusFn | None = None,
+    split: str | None = None,
 ) -> dict[str, float]:
     """`<set>/ndcg_at_10`, `mrr_at_10`, `recall_at_100` and `map`, by the model's inner products.
 
@@ -58,24 +68,87 @@ def run(
     `embed_blocks`.
     """
     embed_corpus = corpus_fn or embed_blocks(embed_fn)
-    scores: dict[str, float] = {}
-    for task in _read_tasks(data, split):
+
+    def find(task: Task) -> dict[str, float]:
+        for text in describe_judgements(task):
+            note(text)
+        if count := len(find_themselves(task)):
+            note(
+                f"{task.folder}: queries that are documents too: {count}; each is left out of its "
+                "own results, as in BEIR"
+            )
         texts = map(TextWithId._make, read_documents(task.folder))
         vectors = embed_corpus(task.folder / CORPUS, texts)
         queries_qd = embed_finite(embed_fn, list(task.queries.values()), "x")
-        scores |= _name(task, measure(task, *top_k(queries_qd, vectors, DEPTH + 2)))
-    return scores | _average(scores)
+        return measure(task, *top_k(queries_qd, vectors, DEPTH + 2))
+
+    return _score_sets(find, data, split)
 
 
 def bm25(data: Path, split: str | None = None) -> dict[str, float]:
     """The same scores of BM25, set up as in the BEIR paper."""
-    scores: dict[str, float] = {}
-    for task in _read_tasks(data, split):
-        if words.can_search(task.folder, len(task.document_ids)):
-            texts = (text for _, text in read_documents(task.folder))
-            best = words.search(list(task.queries.values()), texts, DEPTH + 2)
-            scores |= _name(task, measure(task, *best))
-    return scores | _average(scores)
+
+    def find(task: Task) -> dict[str, float]:
+        if not words.can_search(task.folder, len(task.document_ids)):
+            return {}
+        texts = (text for _, text in read_documents(task.folder))
+        return measure(task, *words.search(list(task.queries.values()), texts, DEPTH + 2))
+
+    return _score_sets(find, data, split)
+
+
+def _score_sets(
+    find: Callable[[Task], dict[str, float]], data: Path, split: str | None
+) -> dict[str, float]:
+    """find: a task -> its scores. The scores of a set of several corpora are their mean."""
+    parent = Path(data) / "retrieval"
+    folders = list_folders(parent)
+    if not folders:
+        raise DataRefused(
+            f"{parent}: no folder with a corpus.jsonl; expected "
+            f"<set>/corpus.jsonl, queries.jsonl and qrels/{split or 'test'}.tsv"
+        )
+    by_set: dict[str, dict[str, float]] = {}
+    problems: list[str] = []
+
+    def read(folder: Path) -> Task:
+        return read_task(folder, split or SPLITS.get(folder.name, "test"))
+
+    for task in read_each(read, folders, problems):
+        if scores := find(task):
+            by_set[task.folder.relative_to(parent).as_posix()] = scores
+    return finish(_name(_add_means(by_set, folders, parent)), problems)
+
+
+def find_themselves(task: Task) -> dict[str, str]:
+    """The document that is the query itself, by query. As in BEIR, it has the query's id.
+
+    Where the judgements call such a document relevant, the ids of queries and of documents mean
+    different things, and there are none.
+    """
+    same = task.queries.keys() & set(task.document_ids)
+    if any(task.qrels[query].get(query, 0) > 0 for query in same):
+        return {}
+    return {query: query for query in same}
+
+
+def _add_means(
+    by_set: dict[str, dict[str, float]], folders: Sequence[Path], parent: Path
+) -> dict[str, dict[str, float]]:
+    """Adds the mean of each set of several corpora, such as cqadupstack, where all have scores."""
+    parts: dict[str, list[str]] = {}
+    for folder in folders:
+        name = folder.relative_to(parent)
+        if len(name.parts) == 2:
+            parts.setdefault(name.parts[0], []).append(name.as_posix())
+    means = {
+        name: {
+            key: float(np.mean([by_set[part][key] for part in of_set])) for key in by_set[of_set[0]]
+        }
+        for name, of_set in parts.items()
+        if by_set.keys() >= set(of_set)
+    }
+    return by_set | means
 
 
 def measure(task: Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str, float]:
@@ -84,6 +157,7 @@ def measure(task: Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str,
     k is `DEPTH` + 2, or the whole corpus. One document may be the query itself, which does not
     count. The last one shows whether documents beyond `DEPTH` tie with those before it.
     """
+    themselves = find_themselves(task)
     complete = rows_qk.shape[1] == len(task.document_ids)
     run_of: dict[str, list[str]] = {}
     for (query, grades), scores_k, rows_k in zip(
@@ -92,7 +166,7 @@ def measure(task: Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str,
         names = [task.document_ids[row] for row in rows_k]
         grades_k = np.array([grades.get(name, 0) for name in names])
         order = ranks.settle_ties(scores_k, grades_k, complete)
-        run_of[query] = [names[i] for i in order if names[i] != query][:DEPTH]
+        run_of[query] = [names[i] for i in order if names[i] != themselves.get(query)][:DEPTH]
     rated = _rate(task, run_of, set(MEASURES.values()))
     first_ten = {query: names[:10] for query, names in run_of.items()}
     return {
@@ -111,22 +185,10 @@ def _rate(task: Task, run_of: dict[str, list[str]], measures: set[str]) -> dict[
     return {name: sum(row[name] for row in rated.values()) / len(task.qrels) for name in measures}
 
 
-def _read_tasks(data: Path, split: str | None) -> Iterable[Task]:
-    folders = list_folders(Path(data) / "retrieval")
-    if not folders:
-        raise UserError(
-            f"{Path(data) / 'retrieval'}: no folder with a corpus.jsonl; expected "
-            f"<set>/corpus.jsonl, queries.jsonl and qrels/{split or 'test'}.tsv"
-        )
-    return (read_task(folder, split or SPLITS.get(folder.name, "test")) for folder in folders)
-
-
-def _name(task: Task, scores: dict[str, float]) -> dict[str, float]:
-    return {f"{task.folder.name}/{name}": value for name, value in scores.items()}
-
-
-def _average(scores: dict[str, float]) -> dict[str, float]:
+def _name(by_set: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Scores by `<set>/<score>`, with BEIR's average where all of its sets have scores."""
     keys = [f"{name}/ndcg_at_10" for name in AVERAGED]
-    if not set(keys) <= scores.keys():
-        return {}
-    return {"BEIR average/ndcg_at_10": float(np.mean([scores[key] for key in keys]))}
+    scores = {f"{name}/{key}": v for name, of_set in by_set.items() for key, v in of_set.items()}
+    if set(keys) <= scores.keys():
+        scores["BEIR average/ndcg_at_10"] = float(np.mean([scores[key] for key in keys]))
+    return scores

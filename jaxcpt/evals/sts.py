@@ -13,11 +13,25 @@ import numpy as np
 from scipy import stats
 
 from jaxcpt.errors import UserError
-from jaxcpt.evals import EmbedFn, embed_finite, words
+from jaxcpt.evals import (
+    DataRefused,
+    EmbedFn,
+    embed_finite,
+    finish,
+    name_files,
+    read_each,
+    words,
+)
 from jaxcpt.lines import parse_float, read_tsv
 
 SETS = ("sts12", "sts13", "sts14", "sts15", "sts16", "sick-r")
 COLUMNS = ("score", "text_a", "text_b")
+MEAN, ALL = "mean", "all"
+LARGEST = 1e6
+"""The largest score that is taken. Sums of squares of larger ones could overflow."""
+
+Subset = tuple[np.ndarray, list[str], list[str]]
+"""Scores [n] and the two texts of each pair."""
 
 
 def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
@@ -41,31 +55,34 @@ def _score_sets(
 ) -> dict[str, float]:
     """compare: two lists of texts -> the cosine of each pair."""
     scores: dict[str, float] = {}
+    problems: list[str] = []
     found = [Path(data) / "sts" / name for name in SETS if (Path(data) / "sts" / name).is_dir()]
     if not found:
-        raise UserError(f"{Path(data) / 'sts'}: none of the folders {', '.join(SETS)} is there")
-    for folder in found:
-        gold, cosines = {}, {}
-        for path in list_subsets(folder):
-            name = path.name.partition(".")[0]
-            gold[name], texts_a, texts_b = _read_subset(path)
-            cosines[name] = compare(texts_a, texts_b)
-        subsets = {name: correlate(cosines[name], gold[name]) for name in gold}
-        for name, pair in subsets.items():
-            scores |= _name(f"{folder.name}/{name}", pair)
-        means = np.mean(list(subsets.values()), axis=0)
-        scores |= _name(f"{folder.name}/mean", (float(means[0]), float(means[1])))
+        raise DataRefused(f"{Path(data) / 'sts'}: none of the folders {', '.join(SETS)} is there")
+    for name, subsets in read_each(_read_set, found, problems):
+        gold = {subset: gold_n for subset, (gold_n, _, _) in subsets.items()}
+        cosines = {subset: compare(*texts) for subset, (_, *texts) in subsets.items()}
+        pairs = {subset: correlate(cosines[subset], gold[subset]) for subset in gold}
+        for subset, pair in pairs.items():
+            scores |= _name(f"{name}/{subset}", pair)
+        means = np.mean(list(pairs.values()), axis=0)
+        scores |= _name(f"{name}/{MEAN}", (float(means[0]), float(means[1])))
         together = [np.concatenate(list(side.values())) for side in (cosines, gold)]
-        scores |= _name(f"{folder.name}/all", correlate(*together))
-    return scores
+        scores |= _name(f"{name}/{ALL}", correlate(*together))
+    return finish(scores, problems)
 
 
-def list_subsets(folder: Path) -> list[Path]:
-    """The subsets' files. Raises UserError where there are none."""
-    paths = sorted([*folder.glob("*.tsv"), *folder.glob("*.tsv.gz")])
+def _read_set(folder: Path) -> tuple[str, dict[str, Subset]]:
+    """The set's name and its subsets."""
+    return folder.name, {name: _read_subset(path) for name, path in list_subsets(folder).items()}
+
+
+def list_subsets(folder: Path) -> dict[str, Path]:
+    """The subsets' files by name. Raises UserError where there are none."""
+    paths = [*folder.glob("*.tsv"), *folder.glob("*.tsv.gz")]
     if not paths:
         raise UserError(f"{folder}: no .tsv files; expected one a subset, with {' '.join(COLUMNS)}")
-    return paths
+    return name_files(paths, ".tsv", taken=(MEAN, ALL))
 
 
 def correlate(cosines_n: np.ndarray, gold_n: np.ndarray) -> tuple[float, float]:
@@ -76,11 +93,15 @@ def correlate(cosines_n: np.ndarray, gold_n: np.ndarray) -> tuple[float, float]:
     return float(spearman), float(stats.pearsonr(cosines_n, gold_n).statistic)
 
 
-def _read_subset(path: Path) -> tuple[np.ndarray, list[str], list[str]]:
-    """Scores [n] and the two texts of each pair."""
+def _read_subset(path: Path) -> Subset:
     gold, texts_a, texts_b = [], [], []
     for number, (score, text_a, text_b) in read_tsv(path, COLUMNS):
-        gold.append(parse_float(score, path, number, "score"))
+        value = parse_float(score, path, number, "score")
+        if abs(value) > LARGEST:
+            raise UserError(
+                f"{path}:{number}: score {score} is out of range; the most is {LARGEST:g}"
+            )
+        gold.append(value)
         texts_a.append(text_a)
         texts_b.append(text_b)
     if len(set(gold)) < 2:

@@ -8,13 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxcpt.beir import list_folders
 from jaxcpt.errors import UserError
 from jaxcpt.evals import (
     CorpusFn,
     EmbedFn,
+    classification,
     code_search,
+    collect,
+    finish,
     linear_probe,
     open_qa,
+    require_library,
     retrieval,
     sts,
 )
@@ -31,6 +36,10 @@ class Suite:
     """The data folder -> the scores of matching words alone, by the same names."""
     words_label: str
     """What matches the words."""
+    libraries: tuple[str, ...] = ()
+    """Those of the extra `evals` that it needs."""
+    note: str = ""
+    """What names of scores mean, for the line below its table."""
     has_corpora: bool = False
     """It searches corpora that need not fit in memory. Their vectors may be kept on disk."""
 
@@ -41,9 +50,14 @@ SUITES = {
         Suite(
             name="linear_probe",
             folder="linear_probe",
-            run=linear_probe.run,
+            run=classification.run,
             run_words=linear_probe.bag_of_words,
             words_label="bag of words",
+            libraries=("sklearn", "threadpoolctl"),
+            note=(
+                "zero_shot: the label whose word, or prompt with the word, is nearest; neighbours: "
+                "the label of most of the 256 nearest training texts; all others: the probe"
+            ),
         ),
         Suite(
             name="sts",
@@ -51,6 +65,10 @@ SUITES = {
             run=sts.run,
             run_words=sts.bag_of_words,
             words_label="bag of words",
+            note=(
+                "all: the pairs of all subsets of a set together, as MTEB and model cards publish; "
+                "mean: the mean of the subsets' own scores"
+            ),
         ),
         Suite(
             name="retrieval",
@@ -58,6 +76,7 @@ SUITES = {
             run=retrieval.run,
             run_words=retrieval.bm25,
             words_label="BM25",
+            libraries=("pytrec_eval", "Stemmer"),
             has_corpora=True,
         ),
         Suite(
@@ -66,6 +85,10 @@ SUITES = {
             run=code_search.run,
             run_words=code_search.bm25,
             words_label="BM25",
+            note=(
+                "codesearchnet: each function among 1,000; codesearchnet_10k: among 10,000; all "
+                "other sets: in the whole corpus"
+            ),
         ),
         Suite(
             name="open_qa",
@@ -73,6 +96,7 @@ SUITES = {
             run=open_qa.run,
             run_words=open_qa.bm25,
             words_label="BM25",
+            libraries=("regex", "Stemmer"),
             has_corpora=True,
         ),
     )
@@ -83,26 +107,29 @@ SUITES = {
 def run_suites(
     embed_fn: EmbedFn, data: Path, names: Sequence[str], corpus_fn: CorpusFn | None = None
 ) -> dict[str, float]:
-    """Scores by `<suite>/<name>`. Raises UserError for an unknown suite.
+    """Scores by `<suite>/<name>`. Raises UserError for an unknown suite, and DataRefused, which
+    holds the scores of the other sets, where some sets do not fit.
 
     corpus_fn: embeds the corpora of suites that have some. None: see `embed_blocks`.
     """
     if unknown := [name for name in names if name not in SUITES]:
         raise UserError(f"suite {unknown[0]}: there is no such suite; choose {', '.join(SUITES)}")
     scores: dict[str, float] = {}
+    problems: list[str] = []
     for name in names:
         suite = SUITES[name]
-        options = {"corpus_fn": corpus_fn} if suite.has_corpora else {}
-        scores |= _prefix(name, suite.run(embed_fn, data, **options))
-    return scores
+        options = [corpus_fn] if suite.has_corpora else []
+        scores |= _prefix(name, collect(problems, suite.run, embed_fn, data, *options))
+    return finish(scores, problems)
 
 
 def score_words(data: Path, names: Sequence[str]) -> dict[str, float]:
     """What matching words alone scores, by `<suite>/<name>`."""
     scores: dict[str, float] = {}
+    problems: list[str] = []
     for name in names:
-        scores |= _prefix(name, SUITES[name].run_words(data))
-    return scores
+        scores |= _prefix(name, collect(problems, SUITES[name].run_words, data))
+    return finish(scores, problems)
 
 
 def list_suites(data: Path, chosen: str) -> list[str]:
@@ -118,6 +145,37 @@ def list_suites(data: Path, chosen: str) -> list[str]:
         folders = ", ".join(suite.folder for suite in SUITES.values())
         raise UserError(f"--data {data}: none of the folders {folders} is there")
     return present
+
+
+def require_libraries(names: Sequence[str]) -> None:
+    """Raises UserError where a library that one of the suites needs is missing."""
+    for name in names:
+        for library in SUITES[name].libraries:
+            require_library(library)
+
+
+def list_unknown(data: Path, names: Sequence[str]) -> list[str]:
+    """The folders in `data`, and in the folders of the suites `names`, that no suite reads."""
+    known = {
+        "": {suite.folder for suite in SUITES.values()},
+        "linear_probe": set(linear_probe.TASKS),
+        "sts": set(sts.SETS),
+        "code_search/codesearchnet": set(code_search.LANGUAGES),
+    }
+    for folder in ("retrieval", "code_search"):
+        sets = {path.relative_to(data / folder) for path in list_folders(data / folder)}
+        known[folder] = {path.parts[0] for path in sets} | {"codesearchnet"}
+        for path in sets:
+            if len(path.parts) == 2:
+                known.setdefault(f"{folder}/{path.parts[0]}", set()).add(path.parts[1])
+    scored = {SUITES[name].folder for name in names}
+    return [
+        path.relative_to(data).as_posix()
+        for folder, sets in known.items()
+        if not folder or folder.partition("/")[0] in scored
+        for path in sorted((data / folder).glob("[!._]*/"))
+        if path.name not in sets
+    ]
 
 
 def _prefix(suite: str, scores: dict[str, float]) -> dict[str, float]:

@@ -49,6 +49,9 @@ def score(
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
 
     corpus = [list(words) for words in documents]
+    if not any(corpus):  # bm25s refuses a corpus without a word. In such a corpus nothing matches.
+        yield from (np.zeros(len(corpus), np.float32) for _ in queries)
+        return
     index = bm25s.BM25(k1=k1, b=b)
     index.index(corpus, show_progress=False)
     for words in queries:

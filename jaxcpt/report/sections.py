@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from jaxcpt.evals.suites import SUITES
+from jaxcpt.evals.suites import SUITES, Suite
+from jaxcpt.report.charts import format_score
 
 
 def make_label(name: str) -> str:
@@ -33,7 +34,7 @@ def draw_table(table: Sequence[Mapping[str, Any]]) -> str:
         for name in names:
             value = float(row[name]) if name in row else math.nan
             mark = ' class="best"' if value == best[name] else ""
-            cells.append(f"<td{mark}>{value:.3f}</td>" if name in row else "<td>-</td>")
+            cells.append(f"<td{mark}>{format_score(value)}</td>" if name in row else "<td>-</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{escape(make_label(name))}</th>" for name in names)
     return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
@@ -43,14 +44,14 @@ def draw_suites(recorded: Mapping[str, Any]) -> str:
     """A table for each suite in suites.json, in the order of SUITES."""
     tables = recorded.get("suites", {})
     parts = [
-        _draw_suite(suite.name, suite.words_label, lines, recorded["step"])
+        _draw_suite(suite, lines, recorded["step"])
         for suite in SUITES.values()
         if (lines := tables.get(suite.name))
     ]
     return f'<div class="suites">{"".join(parts)}</div>' if parts else ""
 
 
-def _draw_suite(suite: str, words_label: str, lines: Sequence[Mapping[str, Any]], step: int) -> str:
+def _draw_suite(suite: Suite, lines: Sequence[Mapping[str, Any]], step: int) -> str:
     """This run's scores beside those of words alone and published ones; caveats below them."""
     published = any(line["published"] for line in lines)
     started = any(line.get("before") is not None for line in lines)
@@ -59,16 +60,17 @@ def _draw_suite(suite: str, words_label: str, lines: Sequence[Mapping[str, Any]]
         folder, _, score = line["name"].rpartition("/")  # names of sets stay as they are
         star = "*" if line["caveat"] else ""
         name = f"{folder} {make_label(score)}{star}" if folder else f"{score}{star}"
-        rows += f"<tr><th>{escape(name)}</th><td>{line['score']:.3f}</td>"
+        rows += f"<tr><th>{escape(name)}</th><td>{format_score(line['score'])}</td>"
         for score in [line.get("before")] * started + [line["words"]]:
-            rows += f"<td>{'-' if score is None else f'{score:.3f}'}</td>"
+            rows += f"<td>{'-' if score is None else format_score(score)}</td>"
         rows += f'<td class="text">{escape(line["published"])}</td>' * published + "</tr>"
     head = "<tr><th></th><th>this run</th>" + "<th>before training</th>" * started
-    head += f"<th>{words_label}</th>"
+    head += f"<th>{suite.words_label}</th>"
     head += '<th class="text">published</th>' * published + "</tr>"
     caveats = dict.fromkeys(line["caveat"] for line in lines if line["caveat"])
-    notes = "".join(f"<p>* Not to be compared: {escape(caveat)}.</p>" for caveat in caveats)
-    title = f"<h3>{escape(make_label(suite))}, step {step:,}</h3>"
+    notes = f"<p>{escape(suite.note)}.</p>" if suite.note else ""
+    notes += "".join(f"<p>* Not to be compared: {escape(caveat)}.</p>" for caveat in caveats)
+    title = f"<h3>{escape(make_label(suite.name))}, step {step:,}</h3>"
     return f"<div>{title}<table>{head}{rows}</table>{notes}</div>"
 
 
@@ -82,7 +84,7 @@ def draw_examples(examples: Sequence[Mapping[str, Any]]) -> str:
             parts.append(
                 f"<details{' open' if rank == 1 else ''}><summary>{rank}. "
                 f"<code>{escape(str(result.get('source', '')))}</code> "
-                f"<span>{result['score']:.3f}</span>{right}</summary>"
+                f"<span>{format_score(result['score'])}</span>{right}</summary>"
                 f"<pre>{escape(str(result['text']))}</pre></details>"
             )
     return "".join(parts)
