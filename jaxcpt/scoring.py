@@ -221,10 +221,14 @@ def _read_tables(path: Path) -> dict[str, Any]:
 
 
 def embed_as_stored(embedder: Embedder, storage: Storage) -> EmbedFn:
-    """Embeds texts, and changes the vectors as storing them would: cut to a width, or as int8."""
-    if storage == Storage():
-        return embedder.embed
-    return lambda texts, side: storage.round_trip(embedder.embed(texts, side))
+    """Embeds texts with a bar on the terminal, and changes the vectors as storing them would: cut
+    to a width, or as int8."""
+
+    def embed(texts: Sequence[str], side: Side) -> np.ndarray:
+        vectors_nd = embedder.embed(texts, side, progress=True)
+        return vectors_nd if storage == Storage() else storage.round_trip(vectors_nd)
+
+    return embed
 
 
 def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn:

@@ -17,6 +17,7 @@ from jaxcpt import evaluate
 from jaxcpt.config import SuiteName
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError
+from jaxcpt.evals import published, retrieval
 from jaxcpt.evals.suites import SUITES, run_suites
 from jaxcpt.metrics import read_rows
 from jaxcpt.mining.decontaminate import FAMILIES
@@ -45,6 +46,17 @@ def test_every_list_of_suites_is_the_same():
     assert list(SUITES) == list(SIDES) == list(get_args(SuiteName))
     assert [suite.name for suite in SUITES.values()] == list(SUITES)
     assert sorted(suite.folder for suite in SUITES.values()) == sorted(FAMILIES)
+
+
+def test_published_figures_are_of_our_scores_and_name_their_source():
+    for source, figures in published.BY_SOURCE.items():
+        assert source.startswith("arXiv ")
+        for name, systems in figures.items():
+            assert name.partition("/")[0] in SUITES
+            assert all(0 < value < 1 for value in systems.values())
+    assert published.FIGURES["retrieval/scifact/ndcg_at_10"] == {"BM25": 0.665, "cpt-text S": 0.654}
+    averaged = [published.FIGURES[f"retrieval/{name}/ndcg_at_10"] for name in retrieval.AVERAGED]
+    assert np.mean([row["cpt-text S"] for row in averaged]) == pytest.approx(0.422, abs=5e-4)
 
 
 def test_an_unknown_suite_is_refused(data):

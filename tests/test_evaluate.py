@@ -279,6 +279,18 @@ def test_folders_that_no_suite_reads_are_named(tmp_path, data, call):
     assert f"{data}: no suite reads stories, sts/STS-B, sts/sickr; not scored\n" in said
 
 
+def test_a_bar_shows_how_many_texts_are_embedded(tmp_path, data, call, monkeypatch):
+    embed, shown = Embedder.embed, []
+
+    def watch(self, texts, side, progress=False):
+        shown.append(progress)
+        return embed(self, texts, side, progress)
+
+    monkeypatch.setattr(Embedder, "embed", watch)
+    call("--run-dir", copy_run(tmp_path), "--data", data, "--suite", "sts")
+    assert set(shown) == {True}
+
+
 def test_what_a_name_means_stands_below_its_table(tmp_path, data, call):
     run_dir = copy_run(tmp_path)
     said, _ = call("--run-dir", run_dir, "--data", data, "--suite", "sts")

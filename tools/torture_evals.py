@@ -1,0 +1,233 @@
+"""Damages evaluation data and the files that a report reads, and looks at what happens.
+
+Each case plants small good files, changes one of them at random, and reads it. It holds where the
+reader gives finite scores, or a page, or refuses in one UserError. Anything else is a failure: a
+traceback, a score that is not finite, or more than ten seconds of processor time.
+
+    python tools/torture_evals.py [--seed S] [--count N]
+"""
+
+import argparse
+import contextlib
+import gzip
+import io
+import json
+import math
+import random
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcpt.errors import UserError
+from jaxcpt.evals import code_search, linear_probe, open_qa, retrieval, sts
+from jaxcpt.report import write_report
+
+LONGEST_SECONDS = 10
+HOSTILE = (
+    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\t", b"\n", b"\r\n", b'"', b"{", b"]", b"[" * 2_000,
+    b"null", b"true", b"NaN", b"1e400", b"-1e308", b"1e308", b"9" * 400, b"9" * 5_000, b"-0",
+    b"\\ud800", b"\xe2\x80\xa8", b"1_0", b"\xef\xbc\x91", b"nan", b"['']", b"x" * 200_000,
+)  # fmt: skip
+VALUES: tuple[Any, ...] = (
+    None, True, 0, -1, 2.5, 1e308, 10**400, math.nan, "", "the", "nan", "\ud800", [], [[]], {},
+    {"a": 1}, [None], "x" * 100_000,
+)  # fmt: skip
+
+
+def embed(texts: Sequence[str], side: str) -> np.ndarray:
+    """A unit vector for each text, the same for equal texts."""
+    seeds = [sum(text.encode(errors="replace")) for text in texts]
+    vectors_nd = np.array([[math.cos(s), math.sin(s), 0.1] for s in seeds], np.float32)
+    return vectors_nd.reshape(-1, 3) / np.float32(math.hypot(1, 0.1))
+
+
+def damage(content: bytes, chance: random.Random) -> bytes:
+    """The content with one to three changes."""
+    for _ in range(chance.randint(1, 3)):
+        start = chance.randrange(len(content) + 1)
+        end = min(len(content), start + chance.choice((0, 1, 3, 40)))
+        lines = content.split(b"\n")
+        kind = chance.randrange(6)
+        if kind == 0:
+            content = content[:start] + chance.choice(HOSTILE) + content[end:]
+        elif kind == 1:
+            content = content[:start]
+        elif kind == 2:
+            content = content[:start] + bytes([chance.randrange(256)]) + content[start + 1 :]
+        elif kind == 3:
+            lines.insert(chance.randrange(len(lines) + 1), chance.choice(lines))
+            content = b"\n".join(lines)
+        elif kind == 4:
+            del lines[chance.randrange(len(lines))]
+            content = b"\n".join(lines)
+        else:
+            content = _change_value(content, chance)
+    return content
+
+
+def _change_value(content: bytes, chance: random.Random) -> bytes:
+    """Gives a field of one JSON line another value, or leaves it out. Others stay as they are."""
+    lines = content.split(b"\n")
+    place = chance.randrange(len(lines))
+    try:
+        row = json.loads(lines[place])
+    except (ValueError, RecursionError):
+        fields = lines[place].split(b"\t")
+        fields[chance.randrange(len(fields))] = chance.choice(HOSTILE)
+        lines[place] = b"\t".join(fields)
+        return b"\n".join(lines)
+    above: Any = None
+    item, key = row, None
+    while isinstance(item, dict | list) and item and (above is None or chance.random() < 0.7):
+        key = chance.choice(list(item) if isinstance(item, dict) else range(len(item)))
+        above, item = item, item[key]
+    if above is not None and chance.random() < 0.8:
+        above[key] = chance.choice(VALUES)
+    elif above is not None:
+        del above[key]
+    lines[place] = json.dumps(row).encode()
+    return b"\n".join(lines)
+
+
+def plant(folder: Path, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = content.encode()
+        path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def write_lines(*rows: Any) -> str:
+    return "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
+
+
+TEXTS = [f"word{i} of some {i % 3}" for i in range(12)]
+CORPUS = write_lines(*({"_id": f"d{i}", "title": "T", "text": t} for i, t in enumerate(TEXTS)))
+QUERIES = write_lines(*({"_id": f"q{i}", "text": t} for i, t in enumerate(TEXTS[:4])))
+QRELS = write_lines("query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t{i % 2 + 1}" for i in range(4)))
+TASK = {"corpus.jsonl": CORPUS, "queries.jsonl": QUERIES, "qrels/test.tsv": QRELS}
+FUNCTIONS = [{"docstring_tokens": [f"do{i}"], "code_tokens": [f"f{i}", "("]} for i in range(40)]
+LABELLED = write_lines("label\ttext", *(f"{i % 2}\t{text}" for i, text in enumerate(TEXTS)))
+PAIRED = write_lines("label\ttext_a\ttext_b", *(f"{i % 2}\t{t}\tword" for i, t in enumerate(TEXTS)))
+SIMILAR = write_lines(
+    "score\ttext_a\ttext_b", *(f"{i}\t{t}\tword3 of" for i, t in enumerate(TEXTS))
+)
+LINE = {"name": "a/b", "score": 0.5, "words": None, "published": "x 1", "caveat": "", "before": 1}
+RESULT = {"score": 0.5, "text": "t", "source": "s", "right": True}
+SUMMARY = {
+    "table": [{"name": "this run", "mrr": 0.5}, {"name": "BM25", "mrr": 0.25}],
+    "examples": [{"query": "q", "results": [RESULT]}],
+    "derived": {"parameters": "3 M", "nested": {"a": [1, {"b": 2}]}},
+}
+EXPERIMENT = {"name": "n", "train_steps": 9, "data": {"train": [{"type": "X", "path": "p"}]}}
+
+Case = tuple[dict[str, str], Callable[[Path], list[dict[str, float]]]]
+CASES: dict[str, Case] = {
+    "retrieval": (
+        {f"retrieval/{name}/{file}": text for name in "ab" for file, text in TASK.items()},
+        lambda data: [retrieval.run(embed, data), retrieval.bm25(data)],
+    ),
+    "code search": (
+        {f"code_search/a/{file}": text for file, text in TASK.items()}
+        | {"code_search/codesearchnet/go/final/jsonl/test/0.jsonl.gz": write_lines(*FUNCTIONS)},
+        lambda data: [code_search.run(embed, data), code_search.bm25(data)],
+    ),
+    "similarity": (
+        {"sts/sts13/a.tsv": SIMILAR, "sts/sts13/b.tsv.gz": SIMILAR},
+        lambda data: [sts.run(embed, data), sts.bag_of_words(data)],
+    ),
+    "probes": (
+        {"linear_probe/mr/all.tsv": LABELLED}
+        | {f"linear_probe/mrpc/{name}.tsv": PAIRED for name in ("train", "test")},
+        lambda data: [
+            linear_probe.run(embed, data, folds=2),
+            linear_probe.bag_of_words(data, None, 2),
+        ],
+    ),
+    "open questions": (
+        {
+            f"dpr/{open_qa.PASSAGES}": write_lines(
+                "id\ttext\ttitle", *(f"{i}\t{t}\tT{i}" for i, t in enumerate(TEXTS, 1))
+            ),
+            f"dpr/{open_qa.QUESTIONS.format('nq')}": write_lines(
+                "where?\t['word3']", "who?\t['a']"
+            ),
+        },
+        lambda data: [open_qa.run(embed, data), open_qa.bm25(data)],
+    ),
+    "report": (
+        {
+            "experiment.json": json.dumps(EXPERIMENT),
+            "summary.json": json.dumps(SUMMARY),
+            "suites.json": json.dumps({"step": 9, "suites": {"sts": [LINE]}}),
+            "metrics.jsonl": write_lines(*({"step": i, "loss": 1 / i} for i in range(1, 10))),
+            "evals.jsonl": write_lines(*({"step": i, "heldout/mrr": 0.5} for i in (3, 6, 9))),
+        },
+        lambda run_dir: [{"bytes": float(write_report(run_dir).stat().st_size)}],
+    ),
+}
+
+
+def run_case(name: str, seed: int) -> str | None:
+    """None where the case holds, otherwise what was seen."""
+    files, read = CASES[name]
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        plant(data, files)
+        path = data / chance.choice(list(files))
+        content = path.read_bytes()
+        if path.suffix == ".gz" and chance.random() < 0.8:
+            path.write_bytes(gzip.compress(damage(gzip.decompress(content), chance), mtime=0))
+        else:
+            path.write_bytes(damage(content, chance))
+        start = time.process_time()
+        try:
+            for scores in read(data):
+                if bad := [key for key, value in scores.items() if not math.isfinite(value)]:
+                    return f"{bad[0]} is {scores[bad[0]]}"
+        except UserError:
+            pass
+        except Exception as error:  # the traceback that a user would see
+            return f"{type(error).__name__}: {str(error)[:200]}"
+        if (seconds := time.process_time() - start) > LONGEST_SECONDS:
+            return f"took {seconds:.0f} s"
+    return None
+
+
+def torture(seed: int, count: int) -> list[str]:
+    """Runs `count` cases of each kind in turn. Returns a line for each failure."""
+    protocol = code_search.CODESEARCHNET
+    code_search.CODESEARCHNET = {10: "codesearchnet", 40: "codesearchnet_10k"}
+    failures = []
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            for number in range(count):
+                name = list(CASES)[number % len(CASES)]
+                if (seen := run_case(name, seed + number)) is not None:
+                    failures.append(f"{name}, seed {seed + number}: {seen}")
+    finally:
+        code_search.CODESEARCHNET = protocol
+    return failures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=5_000)
+    arguments = parser.parse_args()
+    failures = torture(arguments.seed, arguments.count)
+    print(*failures, sep="\n")
+    print(f"{arguments.count} cases, {len(failures)} failures")
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
