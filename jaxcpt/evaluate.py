@@ -66,7 +66,7 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder, storage: Stora
     suites = list_suites(data, arguments.suite)
     if unknown := list_unknown(data, suites):
         print(f"{data}: no suite reads {', '.join(unknown)}; not scored")
-    records = is_own(embedder, storage)  # scores of cut or rounded vectors are not the run's own scores
+    records = is_own(embedder, storage)
     for suite in suites:
         print(f"scoring {suite}", flush=True)
         of_suite = collect(problems, run_suites, embed_fn, data, [suite], corpus_fn)
