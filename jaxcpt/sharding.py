@@ -148,11 +148,22 @@ def _follow_torus(sizes: dict[str, int], devices: Sequence[jax.Device]) -> np.nd
     )
 
 
+CPU_FLAGS = {
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
+    "--xla_cpu_collective_call_terminate_timeout_seconds": 3600,
+}
+"""XLA's own limits, 20 and 40 s, warn and then abort where other programs keep the cores busy. What
+hangs is noticed by `hang_watch`, and a lost process by JAX's heartbeat."""
+
+
 def use_cpu_cores(devices: int | None = None) -> None:
     """On a machine without accelerator, makes each core a device: XLA runs element-wise work of
     one CPU device on one thread. Call it before anything touches JAX's devices; accelerators are
-    left as they are.
+    left as they are, and so is a flag that the user has set in XLA_FLAGS.
     """
+    given = os.environ.get("XLA_FLAGS", "")
+    missing = [f"{name}={seconds}" for name, seconds in CPU_FLAGS.items() if name not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
     jax.config.update("jax_num_cpu_devices", devices or min(len(os.sched_getaffinity(0)), 8))
 
 

@@ -1,5 +1,7 @@
 """Meshes multiply to the devices, one table rules, and what does not divide is refused."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from jaxcpt.sharding import (
     named,
     partition_spec,
     size_mesh,
+    use_cpu_cores,
 )
 
 
@@ -135,3 +138,13 @@ def test_what_an_axis_does_not_divide_is_refused(mesh, model, vocabulary, text):
 
 def test_what_divides_is_let_through():
     check_model_fits(make_mesh(config.Mesh(2, 2, 2)), make_experiment())
+
+
+def test_cpu_collectives_may_wait_on_a_busy_machine(monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    own = "--xla_cpu_collective_call_warn_stuck_timeout_seconds=7"
+    monkeypatch.setenv("XLA_FLAGS", own)
+    use_cpu_cores()
+    use_cpu_cores()  # once is enough
+    limit = "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
+    assert os.environ["XLA_FLAGS"] == f"{own} {limit}"
