@@ -67,6 +67,8 @@ class CheckpointStore:
         Its frozen parameters must have been saved by `save_base`. Raises UserError where the save
         before it did not reach the disk.
         """
+        if bad_steps := int(jax.device_get(state.bad_steps)):
+            meta = meta | {"bad_steps": bad_steps}
         if state.base:
             meta = meta | {"base": hash_file(_manifest_of(self.base_folder / "0"))}
         self._begin_save(
@@ -150,9 +152,15 @@ class CheckpointStore:
                 opt_state=ocp.args.StandardRestore(shapes.opt_state),
             ),
         )
-        at = jax.make_array_from_callback((), shapes.step.sharding, lambda _: np.int32(step))
+        numbers = (step, self.read_meta(step).get("bad_steps", 0))
+        at, bad_steps = (
+            jax.make_array_from_callback(
+                (), shapes.step.sharding, np.array(number, np.int32).__getitem__
+            )
+            for number in numbers
+        )
         base = self.restore_base(step, shapes.base)
-        return TrainState(at, restored["params"], restored["opt_state"], base)
+        return TrainState(at, restored["params"], restored["opt_state"], base, bad_steps)
 
     def restore_base(self, step: int, shapes: Params) -> Params:
         """The frozen parameters that a step belongs to. Raises UserError where others are there."""

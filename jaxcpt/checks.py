@@ -56,6 +56,8 @@ def _run(e: Experiment) -> Iterator[Check]:
         evals__every_steps=e.evals.every_steps,
         checkpoints__every_steps=e.checkpoints.every_steps,
         checkpoints__keep=e.checkpoints.keep,
+        safety__max_bad_steps=e.safety.max_bad_steps,
+        safety__hang_seconds=e.safety.hang_seconds,
     )
     yield 0 <= e.seed < 1 << 24, f"seed: must be from 0 to {(1 << 24) - 1}, found {e.seed}"
     yield (

@@ -288,6 +288,19 @@ class Checkpoints:
     """Newest checkpoints that are kept."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Safety:
+    """When a run ends itself. A resumed run may have other values here than before."""
+
+    max_bad_steps: int = 3
+    """A step whose loss or gradient is not finite changes nothing. After so many in a row the run
+    stops; `jaxcpt replay` then shows where the first of them went wrong."""
+    hang_seconds: float | None = None
+    """A step that takes longer ends the process with the stacks of its threads and exit code 3.
+    None: 20 times the median step, at least 600. Evals and saves take any time, and the first step,
+    which compiles, an hour."""
+
+
 SuiteName = Literal["linear_probe", "sts", "retrieval", "code_search", "open_qa"]
 """The names of `evals.suites.SUITES`. They are listed here too, because config imports nothing."""
 
@@ -350,6 +363,8 @@ class Experiment:
     """The machine it is made for, such as v5p:4x4x8; `jaxcpt plan` compiles the step for it."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     """When checkpoints are saved."""
+    safety: Safety = field(default_factory=Safety)
+    """When the run ends itself."""
     seed: int = 0
     """Seed of the initial parameters and of the order of pairs."""
     log_every_steps: int = 10

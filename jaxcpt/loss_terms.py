@@ -211,11 +211,14 @@ def finish(
 
     x_to_y_b = softmax_x.log_sum() - queries.positive_b
     y_to_x_b = softmax_y.log_sum() - queries.positive_b
+    # No logit reaches one that is NaN, so the rank of such a pair would be the first.
+    rank_x_b = jnp.where(jnp.isfinite(x_to_y_b), softmax_x.rank, jnp.nan)
+    rank_y_b = jnp.where(jnp.isfinite(y_to_x_b), softmax_y.rank, jnp.nan)
     sums = {
         "loss": add(x_to_y_b + y_to_x_b) / 2.0,
-        "accuracy_x_to_y": add(softmax_x.rank == 0),
-        "accuracy_y_to_x": add(softmax_y.rank == 0),
-        "mrr": add(1.0 / (1.0 + softmax_x.rank)),
+        "accuracy_x_to_y": add(jnp.maximum(1.0 - rank_x_b, 0.0)),
+        "accuracy_y_to_x": add(jnp.maximum(1.0 - rank_y_b, 0.0)),
+        "mrr": add(1.0 / (1.0 + rank_x_b)),
         "alignment": add(2.0 - 2.0 * queries.positive_b / scale),
     }
     # One sum over the shards, between pass one and pass two. A CPU may run collectives that do not

@@ -41,6 +41,11 @@ def make_optimizer(
     )
 
 
+def count_updates(opt_state: Any) -> jax.Array:
+    """The updates that made this state. Its learning rate and Adam's decay follow this count."""
+    return opt_state[-1].count
+
+
 def is_table(letters: tuple[str, ...]) -> bool:
     """Whether the parameter is looked up by token or position."""
     return bool({"v", "l"} & set(letters))

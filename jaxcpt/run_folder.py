@@ -6,6 +6,7 @@ folder of somebody else is ever deleted or replaced. It knows nothing of what a 
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from jaxcpt.config import Experiment
@@ -43,10 +44,14 @@ def claim(run_dir: Path) -> None:
 
 
 def check_same_experiment(run_dir: Path, experiment: Experiment) -> None:
-    """Raises UserError where the folder holds a run of another experiment, naming each value."""
+    """Raises UserError where the folder holds a run of another experiment, naming each value.
+
+    `safety` may differ: it decides when a run gives up, and no number that it computes.
+    """
     if not (run_dir / EXPERIMENT_FILE).is_file():
         return
-    changed = differences(read_experiment(run_dir), experiment)
+    before = read_experiment(run_dir)
+    changed = differences(replace(before, safety=experiment.safety), experiment)
     if changed:
         raise UserError(
             f"{run_dir}: holds a run of a different experiment ({'; '.join(changed)}); "

@@ -11,7 +11,7 @@ encoded again and that gradient pushed through it (as GradCache, arXiv 2101.0698
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ from jaxcpt.model import (
     name_axes,
 )
 from jaxcpt.normalise import normalise
-from jaxcpt.optimizer import make_optimizer, make_schedule, measure_norm
+from jaxcpt.optimizer import count_updates, make_optimizer, make_schedule, measure_norm
 from jaxcpt.sharding import constrain, named, partition_spec
 
 
@@ -42,6 +42,7 @@ from jaxcpt.sharding import constrain, named, partition_spec
 class TrainState:
     """step; params {encoder, log_scale}; opt_state. All of a run that changes.
 
+    bad_steps: steps in a row, up to this one, that changed nothing (see `train_step`).
     base: the encoder's frozen parameters, in bfloat16, where params holds adapters alone. Empty
     where the whole encoder is trained.
     """
@@ -50,6 +51,7 @@ class TrainState:
     params: Params
     opt_state: Any
     base: Params = field(default_factory=dict)
+    bad_steps: jax.Array | int = 0
 
     @property
     def encoder(self) -> Params:
@@ -86,7 +88,8 @@ def build_state(experiment: Experiment, encoder_params: Params | None = None) ->
         base = jax.tree.map(lambda leaf: leaf.astype(FROZEN_DTYPE), base)
     log_scale = jnp.log(jnp.float32(experiment.loss.scale_start))
     params = {"encoder": trained, "log_scale": log_scale}
-    return TrainState(jnp.int32(0), params, _make_optimizer(experiment).init(params), base)
+    opt_state = _make_optimizer(experiment).init(params)
+    return TrainState(jnp.int32(0), params, opt_state, base, jnp.int32(0))
 
 
 def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
@@ -153,18 +156,45 @@ def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | int]:
 def train_step(
     experiment: Experiment, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Scalars]:
-    """One update; metrics are of the batch as it was before it."""
+    """One update; metrics are of the batch as it was before it.
+
+    A bad step, whose loss or gradient is not finite, changes neither parameters nor optimizer.
+    After `max_bad_steps` of them in a row no step does, until the caller, who may look at the
+    metrics much later, has seen `bad_steps` and stops the run.
+    """
     metrics, gradient = compute_gradient(experiment, state.params, batch, state.base)
-    updates, opt_state = _make_optimizer(experiment).update(gradient, state.opt_state, state.params)
-    params = jax.tree.map(jnp.add, state.params, updates)
-    # Clamped here and not in the loss, where it would leave the temperature without gradient.
-    params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(experiment.loss.scale_max))
+    norm = measure_norm(gradient)
+    applied = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    applied &= state.bad_steps < experiment.safety.max_bad_steps
+    bad_steps = jnp.where(applied, 0, state.bad_steps + 1)
+    schedule = make_schedule(experiment.optimizer, experiment.train_steps)
     metrics |= {
         "scale": jnp.exp(state.params["log_scale"]),
-        "gradient_norm": measure_norm(gradient),
-        "learning_rate": make_schedule(experiment.optimizer, experiment.train_steps)(state.step),
+        "gradient_norm": norm,
+        "learning_rate": schedule(count_updates(state.opt_state)),
+        "bad_steps": bad_steps,
     }
-    return replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+    # In place, in either branch. `jnp.where` over the results needs a second copy of most of them.
+    params, opt_state = jax.lax.cond(
+        applied,
+        partial(_apply, experiment),
+        lambda _, params, opt_state: (params, opt_state),
+        gradient,
+        state.params,
+        state.opt_state,
+    )
+    return TrainState(state.step + 1, params, opt_state, state.base, bad_steps), metrics
+
+
+def _apply(
+    experiment: Experiment, gradient: Params, params: Params, opt_state: Any
+) -> tuple[Params, Any]:
+    """The parameters and the optimizer's state after an update."""
+    updates, opt_state = _make_optimizer(experiment).update(gradient, opt_state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+    # Clamped here and not in the loss, where it would leave the temperature without gradient.
+    params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(experiment.loss.scale_max))
+    return params, opt_state
 
 
 def compute_gradient(
