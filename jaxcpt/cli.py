@@ -4,13 +4,15 @@ Each verb is a module with `main(argv)`. The module is imported only when its ve
 the help needs no JAX.
 """
 
+import contextlib
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from jaxcpt import __version__
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import INTERRUPTED, UserError, leave, run_command
 
 VERBS = {
     "mine-text": "documents to pairs of neighbouring pieces of text",
@@ -21,6 +23,7 @@ VERBS = {
     "import": "a Hugging Face model to a run folder at step 0",
     "plan": "memory, traffic and time of a run, before you rent the machine",
     "train": "train an experiment, or resume its run",
+    "replay": "take a training step again that was not finite, and show where it began",
     "evaluate": "score a run on held-out pairs, the paper's suites or MTEB",
     "mine-negatives": "find hard negatives for pairs with a trained run",
     "search": "search texts with a trained run",
@@ -53,10 +56,27 @@ def describe_verbs() -> str:
     )
 
 
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """While the block imports, Ctrl-C ends the process with one line.
+
+    A KeyboardInterrupt there would come out of a library as another error, or as many lines.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: leave(INTERRUPTED, "interrupted"))
+    try:
+        yield
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
+
+
 def import_verb(verb: str) -> ModuleType:
     """The module of a verb. Raises UserError where a library of an extra is missing."""
     try:
-        return importlib.import_module(f"jaxcpt.{MODULES.get(verb, verb.replace('-', '_'))}")
+        with ending_at_once():
+            return importlib.import_module(f"jaxcpt.{MODULES.get(verb, verb.replace('-', '_'))}")
     except ModuleNotFoundError as error:
         if verb not in MINING_VERBS or (error.name or "").startswith("jaxcpt"):
             raise

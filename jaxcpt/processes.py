@@ -4,11 +4,14 @@ In: a coordinator's address, or a TPU or Slurm environment that tells it. Out: p
 one JAX runtime. It knows nothing of what they compute.
 """
 
+import argparse
 import contextlib
+import ctypes
 import glob
 import importlib.util
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,13 +24,25 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxcpt.config import Experiment
-from jaxcpt.errors import UserError
+from jaxcpt.errors import INTERRUPTED, LOST_PEER, STOPPED, USER_ERROR, Stopped, UserError, leave
 from jaxcpt.experiments import differences, from_json, to_json
 
 HEARTBEAT_SECONDS = 10
-LOST_PEER = 3  # the exit code of a process that has lost another
 _SIGNS_OF_LOSS = re.compile(r"(?i)gloo|nccl|unavailable|deadline|heartbeat|connection|coordinat")
 _LOST = "another process is gone; start all of them again to resume at the last checkpoint"
+
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_tell_others = _Handler(lambda _: None)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that several processes run together; `join` takes their values."""
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where all processes meet")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument(
+        "--process-id", type=int, help="from 0; TPU VMs and Slurm tell by themselves"
+    )
+    parser.add_argument("--wait", type=int, default=300, help="seconds to wait for other processes")
 
 
 def join(coordinator: str | None, count: int | None, process: int | None, wait: int) -> None:
@@ -54,6 +69,40 @@ def join(coordinator: str | None, count: int | None, process: int | None, wait: 
         initialization_timeout=wait,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
+    _take_signals_from_jax()
+
+
+def _take_signals_from_jax() -> None:
+    """JAX's own handlers are in C. Its handler of SIGTERM tells all processes of a stop, but would
+    swallow a second signal, so it is only called for the first. An abort, which is how JAX ends a
+    process that lost the coordinator, becomes the exit code of a lost peer.
+    """
+    global _tell_others
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    _tell_others = _Handler(set_handler(signal.SIGTERM, None))
+    set_handler(signal.SIGABRT, ctypes.cast(_leave_at_abort, ctypes.c_void_p))
+
+
+@_Handler
+def _leave_at_abort(_: int) -> None:
+    os._exit(LOST_PEER)
+
+
+def tell_others_to_stop() -> None:
+    """Has `agree_to_stop` answer yes on all processes soon. For a signal's handler."""
+    _tell_others(signal.SIGTERM)
+
+
+def agree_to_stop(step: int, noted: bool) -> bool:
+    """Whether to stop after this step: the same answer on all processes, which all ask at each.
+
+    Several agree on the step after the last one that any of them has reached, through JAX's
+    preemption service and without waiting for each other or for a device.
+    """
+    if jax.process_count() == 1:
+        return noted
+    return multihost_utils.reached_preemption_sync_point(step)
 
 
 def _call_the_roll(coordinator: str, count: int, process: int, wait: int) -> None:
@@ -114,11 +163,13 @@ _STDERR_FILTER = """
 import re, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
 lost = said = False
 for line in sys.stdin:
     lost = lost or bool(re.match(r"[EF]\\d{4} .*(coordination_service|client\\.h)", line))
+    stop = re.match(r"[IWE]\\d{4} .*preemption_", line)
     said = said or line.startswith("jaxcpt:")
-    if line.startswith("jaxcpt:") or not (lost or line.startswith("[Gloo]")):
+    if line.startswith("jaxcpt:") or not (lost or stop or line.startswith("[Gloo]")):
         print(line, end="", file=sys.stderr, flush=True)
 if lost and not said:
     print(sys.argv[1], file=sys.stderr)
@@ -189,22 +240,24 @@ def run_together(work: Callable[[], None]) -> None:
     """Runs `work`; when another process dies in the middle, leaves with one line at once.
 
     After any error the others will not come to a clean shutdown, which would wait for them, so
-    this process is ended as it stands. What the
-    last finished checkpoint holds is safe, and the next start goes on from it.
+    this process is ended as it stands. What the last finished checkpoint holds is safe, and the
+    next start goes on from it.
     """
     try:
         work()
-    except (UserError, OSError) as refusal:
+    except (UserError, OSError, Stopped) as end:
         if jax.process_count() == 1:
             raise
-        print(f"jaxcpt: {refusal}", file=sys.stderr, flush=True)
-        os._exit(2)
+        leave(STOPPED if isinstance(end, Stopped) else USER_ERROR, " ".join(str(end).split()))
+    except KeyboardInterrupt:
+        if jax.process_count() == 1:
+            raise
+        leave(INTERRUPTED, "interrupted")
     except Exception as error:
         if jax.process_count() == 1:
             raise
         reason = " ".join(str(error).split())[:200]
         if isinstance(error, jax.errors.JaxRuntimeError) and _SIGNS_OF_LOSS.search(reason):
-            print(f"jaxcpt: {_LOST} ({reason})", file=sys.stderr, flush=True)
-            os._exit(LOST_PEER)
+            leave(LOST_PEER, f"{_LOST} ({reason})")
         traceback.print_exc()
         os._exit(1)

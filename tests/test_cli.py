@@ -93,3 +93,15 @@ def test_commands_start_in_the_folder_that_contains_the_clone(module, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: jaxcpt")
+
+
+def test_ctrl_c_during_imports_is_one_line():
+    code = (
+        "import importlib, os, signal; from jaxcpt import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "importlib.import_module = lambda _: os.kill(os.getpid(), signal.SIGINT)\n"
+        "cli.run()"
+    )
+    command = [sys.executable, "-c", code, "train", "--experiment", "x.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (130, "jaxcpt: interrupted\n")

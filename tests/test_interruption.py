@@ -1,0 +1,51 @@
+"""Signals: the first is noted, the second of any kind ends the process; exit codes of commands."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from jaxcpt.errors import STOPPED, Stopped, run_command
+
+FORKS = """
+import json, os, signal, time
+from jaxcpt.interruption import SIGNALS, Interruption
+
+def end_by(*numbers):
+    child = os.fork()
+    if child == 0:
+        with Interruption() as interruption:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                assert interruption.noted or number == signal.SIGHUP
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+found = [[end_by(first, second) for second in SIGNALS] for first in SIGNALS]
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+print(json.dumps([found, end_by(signal.SIGHUP, signal.SIGHUP), end_by(signal.SIGTERM)]))
+"""
+
+
+def test_two_signals_of_any_kind_end_the_process():
+    command = [sys.executable, "-W", "ignore", "-c", FORKS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    codes, ignored, single = json.loads(done.stdout)
+    assert codes == 3 * [[143, 130, 129]]
+    assert (ignored, single) == (0, 0)  # nohup ignores SIGHUP
+    lines = done.stderr.splitlines()
+    assert lines[0] == "jaxcpt: ended by SIGTERM, the second signal; the newest checkpoint stays"
+    assert len(lines) == 9
+
+
+def test_a_stopped_run_has_its_own_exit_code(capsys):
+    def stop(_):
+        raise Stopped("stopped at step 4, which is saved; start again to go on")
+
+    with pytest.raises(SystemExit) as left:
+        run_command(stop)
+    assert left.value.code == STOPPED == 75
+    said = "jaxcpt: stopped at step 4, which is saved; start again to go on\n"
+    assert capsys.readouterr().err == said
