@@ -184,6 +184,21 @@ class Batches:
 
         return jax.tree.map(place, local)
 
+    def pair_ids(self, step: int) -> np.ndarray:
+        """The numbers of the pairs of a step's batch, counted from 0 through all sources."""
+        return self.order.pairs_at(step, np.arange(self.settings.pairs_per_batch))
+
+    def find_texts(self, step: int, hashes: set[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The texts of a step's batch that have one of these hashes: the number of the pair, and
+        that of the text in it: 0 is x, 1 is y, and negatives follow."""
+        drawn = self._draw(step, np.arange(count_data_shards(self.mesh)))
+        return [
+            (number, text)
+            for number, pair in zip(self.pair_ids(step).tolist(), drawn, strict=True)
+            for text, found in enumerate(pair.hashes)
+            if found in hashes and len(pair.ids[text])
+        ]
+
     def stream(self, first: int, last: int) -> Iterator[Future[Batch]]:
         """The batches of steps first to last - 1. While one is in use, the next two are made."""
         with ThreadPoolExecutor(max_workers=2) as pool:

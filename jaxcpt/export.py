@@ -17,7 +17,7 @@ from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.interop.card import read_data_cards, write_card
 from jaxcpt.interop.exporting import DTYPES, ExportedRun, export_arrays, export_library
-from jaxcpt.metrics import EVALS_FILE, read_rows
+from jaxcpt.metrics import EVALS_FILE, find_row
 from jaxcpt.pair import Side
 from jaxcpt.prefixes import add_prefix_options, describe_differences, read_prefix_options
 
@@ -42,7 +42,7 @@ def export_run(
         params = merge_adapters(params, experiment.adapter)
         experiment = replace(experiment, adapter=None)
     params = jax.tree.map(np.asarray, jax.device_get(params))
-    *_, scores = read_rows(run_dir / EVALS_FILE) or [{}]
+    scores = find_row(run_dir / EVALS_FILE, embedder.step)
     run = ExportedRun(
         experiment=experiment,
         tokenizer=embedder.tokenizer,

@@ -140,6 +140,11 @@ class MetricsLog:
         self._board.flush()
         self._display.show_step(step, scalars)
 
+    def warn(self, text: str) -> None:
+        """Shows a line."""
+        if self._writes:
+            self._display.warn(text)
+
     def log_evals(self, step: int, scores: Mapping[str, float]) -> None:
         """Records and shows scores of a step. Other scores that the step already has stay."""
         if not self._writes:
@@ -209,6 +214,11 @@ def _parse_value(value: object) -> float:
     if abs(value) > sys.float_info.max:  # JSON text such as 1e400, or an integer of 400 digits
         raise ValueError("a number out of range")
     return float(value)
+
+
+def find_row(path: Path, step: int) -> Row:
+    """The line of a step. It is empty where the file has none."""
+    return {row["step"]: row for row in read_rows(path)}.get(step, {})
 
 
 def _write_rows(path: Path, rows: list[Row]) -> None:

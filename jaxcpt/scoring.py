@@ -7,7 +7,7 @@ score is computed is known to `evals`.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from jaxcpt.evals.suites import SUITES, run_suites, score_words
 from jaxcpt.evals.table import Line, tabulate
 from jaxcpt.files import write_file
 from jaxcpt.lines import find_file
-from jaxcpt.metrics import EVALS_FILE, read_rows
+from jaxcpt.metrics import EVALS_FILE, find_row
 from jaxcpt.pair import Pair, Side
 from jaxcpt.pairs import open_source
 from jaxcpt.processes import is_first
@@ -52,22 +52,47 @@ def read_heldout(
     return pairs.read(range(len(pairs)))
 
 
-def score(experiment: Experiment, embedder: Embedder, heldout: Sequence[Pair]) -> dict[str, float]:
+def score(
+    experiment: Experiment,
+    embedder: Embedder,
+    heldout: Sequence[Pair],
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """The scores of one eval of a run: `heldout/<score>` and `<suite>/<score>`.
 
     A set that does not fit is named in a printed line, and training goes on without its scores.
+    check: called before each set of texts is embedded. It may raise.
     """
+
+    def checked(embedder: Embedder) -> EmbedFn:
+        def embed(texts: Sequence[str], side: Side) -> np.ndarray:
+            check()
+            return embedder.embed(texts, side)
+
+        return embed
+
     scores: dict[str, float] = {}
     if heldout:
-        of_heldout = pair_search.run(embedder.of_sources.embed, heldout)
+        of_heldout = pair_search.run(checked(embedder.of_sources), heldout)
         scores = {f"heldout/{name}": value for name, value in of_heldout.items()}
     if experiment.evals.suites:
         problems: list[str] = []
         data, suites = Path(experiment.evals.data), experiment.evals.suites
-        scores |= collect(problems, run_suites, embedder.embed, data, suites)
+        scores |= collect(problems, run_suites, checked(embedder), data, suites)
         for problem in problems:
             note(f"not scored: {problem}")
     return scores
+
+
+def lacks_evals(run_dir: Path, experiment: Experiment, step: int) -> bool:
+    """Whether the eval of a saved step was due and has no row: a stop or a kill was before it."""
+    if step == 0:
+        is_due = experiment.init_from is not None  # to show what training adds
+    else:
+        is_due = step % experiment.evals.every_steps == 0 or step == experiment.train_steps
+    wanted = {*(["heldout"] if experiment.data.heldout else []), *experiment.evals.suites}
+    found = {name.partition("/")[0] for name in find_row(run_dir / EVALS_FILE, step)}
+    return is_due and not wanted <= found
 
 
 def conclude(
@@ -81,8 +106,7 @@ def conclude(
     experiment = embedder.experiment
     data, suites = Path(experiment.evals.data), experiment.evals.suites
     summary: dict[str, Any] = {"derived": derived}
-    rows = read_rows(run_dir / EVALS_FILE) or [{}]
-    before = rows[0] if rows[0].get("step") == 0 else {}
+    before, last = (find_row(run_dir / EVALS_FILE, step) for step in (0, embedder.step))
     if heldout:
         embed_fn = embedder.of_sources.embed
         summary |= compare_heldout(run_dir, embed_fn, heldout, before)
@@ -90,7 +114,6 @@ def conclude(
     words = collect([], score_words, data, suites)  # `score` has named what does not fit
     if not is_first():
         return
-    last = rows[-1] if rows[-1].get("step") == embedder.step else {}
     scores = {name: value for name, value in last.items() if name.partition("/")[0] in suites}
     tables = tabulate(scores, words, data, before)
     show_comparison(summary)

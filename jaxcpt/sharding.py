@@ -167,6 +167,12 @@ def use_cpu_cores(devices: int | None = None) -> None:
     jax.config.update("jax_num_cpu_devices", devices or min(len(os.sched_getaffinity(0)), 8))
 
 
+def use_devices(shape: config.Mesh, processes: int) -> None:
+    """The same, with as many CPU devices as the mesh asks for."""
+    axes = (shape.data, shape.fsdp, shape.tensor)
+    use_cpu_cores(None if -1 in axes else max(math.prod(axes) // processes, 1))
+
+
 def count_data_shards(mesh: jax.sharding.Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in DATA_AXES)
 

@@ -76,6 +76,10 @@ class RunDisplay:
             head = f"step {step:{width}}/{self._total_steps}  "
             self._print(Text.assemble(head, numbers, f"  {left} left"))
 
+    def warn(self, text: str) -> None:
+        """Prints a line that must not be missed."""
+        self._print(Text(text, style="bold red"))
+
     def show_evals(self, step: int, scores: Mapping[str, float], file: str) -> None:
         """Shows the first EVALS_SHOWN scores. `file`: the name of the file that holds them all."""
         self._warn_if_not_finite(step, scores)
@@ -106,12 +110,15 @@ class RunDisplay:
         return str(timedelta(seconds=round(pace * (self._total_steps - step))))
 
     def _warn_if_not_finite(self, step: int, row: Mapping[str, float]) -> None:
-        """Warns once for each name, until its value is finite again."""
+        """Warns once for each name, until its value is finite again. A step that changed nothing
+        has a warning of its own."""
+        if "bad_steps" in row:
+            return
         bad = {name: value for name, value in row.items() if not math.isfinite(value)}
         if new := [
             f"{name} is {value}" for name, value in bad.items() if name not in self._not_finite
         ]:
-            self._print(Text(f"step {step}: {', '.join(new)}", style="bold red"))
+            self.warn(f"step {step}: {', '.join(new)}")
         self._not_finite = self._not_finite - row.keys() | bad.keys()
 
 

@@ -6,7 +6,6 @@ Started again on its run folder, a run goes on where its newest whole checkpoint
 """
 
 import math
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import jax
 
+from jaxcpt import bad_steps
 from jaxcpt.batches import Batches, size_full_batches
 from jaxcpt.budget import Budget, count_budget, describe
 from jaxcpt.checkpoint import CheckpointStore, check_tokenizer
@@ -21,16 +21,20 @@ from jaxcpt.checks import validate
 from jaxcpt.chips import FLOPS_BY_DEVICE_KIND
 from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
-from jaxcpt.errors import CommandParser, UserError, run_command
+from jaxcpt.errors import CommandParser, Stopped, run_command
 from jaxcpt.evals.suites import list_suites
 from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
 from jaxcpt.files import write_file
+from jaxcpt.hang_watch import HangWatch
+from jaxcpt.interruption import Interruption
 from jaxcpt.metrics import MetricsLog, Throughput
 from jaxcpt.model import check_model_fits
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import EncodedPairs, open_training, sample_texts
 from jaxcpt.prefixes import describe_differences
 from jaxcpt.processes import (
+    add_arguments,
+    agree_to_stop,
     any_process,
     check_agreement,
     first_goes_first,
@@ -39,11 +43,11 @@ from jaxcpt.processes import (
     run_together,
 )
 from jaxcpt.run_folder import check_same_experiment, claim, remove_run
-from jaxcpt.scoring import conclude, read_heldout, score
+from jaxcpt.scoring import conclude, lacks_evals, read_heldout, score
 from jaxcpt.sharding import (
     make_mesh,
     size_mesh,
-    use_cpu_cores,
+    use_devices,
 )
 from jaxcpt.smoke import shrink
 from jaxcpt.start import (
@@ -56,6 +60,12 @@ from jaxcpt.start import (
 from jaxcpt.terminal import print_table
 from jaxcpt.tokenizer import Tokenizer, has_tokenizer, read_model, read_tokenizer, train_tokenizer
 from jaxcpt.update import TrainState, init_state, make_train_step, shard_state
+
+EXIT_CODES = (
+    "Exit codes: 0 the run is done; 2 a mistake to correct, told in one line; 3 another process is "
+    "lost, or a step does not end: start all again; 75 stopped by a signal, and saved: start again "
+    "to go on; 129, 130, 143 ended at once, by a second signal or before training began."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +141,14 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
         Interruption() as interruption,
     ):
         first, state = begin(run, checkpoints)
+        if is_first():
+            bad_steps.forget_from(run_dir, first + 1)
         with MetricsLog(run_dir, run.experiment.train_steps, first, is_first()) as metrics:
             embedder = run_steps(run, state, first, checkpoints, interruption, metrics)
     if run_dir == shared_dir:  # a baseline is shown with its run
-        conclude(run_dir, embedder, run.heldout, run.derived)
+        with Interruption() as interruption:
+            if interruption.run(lambda: conclude(run_dir, embedder, run.heldout, run.derived)):
+                raise Stopped("stopped in the report; all steps are saved; start again to go on")
 
 
 def begin(run: Prepared, checkpoints: CheckpointStore) -> tuple[int, TrainState]:
@@ -173,59 +187,95 @@ def run_steps(
     state: TrainState,
     first: int,
     checkpoints: CheckpointStore,
-    interruption: "Interruption",
+    interruption: Interruption,
     metrics: MetricsLog,
 ) -> Embedder:
-    """The loop. Returns what embeds with the last state. Raises UserError after a signal."""
-    experiment, last = run.experiment, run.experiment.train_steps
+    """The loop. Returns what embeds with the last state. Raises Stopped after a signal."""
+    experiment, last, step = run.experiment, run.experiment.train_steps, first
     train_step = make_train_step(experiment, run.mesh)
     embedder = Embedder(experiment, state.encoder, run.tokenizer, run.mesh)
-    speed = Throughput(find_peak_flops(run.mesh))
-    stream = run.batches.stream(first, last)
+    speed, watch = Throughput(find_peak_flops(run.mesh)), HangWatch(experiment.safety.hang_seconds)
     waiting: list[dict[str, jax.Array]] = []
 
-    def measure(step: int) -> None:
+    def save() -> None:
         jax.block_until_ready(state)
-        with speed.paused():
-            scored = embedder.with_params(state.encoder, step)
-            if scores := score(experiment, scored, run.heldout):
-                metrics.log_evals(step, scores)
+        with speed.paused(), watch.paused():
+            checkpoints.save(state, make_meta(run))
 
-    if first == 0 and experiment.init_from is not None:
-        measure(0)  # to show what training adds
-    for step in range(first + 1, last + 1):
-        coming = next(stream)
-        if not coming.done():  # the wait counts from when the devices have nothing to do
-            jax.block_until_ready(waiting)
+    def measure() -> bool:
+        """Returns whether a signal came, which ends the eval early."""
+        jax.block_until_ready(state)
+        with speed.paused(), watch.paused():
+            scored = embedder.with_params(state.encoder, step)
+            interruption.run(lambda: evaluate(run, scored, interruption, metrics))
+        return any_process(interruption.noted)
+
+    saves = bad_steps.Due(experiment.checkpoints.every_steps, last)
+    evals = bad_steps.Due(experiment.evals.every_steps, last)
+    missed = not int(state.bad_steps) and lacks_evals(run.run_dir, experiment, first)
+    if any_process(missed) and measure():
+        stop(step, checkpoints)
+    for coming in watch.steps(run.batches.stream(first, last)):
+        step += 1
+        # The host is ahead by two steps at most, and by none when it waits for a batch.
+        jax.block_until_ready(waiting[-2:-1] if coming.done() else waiting[-1:])
         with speed.waiting_for_data():
             batch = coming.result()
         with jax.transfer_guard("disallow"):  # nothing moves to or from the host unseen
             state, scalars = train_step(state, batch)
         waiting.append(scalars)
 
-        logs = step % experiment.log_every_steps == 0 or step in (first + 1, last)
-        if logs:
+        if step % experiment.log_every_steps == 0 or step in (first + 1, last):
             rows, waiting = jax.device_get(waiting), []
-            for row in rows:
-                pairs, tokens = int(row.pop("pairs")), int(row.pop("tokens"))
-                speed.count(pairs, tokens, run.budget.model_flops_per_step)
-            timing = speed.read()
-            metrics.log(step, rows[-1] | (timing if step > first + 1 else {}))
-
-        # Several processes ask each other only when they wait for the devices anyway.
-        stops = (logs or jax.process_count() == 1) and any_process(interruption.noted)
-        if step % experiment.checkpoints.every_steps == 0 or step == last or stops:
-            jax.block_until_ready(scalars)
-            with speed.paused():
-                checkpoints.save(state, make_meta(run))
-        if stops and step < last:
-            checkpoints.finish()
-            any_process(True)  # nobody leaves before the first has proved the save
-            raise UserError(f"stopped at step {step}, which is saved; start again to go on")
-
-        if step % experiment.evals.every_steps == 0 or step == last:
-            measure(step)
+            log_steps(run, step, rows, speed, metrics)
+            if rows[-1]["bad_steps"] >= experiment.safety.max_bad_steps:
+                with watch.paused():
+                    bad_steps.stop_at(step, state, run.run_dir, make_meta(run), checkpoints)
+        stops = agree_to_stop(step, interruption.noted)
+        if is_saved := saves.are_due(step, scalars) or stops:
+            save()
+        if not stops and evals.are_due(step, scalars):
+            stops = measure()
+            if stops and not is_saved:
+                save()
+        if stops:
+            with watch.paused():
+                stop(step, checkpoints)
     return embedder.with_params(state.encoder, last)
+
+
+def stop(step: int, checkpoints: CheckpointStore) -> None:
+    """Raises Stopped when the step is saved on all processes."""
+    checkpoints.finish()
+    any_process(True)  # nobody leaves before the first has proved the save
+    raise Stopped(f"stopped at step {step}, which is saved; start again to go on")
+
+
+def log_steps(
+    run: Prepared, step: int, rows: list[dict[str, Any]], speed: Throughput, metrics: MetricsLog
+) -> None:
+    """Records the last of `rows`, the metrics of the newest steps, and each that was bad."""
+    for row in rows:
+        speed.count(int(row["pairs"]), int(row["tokens"]), run.budget.model_flops_per_step)
+    timing = speed.read()
+    for at, row in enumerate(rows, start=step - len(rows) + 1):
+        numbers = {k: v for k, v in row.items() if k not in ("pairs", "tokens", "bad_steps")}
+        if row["bad_steps"]:
+            numbers["bad_steps"] = row["bad_steps"]
+            pairs = run.batches.pair_ids(at - 1).tolist()
+            metrics.warn(bad_steps.describe(at, numbers, pairs))
+            if is_first():
+                bad_steps.record(run.run_dir, at, numbers, pairs)
+        if row["bad_steps"] or at == step:
+            metrics.log(at, numbers | (timing if at == step else {}))
+
+
+def evaluate(
+    run: Prepared, embedder: Embedder, interruption: Interruption, metrics: MetricsLog
+) -> None:
+    """Scores the embedder's parameters and records the scores."""
+    if scores := score(run.experiment, embedder, run.heldout, interruption.check):
+        metrics.log_evals(embedder.step, scores)
 
 
 def obtain_tokenizer(
@@ -255,26 +305,6 @@ def find_peak_flops(mesh: jax.sharding.Mesh) -> float | None:
     return None if flops is None else flops * mesh.size
 
 
-class Interruption:
-    """Notes a first SIGTERM or SIGINT, so that the step under way is finished and saved."""
-
-    def __init__(self) -> None:
-        self.noted = False
-
-    def __enter__(self) -> "Interruption":
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self.before: dict[int, Any] = {n: signal.signal(n, self._note) for n in numbers}
-        return self
-
-    def _note(self, number: int, _: Any) -> None:
-        self.noted = True
-        signal.signal(number, self.before[number])  # the second one ends the process
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 def show_budget(experiment: Experiment) -> None:
     """Prints the derived numbers without reading data or using the devices.
 
@@ -294,19 +324,16 @@ def show_budget(experiment: Experiment) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
-        prog="jaxcpt train", description="Train an experiment, or go on with its run."
+        prog="jaxcpt train",
+        description="Train an experiment, or go on with its run.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("--experiment", required=True, help="a Python file, see experiments/")
     parser.add_argument("--run-dir", type=Path, help="default: runs/<experiment name>")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and data, on the CPU")
     parser.add_argument("--dry-run", action="store_true", help="print the derived numbers and stop")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where all processes meet")
-    parser.add_argument("--num-processes", type=int)
-    parser.add_argument(
-        "--process-id", type=int, help="from 0; TPU VMs and Slurm tell by themselves"
-    )
-    parser.add_argument("--wait", type=int, default=300, help="seconds to wait for other processes")
+    add_arguments(parser)
     arguments = parser.parse_args(argv)
 
     experiment = load_experiment(arguments.experiment)
@@ -317,9 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         validate(experiment)  # before any device is touched
     if arguments.smoke:
         jax.config.update("jax_platforms", "cpu")
-    axes = (experiment.mesh.data, experiment.mesh.fsdp, experiment.mesh.tensor)
-    processes = arguments.num_processes or 1
-    use_cpu_cores(None if -1 in axes else max(math.prod(axes) // processes, 1))
+    use_devices(experiment.mesh, arguments.num_processes or 1)
     join(arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.wait)
     if arguments.dry_run:
         show_budget(validate(foresee_start(experiment)))

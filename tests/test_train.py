@@ -22,7 +22,7 @@ from jaxcpt import train as train_module
 from jaxcpt.batches import Batches
 from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.config import Baseline, Checkpoints, Evals
-from jaxcpt.errors import UserError, run_command
+from jaxcpt.errors import Stopped, run_command
 from jaxcpt.evals import pair_search
 from jaxcpt.experiments import read_experiment, to_json
 from jaxcpt.metrics import read_rows
@@ -171,31 +171,69 @@ def test_sigterm_saves_and_a_new_start_goes_on(tmp_path, monkeypatch, capsys):
     real, handlers = train_module.score, [signal.getsignal(n) for n in (15, 2)]
 
     def score_and_signal(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)  # in the eval of step 3: noticed in step 4
+        os.kill(os.getpid(), signal.SIGTERM)  # in the eval of step 3, which ends at once
         return real(*arguments)
 
     monkeypatch.setattr(train_module, "score", score_and_signal)
-    with pytest.raises(UserError) as stopped:
+    with pytest.raises(Stopped) as stopped:
         train(tiny_experiment(), run_dir, run_dir)
-    assert str(stopped.value) == "stopped at step 4, which is saved; start again to go on"
+    assert str(stopped.value) == "stopped at step 3, which is saved; start again to go on"
     assert [signal.getsignal(n) for n in (15, 2)] == handlers
-    assert [row["step"] for row in read_metrics(run_dir)] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_metrics(run_dir)] == [1, 2, 3]
+    assert read_rows(run_dir / "evals.jsonl") == []
     assert "stopped" not in write_report(run_dir).read_text()  # it has a report all the same
     monkeypatch.setattr(train_module, "score", real)
     train(tiny_experiment(), run_dir, run_dir)
-    assert "resuming at step 4 of 6" in capsys.readouterr().out
+    assert "resuming at step 3 of 6" in capsys.readouterr().out
+    assert_same_run(run_dir)  # with the eval of step 3, which was made up for
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_between_evals_saves_at_the_next_step(tmp_path, monkeypatch, number):
+    run_dir, real = tmp_path / "run", train_module.MetricsLog.log
+
+    def log_and_signal(self, step, scalars):
+        real(self, step, scalars)
+        if step == 5:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(train_module.MetricsLog, "log", log_and_signal)
+    tiny_run()  # writes the pairs
+    with pytest.raises(Stopped, match="stopped at step 5, which is saved"):
+        train(tiny_experiment(), run_dir, run_dir)
+    monkeypatch.undo()
+    train(tiny_experiment(), run_dir, run_dir)
     assert_same_run(run_dir)
 
 
-def test_the_second_interruption_ends_the_process(request):
-    # A shell's background jobs, and some CI, begin with the signal ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    with train_module.Interruption() as interruption:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.noted
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize("place", ["score", "conclude"])
+def test_a_signal_in_the_last_eval_ends_it(tmp_path, monkeypatch, place):
+    run_dir, real = copy_run(tmp_path), getattr(train_module, place)
+    (run_dir / "evals.jsonl").write_text((run_dir / "evals.jsonl").read_text().splitlines()[0])
+
+    def signal_and_work(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(train_module, place, signal_and_work)
+    start = time.monotonic()
+    with pytest.raises(Stopped, match="saved; start again to go on"):
+        train(tiny_experiment(), run_dir, run_dir)
+    assert time.monotonic() - start < 50
+    monkeypatch.setattr(train_module, place, real)
+    train(tiny_experiment(), run_dir, run_dir)
+    assert_same_run(run_dir)
+
+
+@pytest.mark.parametrize("saved", [3, 6])
+def test_an_eval_that_a_kill_prevented_is_made_up_for(tmp_path, saved):
+    run_dir = copy_run(tmp_path)
+    if saved == 3:
+        forget(run_dir, 6)
+    rows = (run_dir / "evals.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "evals.jsonl").write_text("".join(rows[: saved // 3 - 1]))
+    train(tiny_experiment(), run_dir, run_dir)
+    assert_same_run(run_dir)
 
 
 def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys):
@@ -245,7 +283,7 @@ def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module.MetricsLog, "log", stop_after)
-        with pytest.raises(UserError, match=f"stopped at step {len(before)}, which is saved"):
+        with pytest.raises(Stopped, match=f"stopped at step {len(before)}, which is saved"):
             train(long_run, run_dir, run_dir)
     assert f"resuming at step {found} of 5000" in capsys.readouterr().out
     assert read_metrics(run_dir) == before  # the steps lost are taken again, bit for bit

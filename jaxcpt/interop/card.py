@@ -30,7 +30,7 @@ def write_card(
 ) -> str:
     """README.md with the front matter that model hubs read.
 
-    scores: the last row of evals.jsonl. Empty: the run has measured none.
+    scores: the step's row of evals.jsonl. Empty: it was not measured.
     cards: the data cards of mined training data, as `read_data_cards` finds them.
     """
     m, t = experiment.model, experiment.tokenizer
