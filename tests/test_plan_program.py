@@ -1,5 +1,7 @@
 """What the TPU compiler's program says is read right, and costs what a hand computation says."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,3 +229,30 @@ def test_flops_count_loops_kernels_and_what_is_computed_again():
         spec = jax.sharding.PartitionSpec("data")
         cut = jax.shard_map(lambda a: a @ a.T @ a, in_specs=spec, out_specs=spec)
         assert count_flops(jax.make_jaxpr(cut)(x).jaxpr, 8) == 8 * 2 * (2 * 2 * 2 * 8)
+
+
+def test_a_conditional_costs_what_its_longest_branch_does():
+    program = read_program(
+        """HloModule jit_step
+
+%keep (p.0: f32[8]) -> f32[8] {
+  ROOT %p.0 = f32[8]{0} parameter(0)
+}
+
+%update (p.1: f32[8]) -> f32[8] {
+  %p.1 = f32[8]{0} parameter(0)
+  ROOT %add.1 = f32[8]{0} add(%p.1, %p.1)
+}
+
+ENTRY %main (a.0: pred[], a.1: f32[8]) -> f32[8] {
+  %a.0 = pred[] parameter(0)
+  %a.1 = f32[8]{0} parameter(1)
+  ROOT %c.1 = f32[8]{0} conditional(%a.0, %a.1, %a.1), CALLED
+}
+""".replace("CALLED", "true_computation=%update, false_computation=%keep")
+    )
+    conditional = program.computations["main"]["c.1"]
+    assert list(program.body(conditional)) == ["p.1", "add.1"]
+    branches = conditional.text.replace("true_computation=%update, false_computation=%keep", "")
+    renamed = replace(conditional, text=f"{branches}branch_computations={{%keep, %update}}")
+    assert list(program.body(renamed)) == ["p.1", "add.1"]

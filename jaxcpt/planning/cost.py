@@ -151,7 +151,7 @@ class ScheduleSimulator:
 
     def _run(self, computation: Computation, times: int) -> None:
         for instruction in computation.values():
-            if instruction.opcode in ("while", "call"):
+            if instruction.opcode in ("while", "call", "conditional"):
                 self._run_inner(instruction, times)
             elif (exchange := self.program.exchange_in(instruction)) is not None:
                 self._exchange(instruction, exchange, times)
@@ -168,13 +168,10 @@ class ScheduleSimulator:
 
     def _run_inner(self, instruction: Instruction, times: int) -> None:
         """Runs a loop's body once, with no exchange left over from before, and multiplies it."""
-        body = self.program.computations[
-            instruction.attribute("body") or instruction.attribute("to_apply") or ""
-        ]
         if instruction.opcode == "while":
             times *= self.program.trips(instruction)
         self.ends, outer = {}, self.ends
-        self._run(body, times)
+        self._run(self.program.body(instruction), times)
         self.ends = outer
 
     def _compute(self, instruction: Instruction, computation: Computation, times: int) -> None:

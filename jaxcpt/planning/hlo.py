@@ -96,6 +96,15 @@ class Program:
                 return int(number[1])
         raise ValueError(f"no constant bounds the loop {loop.name}")
 
+    def body(self, instruction: Instruction) -> Computation:
+        """What a loop, a call or a conditional runs. Of branches it is the longest: the other one
+        of a training step keeps the state of a step that was not finite."""
+        names = [instruction.attribute("body"), instruction.attribute("to_apply")]
+        names += [instruction.attribute(f"{branch}_computation") for branch in ("true", "false")]
+        if match := re.search(r"branch_computations=\{(.*?)\}", instruction.text):
+            names += re.findall(r"%([^\s,]+)", match[1])
+        return max((self.computations[name] for name in names if name), key=len)
+
     def called(self, instruction: Instruction) -> Computation:
         """The computation inside a fusion. Empty for other instructions."""
         return self.computations.get(instruction.attribute("calls") or "", {})
