@@ -22,13 +22,14 @@ from jaxcpt.evals.suites import (
     run_suites,
     score_words,
 )
-from jaxcpt.evals.table import tabulate
+from jaxcpt.evals.table import Line, tabulate
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import write_file
 from jaxcpt.metrics import record_evals
 from jaxcpt.pair import Pair
 from jaxcpt.prefixes import read_prefix_options
 from jaxcpt.report import write_report
+from jaxcpt.run_lock import FolderInUse, RunLock
 from jaxcpt.scoring import (
     compare_heldout,
     embed_as_stored,
@@ -72,13 +73,13 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder, storage: Stora
         of_suite = collect(problems, run_suites, embed_fn, data, [suite], corpus_fn)
         scores |= of_suite
         if records:  # before words are matched, which can fail without loss then
-            record_evals(run_dir, embedder.step, of_suite)
+            record(run_dir, embedder.step, of_suite)
         write_json(arguments.json, {"step": embedder.step, "scores": scores, "words": words})
         words |= collect(problems, score_words, data, [suite])
         tables = tabulate(of_suite, words, data)
         show_suites(tables)
         if records:
-            record_tables(run_dir, embedder.step, tables)
+            record(run_dir, embedder.step, {}, tables)
         write_json(arguments.json, {"step": embedder.step, "scores": scores, "words": words})
     finish(scores, problems)
 
@@ -99,14 +100,34 @@ def score_mteb(arguments: argparse.Namespace, embedder: Embedder, storage: Stora
     print_table("MTEB, main scores", list(by_task.items()), ("task", "this run"))
     scores = {f"mteb/{name}": value for name, value in by_task.items()}
     if is_own(embedder, storage):
-        record_evals(run_dir, embedder.step, scores)
-        write_report(run_dir)
+        record(run_dir, embedder.step, scores)
     write_json(arguments.json, {"step": embedder.step, "scores": scores})
 
 
 def is_own(embedder: Embedder, storage: Storage) -> bool:
     """Whether the scores are the run's own: of whole vectors, and with its own prefixes."""
     return storage == Storage() and not embedder.given
+
+
+def record(
+    run_dir: Path,
+    step: int,
+    scores: dict[str, float],
+    tables: dict[str, list[Line]] | None = None,
+) -> None:
+    """Records scores in the run folder. While a run trains there, says that they are not recorded.
+
+    Both would write evals.jsonl, and the later one would drop the lines of the other.
+    """
+    try:
+        with RunLock(run_dir):
+            record_evals(run_dir, step, scores)
+            if tables is None:
+                write_report(run_dir)
+            else:
+                record_tables(run_dir, step, tables)
+    except FolderInUse as refusal:
+        print(f"these scores are shown and not recorded; evaluate again for that: {refusal}")
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ Started again on its run folder, a run goes on where its newest whole checkpoint
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from jaxcpt.processes import (
     join,
     run_together,
 )
-from jaxcpt.run_folder import check_same_experiment, claim, remove_run
+from jaxcpt.run_folder import check_same_experiment, own_folder, remove_run
 from jaxcpt.scoring import conclude, lacks_evals, read_heldout, score
 from jaxcpt.sharding import (
     make_mesh,
@@ -82,14 +83,35 @@ class Prepared:
     derived: dict[str, str]
 
 
-def prepare(experiment: Experiment, run_dir: Path, shared_dir: Path) -> Prepared:
-    """Devices; a run folder that is this experiment's; pairs -> tokenizer -> batches."""
+def open_mesh(experiment: Experiment) -> jax.sharding.Mesh:
+    """The devices. Raises UserError where the model does not fit them or processes disagree."""
     mesh = make_mesh(experiment.mesh)
     if experiment.init_from is None:
         check_model_fits(mesh, validate(experiment))
     check_agreement(experiment)
-    with first_goes_first("claim"):
-        claim(run_dir)
+    return mesh
+
+
+@contextmanager
+def own_together(run_dir: Path) -> Iterator[None]:
+    """The first process owns the run folder for all. All raise UserError where it cannot."""
+    refusal = None
+    with ExitStack() as stack:
+        if is_first():
+            try:
+                stack.enter_context(own_folder(run_dir))
+            except UserError as error:
+                refusal = error
+        if any_process(refusal is not None):
+            raise refusal or UserError(f"{run_dir}: process 0 cannot write there; see its message")
+        yield
+
+
+def prepare(
+    experiment: Experiment, run_dir: Path, shared_dir: Path, mesh: jax.sharding.Mesh
+) -> Prepared:
+    """The experiment with what it starts from; pairs -> tokenizer -> batches."""
+    with first_goes_first("start"):
         if experiment.init_from is not None and not (run_dir / EXPERIMENT_FILE).is_file():
             find_start(experiment.init_from, run_dir)
     experiment = validate(resolve_start(experiment, run_dir))
@@ -127,8 +149,15 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
     shared_dir: the run folder that keeps mined pairs and the tokenizer. A baseline uses those of
     the run that it is the baseline of.
     """
-    run = prepare(experiment, run_dir, shared_dir)
-    if (baseline := derive_baseline(run.experiment)) is not None:
+    mesh = open_mesh(experiment)
+    with own_together(run_dir):
+        train_in(prepare(experiment, run_dir, shared_dir, mesh), shared_dir)
+
+
+def train_in(run: Prepared, shared_dir: Path) -> None:
+    """`train`, in a run folder that is this run's and locked."""
+    run_dir, experiment = run.run_dir, run.experiment
+    if (baseline := derive_baseline(experiment)) is not None:
         train(baseline, run_dir / "baseline", shared_dir)
     if is_first():
         print_table(experiment.name, list(run.derived.items()))
@@ -143,7 +172,7 @@ def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
         first, state = begin(run, checkpoints)
         if is_first():
             bad_steps.forget_from(run_dir, first + 1)
-        with MetricsLog(run_dir, run.experiment.train_steps, first, is_first()) as metrics:
+        with MetricsLog(run_dir, experiment.train_steps, first, is_first()) as metrics:
             embedder = run_steps(run, state, first, checkpoints, interruption, metrics)
     if run_dir == shared_dir:  # a baseline is shown with its run
         with Interruption() as interruption:
@@ -172,7 +201,7 @@ def begin(run: Prepared, checkpoints: CheckpointStore) -> tuple[int, TrainState]
     checkpoints.save_base(state.base)
     checkpoints.save(state, make_meta(run))  # from now on a resume does not need the source
     checkpoints.finish()
-    with first_goes_first("start"):
+    with first_goes_first("forget"):
         forget_start(run.run_dir)
     return 0, state
 

@@ -5,7 +5,7 @@ from conftest import make_experiment
 
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import to_json
-from jaxcpt.run_folder import MARKER, check_same_experiment, claim, remove_run
+from jaxcpt.run_folder import MARKER, check_same_experiment, claim, own_folder, remove_run
 from jaxcpt.train import train
 
 
@@ -33,7 +33,8 @@ def test_what_a_refused_start_left_is_removed_and_nothing_else(tmp_path):
     claim(tmp_path / "run")
     for name in ("tokenizer", "notes"):
         (tmp_path / "run" / name).mkdir()
-    claim(tmp_path / "run")
+    with own_folder(tmp_path / "run"):
+        pass
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [MARKER, "notes"]
 
 
@@ -41,7 +42,8 @@ def test_a_run_that_has_begun_keeps_everything(tmp_path):
     """Also one of a version that wrote no marker."""
     (tmp_path / "experiment.json").write_text(to_json(make_experiment()))
     (tmp_path / "tokenizer").mkdir()
-    claim(tmp_path)
+    with own_folder(tmp_path):
+        pass
     assert (tmp_path / "tokenizer").is_dir()
     check_same_experiment(tmp_path, make_experiment())
     with pytest.raises(UserError, match=r"different experiment \(model.layers: 2 -> 1\)"):
