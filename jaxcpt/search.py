@@ -76,9 +76,12 @@ def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
     """
     vectors = VectorFolder.open(folder)
     about = vectors.about
+    for name in ("checkpoint", "side", "path", "input"):
+        if not isinstance(about.get(name), str):
+            raise UserError(f"{folder}: about.json does not tell its {name}; embed anew")
     if about["checkpoint"] != embedder.fingerprint:
         raise UserError(
-            f"{folder}: made by another checkpoint (step {about['step']}, sha256 "
+            f"{folder}: made by another checkpoint (step {about.get('step')}, sha256 "
             f"{about['checkpoint'][:12]}) than step {embedder.step} of this run "
             f"({embedder.fingerprint[:12]}); choose --step, or embed anew"
         )

@@ -3,6 +3,7 @@
     about.json      how the vectors were made and stored, and, once complete, their number
     00000.npy       [n, d] of the first texts, float32 or int8
     00000.ids.txt   the ids of these texts, one a line
+    00000.sha256    the sums of both files, as `sha256sum -c` reads them; written last
 
 In: texts with ids, one at a time, and a function that embeds a list of texts. Out: shards to search
 or to load into another index, each a plain NumPy file. The module knows no model.
@@ -10,6 +11,7 @@ or to load into another index, each a plain NumPy file. The module knows no mode
     python -m jaxcpt.vectors --input FOLDER --output FILE.npy|FILE.fvecs
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +22,12 @@ from typing import IO, Any, NamedTuple, TypeVar
 import numpy as np
 
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.files import write_file
+from jaxcpt.files import hash_file, write_file
 
 T = TypeVar("T")
 TEXTS_PER_SHARD = 16_384
 ABOUT = "about.json"
-NOT_COMPARED = ("path", "documents", "texts")
+NOT_COMPARED = ("path", "documents", "texts", "sums")
 """Entries of about.json that may differ although the vectors are the same."""
 
 
@@ -94,12 +96,12 @@ class VectorFolder:
         about = _read_about(folder)
         if about is None:
             raise UserError(f"{folder}: no vectors: it has no {ABOUT}; jaxcpt.embed makes one")
+        _check_about(folder / ABOUT, about)
         opened = VectorFolder(folder, about)
-        if "texts" not in about:
-            raise UserError(f"{folder}: not complete; start the command that fills it again")
         rows = sum(len(shard_nd) for shard_nd in opened.shards())
         if rows != about["texts"]:
             raise UserError(f"{folder}: {rows} vectors of {about['texts']}; shards are missing")
+        _check_sums(folder, about.get("sums"))
         return opened
 
     def __len__(self) -> int:
@@ -109,14 +111,24 @@ class VectorFolder:
         """Memory maps [n, d] in order. A part that is not read takes no memory."""
         for path in _list_shards(self.folder):
             try:
-                yield np.load(path, mmap_mode="r")
-            except (ValueError, EOFError) as error:
-                raise UserError(f"{path}: damaged ({error}); delete it and fill again") from None
+                if not path.is_file():
+                    raise ValueError("not a file")
+                shard_nd = np.lib.format.open_memmap(path, mode="r")
+                if shard_nd.ndim != 2 or shard_nd.dtype not in (np.float32, np.int8):
+                    raise ValueError(f"holds {shard_nd.dtype} of shape {shard_nd.shape}")
+            except (ValueError, EOFError, OSError, RecursionError, MemoryError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"{path}: damaged ({reason}); delete it and fill again") from None
+            yield shard_nd
 
     def ids(self) -> Iterator[str]:
         for path in _list_shards(self.folder):
-            with path.with_suffix(".ids.txt").open(encoding="utf-8", newline="\n") as file:
-                yield from (line.rstrip("\n") for line in file)
+            names = path.with_suffix(".ids.txt")
+            try:
+                with names.open(encoding="utf-8", newline="\n") as file:
+                    yield from (line.rstrip("\n") for line in file)
+            except UnicodeDecodeError:
+                raise UserError(f"{names}: damaged (not UTF-8); delete it and fill again") from None
 
     @property
     def storage(self) -> Storage:
@@ -149,23 +161,61 @@ def fill(
     for number, part in enumerate(cut_into_blocks(texts, texts_per_shard)):
         path = folder / f"{number:05}.npy"
         count += len(part)
-        if path.is_file():
+        if all(file.is_file() for file in (*_files_of(path), path.with_suffix(".sha256"))):
             continue
         vectors_nd = storage.apply(embed([entry.text for entry in part]))
         _write_shard(path, [entry.id for entry in part], vectors_nd)
         if len(part) == texts_per_shard:
             print(f"{path}: {count:,}{total} texts so far", flush=True)
-    about["texts"] = count
+    about |= {"texts": count, "sums": _hash_sums(folder)}
     write_file(folder / ABOUT, json.dumps(about, indent=1))
     return VectorFolder.open(folder)
 
 
 def _write_shard(path: Path, ids: Sequence[str], vectors_nd: np.ndarray) -> None:
-    """Writes the ids first, because a shard counts as written once its vectors are."""
+    """Writes the sums last, because a shard counts as written once they are."""
     if broken := [name for name in ids if "\n" in name or "\r" in name]:
         raise UserError(f"id {broken[0]!r}: holds a line break; ids are kept one a line")
     write_file(path.with_suffix(".ids.txt"), "".join(f"{name}\n" for name in ids))
     write_file(path, lambda file: np.save(file, vectors_nd))
+    sums = "".join(f"{hash_file(file)}  {file.name}\n" for file in _files_of(path))
+    write_file(path.with_suffix(".sha256"), sums)
+
+
+def _files_of(shard: Path) -> tuple[Path, Path]:
+    return shard, shard.with_suffix(".ids.txt")
+
+
+def _hash_sums(folder: Path) -> str:
+    """sha256 of all sums, in order: what is in a complete folder, and how many shards it has."""
+    sums = (path.with_suffix(".sha256") for path in _list_shards(folder))
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sums if p.is_file())).hexdigest()
+
+
+def _check_sums(folder: Path, expected: str | None) -> None:
+    """Raises UserError where a file is not as it was written."""
+    if expected is None:
+        print(f"{folder}: made by an older version, which kept no sums; its bytes are not checked")
+        return
+    if _hash_sums(folder) != expected:
+        raise UserError(f"{folder}: its .sha256 files are not its own; delete it and fill it again")
+    for shard in _list_shards(folder):
+        lines = shard.with_suffix(".sha256").read_text().splitlines()
+        for file, line in zip(_files_of(shard), lines, strict=True):
+            if not file.is_file() or f"{hash_file(file)}  {file.name}" != line:
+                raise UserError(
+                    f"{file}: damaged (not as it was written); delete it and fill again"
+                )
+
+
+def _check_about(path: Path, about: Mapping[str, Any]) -> None:
+    """Raises UserError where a complete folder's about.json lacks what every one has."""
+    if "texts" not in about:
+        raise UserError(f"{path.parent}: not complete; start the command that fills it again")
+    width, int8, texts = (about.get(name) for name in ("width", "int8", "texts"))
+    fits = (width is None or type(width) is int) and type(int8) is bool and type(texts) is int
+    if not fits or "width" not in about or not isinstance(about.get("sums", ""), str):
+        raise UserError(f"{path}: damaged; delete the folder, fill it again")
 
 
 def _claim(folder: Path, about: Mapping[str, Any]) -> None:
@@ -192,14 +242,16 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _read_about(folder: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads((folder / ABOUT).read_bytes()))
-    except (FileNotFoundError, NotADirectoryError):
+    path = folder / ABOUT
+    if not path.is_file() and not path.exists():
         return None
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{folder / ABOUT}: does not parse; delete the folder, fill it again"
-        ) from None
+    try:
+        about = json.loads(path.read_bytes()) if path.is_file() else None
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise UserError(f"{path}: does not parse; delete the folder, fill it again")
+    return about
 
 
 def _list_shards(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeyp
     for output in (folder, tmp_path / "whole"):
         run_command(embed_command.main, [*arguments, str(output)])
     found = read_bytes(folder)
-    assert len(found) == 13
+    assert len(found) == 19  # vectors, ids and sums of six shards, and about.json
     assert found == read_bytes(tmp_path / "whole")
 
 
@@ -163,6 +164,142 @@ def test_refusals(tmp_path):
         with refuse(f"--width {width}: must be from 1 to the model's width, 12"):
             Storage(width).check(12)
     assert Storage(12).check(12) == Storage(12)
+
+
+def flip(path, at=-9):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def swap(folder, endings):
+    for ending in endings:
+        one, other = folder / f"00000{ending}", folder / f"00001{ending}"
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+
+
+def change_about(folder, **changes):
+    about = json.loads((folder / "about.json").read_text()) | changes
+    about = {name: value for name, value in about.items() if value != "gone"}
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def replace_by(path, make):
+    path.unlink()
+    make(path)
+
+
+def write_array(path, array):
+    np.save(path, array)
+
+
+NOT_WRITTEN_SO = r": damaged \(not as it was written\); delete it and fill again$"
+HARM = {
+    "a flipped bit": (lambda f: flip(f / "00001.npy"), "00001.npy" + NOT_WRITTEN_SO),
+    "a vector of NaN": (
+        lambda f: write_array(f / "00001.npy", np.full((30, 12), np.nan, np.float32)),
+        "00001.npy" + NOT_WRITTEN_SO,
+    ),
+    "swapped vectors": (lambda f: swap(f, [".npy"]), "00000.npy" + NOT_WRITTEN_SO),
+    "swapped shards": (
+        lambda f: swap(f, [".npy", ".ids.txt", ".sha256"]), "its .sha256 files are not its own"
+    ),
+    "ids cut short": (
+        lambda f: (f / "00002.ids.txt").write_text("d60\n"), "00002.ids.txt" + NOT_WRITTEN_SO
+    ),
+    "no ids": (lambda f: (f / "00002.ids.txt").unlink(), "00002.ids.txt" + NOT_WRITTEN_SO),
+    "ids in another charset": (lambda f: flip(f / "00000.ids.txt"), "00000.ids.txt"),
+    "no sums": (lambda f: (f / "00003.sha256").unlink(), "its .sha256 files are not its own"),
+    "sums of ones": (lambda f: (f / "00003.sha256").write_bytes(b"\xff"), ".sha256 files are not"),
+    "a 0-d array": (
+        lambda f: write_array(f / "00000.npy", np.float32(1)), r"00000.npy: damaged \(holds float32"
+    ),
+    "texts for vectors": (
+        lambda f: write_array(f / "00000.npy", np.array(["a", "b"])), "00000.npy: damaged"
+    ),
+    "objects": (
+        lambda f: write_array(f / "00000.npy", np.array([{}], object)), "00000.npy: damaged"
+    ),
+    "an archive": (
+        lambda f: (f / "00000.npy").write_bytes(b"PK\x03\x04" * 30), "00000.npy: damaged"
+    ),
+    "nothing": (lambda f: (f / "00000.npy").write_bytes(b""), "00000.npy: damaged"),
+    "a folder": (lambda f: replace_by(f / "00000.npy", Path.mkdir), "00000.npy: damaged"),
+    "a pipe": (lambda f: replace_by(f / "00000.npy", os.mkfifo), "00000.npy: damaged"),
+    "no width": (lambda f: change_about(f, width="gone"), "about.json: damaged; delete"),
+    "no int8": (lambda f: change_about(f, int8="gone"), "about.json: damaged; delete"),
+    "a text for int8": (lambda f: change_about(f, int8="no"), "about.json: damaged; delete"),
+    "a text for texts": (lambda f: change_about(f, texts="100"), "about.json: damaged; delete"),
+    "another number": (lambda f: change_about(f, texts=99), "100 vectors of 99; shards are"),
+    "sums of no text": (lambda f: change_about(f, sums=7), "about.json: damaged; delete"),
+    "deep JSON": (
+        lambda f: (f / "about.json").write_text("[" * 100_000), "about.json: does not parse; delete"
+    ),
+    "a list": (lambda f: (f / "about.json").write_text("[[1, 2]]"), "about.json: does not parse"),
+    "bytes": (lambda f: (f / "about.json").write_bytes(b"\xff\xfe"), "about.json: does not parse"),
+    "a pipe for about.json": (
+        lambda f: replace_by(f / "about.json", os.mkfifo), "about.json: does not parse"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_damage_is_found_when_a_folder_is_opened(tmp_path, harm):
+    folder = tmp_path / "v"
+    fill_some(folder)
+    do, says = HARM[harm]
+    do(folder)
+    with pytest.raises(UserError, match=says) as refused:
+        VectorFolder.open(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_any_flipped_bit_is_found(tmp_path):
+    fill_some(tmp_path)
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in tmp_path.iterdir() if path.name != "about.json")
+    for _ in range(40):
+        path = files[rng.integers(len(files))]
+        before = path.read_bytes()
+        flip(path, rng.integers(len(before)))
+        with pytest.raises(UserError):
+            VectorFolder.open(tmp_path)
+        path.write_bytes(before)
+    VectorFolder.open(tmp_path)
+
+
+def test_a_damaged_shard_is_made_again_once_it_is_deleted(tmp_path):
+    fill_some(tmp_path)
+    before = read_bytes(tmp_path)
+    flip(tmp_path / "00002.npy")
+    with pytest.raises(UserError, match=r"00002\.npy: damaged"):
+        fill_some(tmp_path, embed=None)
+    (tmp_path / "00002.npy").unlink()
+    fill_some(tmp_path)
+    assert read_bytes(tmp_path) == before
+
+
+def test_a_folder_of_an_older_version_is_opened_with_one_line(tmp_path, capsys):
+    fill_some(tmp_path)
+    change_about(tmp_path, sums="gone")
+    for path in tmp_path.glob("*.sha256"):
+        path.unlink()
+    capsys.readouterr()
+    assert len(VectorFolder.open(tmp_path)) == 100
+    assert capsys.readouterr().out == (
+        f"{tmp_path}: made by an older version, which kept no sums; its bytes are not checked\n"
+    )
+    (tmp_path / "00000.ids.txt").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match=r"00000.ids.txt: damaged \(not UTF-8\)"):
+        list(VectorFolder.open(tmp_path).ids())
+
+
+def test_sums_are_those_of_sha256sum(tmp_path):
+    fill_some(tmp_path)
+    for path in tmp_path.glob("*.sha256"):
+        subprocess.run(["sha256sum", "-c", path.name], cwd=tmp_path, check=True)
 
 
 def export(monkeypatch, folder, output):
