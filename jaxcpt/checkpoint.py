@@ -9,12 +9,15 @@ sums, written as soon as the save has finished, and only a step that agrees with
 as saved.
 """
 
-import json
 import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,12 +26,24 @@ from jax.experimental import multihost_utils
 
 from jaxcpt.adapter import join_params
 from jaxcpt.errors import UserError
-from jaxcpt.files import hash_file, write_file
+from jaxcpt.files import hash_file
+from jaxcpt.manifest import SUFFIX, UNFINISHED, check_manifest, manifest_of, write_manifest
 from jaxcpt.model import Params
+from jaxcpt.processes import any_process
 from jaxcpt.update import TrainState
 
 # It logs hundreds of lines about what it also raises, which `CheckpointStore` tells in one.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+T = TypeVar("T")
+MOST_TRIES = 100
+"""A reader beside a run that saves faster than it can read gives up after so many steps."""
+LARGEST_STEP = 2**31 - 1
+
+
+class DamagedCheckpoint(UserError):
+    """A saved step that cannot be read."""
 
 
 class CheckpointStore:
@@ -37,18 +52,16 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep: int | None = None) -> None:
         """keep: how many steps to keep. None: only reads, and so leaves alone what a training
         run may be writing at this moment."""
-        self.folder, self.base_folder = folder, folder.parent / "base"
-        self.manager = ocp.CheckpointManager(
-            folder.resolve(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                create=keep is not None,
-                cleanup_tmp_directories=keep is not None,
-                enable_async_checkpointing=True,
-            ),
-        )
+        self.folder, self.base_folder, self.keep = folder, folder.parent / "base", keep
+        self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self.prover = ThreadPoolExecutor(max_workers=1)
         self.proof: Future[None] | None = None
+        self.newest_whole: int | None = None
+        if keep is not None and jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():  # what a killed save left
+                if re.fullmatch(r"\d+\.orbax-checkpoint-tmp.*", path.name):
+                    shutil.rmtree(path)
 
     def __enter__(self) -> "CheckpointStore":
         return self
@@ -59,7 +72,7 @@ class CheckpointStore:
         finally:
             self.prover.shutdown()
             with suppress(Exception):  # it raises again what `finish` has told
-                self.manager.close()
+                self.checkpointer.close()
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Begins a save of the state's step; arrays are copied, so training may go on at once.
@@ -67,10 +80,12 @@ class CheckpointStore:
         Its frozen parameters must have been saved by `save_base`. Raises UserError where the save
         before it did not reach the disk.
         """
+        self.finish()
+        meta = meta | {"previous": self.newest_whole}
         if bad_steps := int(jax.device_get(state.bad_steps)):
             meta = meta | {"bad_steps": bad_steps}
         if state.base:
-            meta = meta | {"base": hash_file(_manifest_of(self.base_folder / "0"))}
+            meta = meta | {"base": hash_file(manifest_of(self.base_folder / "0"))}
         self._begin_save(
             int(jax.device_get(state.step)),
             params=ocp.args.StandardSave(state.params),
@@ -88,9 +103,18 @@ class CheckpointStore:
             multihost_utils.sync_global_devices("base")  # all read the first one's manifest
 
     def _begin_save(self, step: int, **items: Any) -> None:
-        self.finish()
-        self.discard_after(step - 1)  # none of them is whole, or training would be beyond them
-        self.manager.save(step, args=ocp.args.Composite(**items))
+        """Replaces a damaged step of the same number, which training would else be beyond."""
+        folder = self._folder_of(step)
+        if jax.process_index() == 0 and folder.exists():
+            if not self._is_ours(step):
+                raise UserError(f"{folder}: not written by this run; move it away and start again")
+            manifest_of(folder).unlink(missing_ok=True)
+        self._naming_failure(
+            step,
+            lambda: self.checkpointer.save(
+                folder.resolve(), args=ocp.args.Composite(**items), force=True
+            ),
+        )
         # At once and not at the next save: a run killed in between must find this step whole.
         self.proof = self.prover.submit(self._prove, step)
 
@@ -101,56 +125,148 @@ class CheckpointStore:
             proof.result()
 
     def _prove(self, step: int) -> None:
-        try:
-            self.manager.wait_until_finished()
-            self.manager.check_for_errors()
-            written = self._folder_of(step).is_dir()
-            if written and jax.process_index() == 0:
-                write_manifest(self._folder_of(step))
-        except Exception as error:  # orbax raises whatever its storage raised
-            raise UserError(f"{self.folder}: step {step} could not be saved: {error}") from error
-        if not written:
+        folder = self._folder_of(step)
+        self._naming_failure(step, self.checkpointer.wait_until_finished)
+        if not folder.is_dir():
             raise UserError(f"{self.folder}: step {step} did not reach the disk; is it full?")
+        if jax.process_index() == 0:
+            self._naming_failure(step, lambda: write_manifest(folder))
+            self._delete_old(step)
+        self.newest_whole = step
+
+    def _naming_failure(self, step: int, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except jax.errors.JaxRuntimeError:  # another process is gone
+            raise
+        except Exception as error:  # orbax raises whatever its storage raised
+            raise UserError(
+                f"{self.folder}: step {step} could not be saved: {_shorten(error)}"
+            ) from error
+
+    def _delete_old(self, step: int) -> None:
+        """Keeps the newest steps up to `step`. Damaged newer ones stay until they are replaced."""
+        assert self.keep is not None
+        for old in [old for old in self.steps() if old <= step and self._is_ours(old)][
+            : -self.keep
+        ]:
+            # First the manifest, so that a reader never takes half a step for a whole one.
+            manifest_of(self._folder_of(old)).unlink(missing_ok=True)
+            shutil.rmtree(self._folder_of(old))
+
+    def _is_ours(self, step: int) -> bool:
+        """Whether orbax wrote the folder, or a manifest says that this run did."""
+        folder = self._folder_of(step)
+        return (folder / "_CHECKPOINT_METADATA").is_file() or manifest_of(folder).is_file()
 
     def steps(self) -> list[int]:
-        """Steps that claim to be saved, oldest first; `find_whole` says which are."""
-        return sorted(self.manager.all_steps())
+        """Steps that claim to be saved, oldest first; `find` and `read` look which are whole."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        numbers = [int(name) for name in names if re.fullmatch("0|[1-9][0-9]{,9}", name)]
+        return sorted(n for n in numbers if n <= LARGEST_STEP and self._folder_of(n).is_dir())
 
-    def find_whole(self) -> int | None:
-        """The newest step that agrees with its manifest, the same on every process."""
-        whole = -1
+    def find(self, load: Callable[[int], T]) -> tuple[int, T] | None:
+        """The newest step that agrees with its manifest and that `load` can read, and what it read.
+
+        The same on every process. None where nothing was ever saved whole. Raises UserError where
+        steps were saved and none is whole.
+        """
+        unreadable: dict[int, str] = {}
+        for _ in range(MOST_TRIES):
+            step = self._find_whole(unreadable)
+            if step is None:
+                return None
+            failure = ""
+            try:
+                loaded = load(step)
+            except (DamagedCheckpoint, OSError) as error:
+                failure = str(error)
+            gone = not manifest_of(self._folder_of(step)).is_file()  # a run beside has deleted it
+            if not any_process(bool(failure) or gone):
+                self.newest_whole = step
+                return step, loaded
+            if not any_process(gone):
+                unreadable[step] = failure or "another process cannot read it"
+        raise UserError(f"{self.folder}: steps are deleted faster than they are read; raise `keep`")
+
+    def _find_whole(self, unreadable: Mapping[int, str]) -> int | None:
+        """The newest whole step, found by the first process and told to all."""
+        whole, refusal = -1, None
         if jax.process_index() == 0:
-            for step in reversed(self.steps()):
-                if problem := check_manifest(self._folder_of(step)):
-                    print(f"checkpoint of step {step} is damaged, trying an older one: {problem}")
-                else:
-                    whole = step
-                    break
+            try:
+                whole = self._look(unreadable)
+            except UserError as error:
+                refusal = error
+        if any_process(refusal is not None):
+            raise refusal or UserError(f"{self.folder}: no whole checkpoint; see process 0")
         if jax.process_count() > 1:
             whole = int(multihost_utils.broadcast_one_to_all(np.int32(whole)))
         return None if whole < 0 else whole
 
-    def choose(self, step: int | None) -> int:
-        """`step` if it is saved and whole, or the newest that is. Raises UserError."""
+    def _look(self, unreadable: Mapping[int, str]) -> int:
+        """The newest whole step, or -1 where none was ever saved whole."""
+        before: dict[int, str] | None = None
+        while True:
+            whole, problems = -1, {}
+            for step in reversed(self.steps()):
+                problem = unreadable.get(step) or check_manifest(self._folder_of(step))
+                if problem is None:
+                    whole = step
+                    break
+                if problem != UNFINISHED and not manifest_of(self._folder_of(step)).exists():
+                    continue  # deleted while it was read
+                problems[step] = problem
+            if whole >= 0 or problems == before:
+                break
+            before = problems  # look again: a run beside may just have finished a save
+            time.sleep(0.2)
+        if whole < 0 and problems and not self._is_first_save(problems):
+            raise UserError(self._explain(problems))
+        stays = "" if self.keep is None else "; it stays until its number is saved again"
+        for step, problem in problems.items():
+            print(f"checkpoint of step {step} is damaged, trying an older one: {problem}{stays}")
+        return whole
+
+    def _is_first_save(self, problems: Mapping[int, str]) -> bool:
+        """Whether all that is there is the first save of the run, which a kill has interrupted."""
+        (step, problem), *others = problems.items()
+        if others or problem != UNFINISHED or not self._is_ours(step):
+            return False
+        try:
+            return self.read_meta(step).get("previous", step) is None
+        except DamagedCheckpoint:
+            return False
+
+    def _explain(self, problems: Mapping[int, str]) -> str:
+        damages = "; ".join(f"step {step}: {problem}" for step, problem in problems.items())
+        return (
+            f"{self.folder}: no whole checkpoint ({damages}); put a copy of a step and its "
+            f"{SUFFIX} back, or move the folder away to start over"
+        )
+
+    def read(self, load: Callable[[int], T], step: int | None = None) -> tuple[int, T]:
+        """As `find`, or what `load` reads of exactly that step. Raises UserError for none."""
         if step is None:
-            if (whole := self.find_whole()) is None:
+            if (found := self.find(load)) is None:
                 raise UserError(f"{self.folder}: no whole checkpoint; train the run first")
-            return whole
+            return found
         if step not in self.steps():
             have = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"{self.folder}: no checkpoint of step {step}; there are: {have}")
         if problem := check_manifest(self._folder_of(step)):
             raise UserError(f"{self.folder}: checkpoint of step {step} is damaged: {problem}")
-        return step
+        return step, load(step)
+
+    def choose(self, step: int | None = None) -> int:
+        """`step` if it is saved and whole, or the newest that is. Raises UserError."""
+        return self.read(lambda _: None, step)[0]
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
         """The state of a step, laid out as the shardings in `shapes` (ShapeDtypeStructs) say."""
-        restored = self.manager.restore(
+        restored = self._restore(
             step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(shapes.params),
-                opt_state=ocp.args.StandardRestore(shapes.opt_state),
-            ),
+            params=ocp.args.StandardRestore(shapes.params),
+            opt_state=ocp.args.StandardRestore(shapes.opt_state),
         )
         numbers = (step, self.read_meta(step).get("bad_steps", 0))
         at, bad_steps = (
@@ -168,7 +284,7 @@ class CheckpointStore:
             return {}
         with CheckpointStore(self.base_folder) as kept:
             kept.choose(0)
-            found, wanted = kept.fingerprint(0), self.read_meta(step)["base"]
+            found, wanted = kept.fingerprint(0), str(self.read_meta(step).get("base"))
             if found != wanted:
                 raise UserError(
                     f"{self.base_folder}: other frozen parameters than step {step} was trained "
@@ -183,24 +299,27 @@ class CheckpointStore:
 
     def restore_params(self, step: int, shapes: Any) -> Any:
         """What was trained, without the optimizer's state."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
-        return self.manager.restore(step, args=args)["params"]
+        return self._restore(step, params=ocp.args.StandardRestore(shapes))["params"]
 
     def read_meta(self, step: int) -> dict[str, Any]:
-        return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            "meta"
-        ]
+        meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        if not isinstance(meta, dict):
+            raise DamagedCheckpoint("its meta is not a JSON object")
+        return meta
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        try:
+            return self.checkpointer.restore(
+                self._folder_of(step).resolve(), args=ocp.args.Composite(**items)
+            )
+        except jax.errors.JaxRuntimeError:  # another process is gone, or the memory is full
+            raise
+        except Exception as error:  # orbax raises whatever it stumbles over
+            raise DamagedCheckpoint(f"it cannot be read: {_shorten(error)}") from error
 
     def fingerprint(self, step: int) -> str:
         """sha256 over all that a whole step holds: the same sum, the same parameters."""
-        return hash_file(_manifest_of(self._folder_of(step)))
-
-    def discard_after(self, step: int) -> None:
-        """Deletes damaged newer steps, so that training can save them again."""
-        for newer in self.steps():
-            if newer > step:
-                self.manager.delete(newer)
-                _manifest_of(self._folder_of(newer)).unlink(missing_ok=True)
+        return hash_file(manifest_of(self._folder_of(step)))
 
     def _folder_of(self, step: int) -> Path:
         return self.folder / str(step)
@@ -218,63 +337,23 @@ def save_params(folder: Path, params: Any, meta: dict[str, Any]) -> None:
     # Pieces this small: each is compressed in memory of its own.
     pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=1 << 24), arrays)
     one_by_one = ocp.StandardCheckpointHandler(save_concurrent_gb=1.01 * largest / 1e9)
-    handlers = {"params": one_by_one, "meta": ocp.JsonCheckpointHandler()}
-    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+    handler = ocp.CompositeCheckpointHandler(params=one_by_one, meta=ocp.JsonCheckpointHandler())
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(arrays, save_args=pieces), meta=ocp.args.JsonSave(meta)
+    )
     try:
-        with ocp.CheckpointManager(
-            folder.resolve(), options=options, item_handlers=handlers
-        ) as manager:
-            manager.save(
-                0,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(arrays, save_args=pieces),
-                    meta=ocp.args.JsonSave(meta),
-                ),
-            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save((folder / "0").resolve(), args=items)
     except Exception as error:  # orbax raises whatever its storage raised
-        raise UserError(f"{folder}: the parameters could not be saved: {error}") from error
+        raise UserError(
+            f"{folder}: the parameters could not be saved: {_shorten(error)}"
+        ) from error
     write_manifest(folder / "0")
 
 
-def check_tokenizer(fingerprint: str, meta: dict[str, Any], run_dir: Path) -> None:
-    """Raises UserError where a checkpoint's embeddings belong to another tokenizer's ids."""
-    if meta["tokenizer"] != fingerprint:
-        raise UserError(
-            f"{run_dir / 'tokenizer'}: another vocabulary than the checkpoint was trained with "
-            f"(sha256 {fingerprint[:12]}, expected {meta['tokenizer'][:12]}); put its own one back"
-        )
-
-
-def _manifest_of(step_folder: Path) -> Path:
-    return step_folder.parent / f"{step_folder.name}.sha256.json"
-
-
-def hash_files(step_folder: Path) -> dict[str, str]:
-    """sha256 of every file of a saved step, by its path in the step's folder."""
-    sums = {}
-    for path in sorted(step_folder.rglob("*")):
-        if path.is_file():
-            sums[path.relative_to(step_folder).as_posix()] = hash_file(path)
-    return sums
-
-
-def write_manifest(step_folder: Path) -> None:
-    write_file(_manifest_of(step_folder), json.dumps(hash_files(step_folder), indent=0))
-    for other in step_folder.parent.glob("*.sha256.json"):  # of steps that were not kept
-        if not (step_folder.parent / other.name.split(".")[0]).is_dir():
-            other.unlink()
-
-
-def check_manifest(step_folder: Path) -> str | None:
-    """What is wrong with a saved step; None if nothing is."""
-    try:
-        promised = dict(json.loads(_manifest_of(step_folder).read_text()))
-    except FileNotFoundError:
-        return "its save did not finish"
-    except (ValueError, TypeError):
-        return "its manifest does not parse"
-    found = hash_files(step_folder)
-    for name in sorted({*promised, *found}):
-        if promised.get(name) != found.get(name):
-            return f"{name} is not as it was written"
-    return None
+def _shorten(error: Exception) -> str:
+    """The error in one line. tensorstore's go on for pages; the cause stands at their end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r" \[[a-z_ ]+='.*", "", text)
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-190:]}"

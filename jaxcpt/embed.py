@@ -19,12 +19,13 @@ import jax
 import numpy as np
 
 from jaxcpt import config
-from jaxcpt.checkpoint import CheckpointStore, check_tokenizer
+from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.config import Experiment
 from jaxcpt.documents import read_documents
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import hash_file
+from jaxcpt.fingerprints import check_model, describe_model
 from jaxcpt.model import (
     Cells,
     Params,
@@ -104,11 +105,14 @@ class Embedder:
         tokenizer = Tokenizer.load(folder).check_limits(experiment.tokenizer, folder)
         devices = choose_mesh(experiment) if mesh is None else make_mesh(mesh)
         check_model_fits(devices, experiment)
+        shapes, found = shard_state(experiment, devices), describe_model(experiment, tokenizer)
         with CheckpointStore(run_dir / "checkpoints") as checkpoints:
-            chosen = checkpoints.choose(step)
-            check_tokenizer(tokenizer.fingerprint, checkpoints.read_meta(chosen), run_dir)
-            params = checkpoints.restore_encoder(chosen, shard_state(experiment, devices))
-            fingerprint = checkpoints.fingerprint(chosen)
+
+            def restore(step: int) -> tuple[Params, str]:
+                check_model(checkpoints.read_meta(step), found, run_dir)
+                return checkpoints.restore_encoder(step, shapes), checkpoints.fingerprint(step)
+
+            chosen, (params, fingerprint) = checkpoints.read(restore, step)
         return cls(experiment, params, tokenizer, devices, chosen, fingerprint, prefixes)
 
     def with_params(self, params: Params, step: int) -> "Embedder":

@@ -21,11 +21,12 @@ import numpy as np
 from jaxcpt.adapter import join_params
 from jaxcpt.bad_steps import FOLDER
 from jaxcpt.batches import Batch, Batches
-from jaxcpt.checkpoint import CheckpointStore, check_tokenizer
+from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.config import Experiment
 from jaxcpt.embed import choose_mesh
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
+from jaxcpt.fingerprints import check_model, describe_model
 from jaxcpt.model import encode, make_encoder
 from jaxcpt.optimizer import measure_norm
 from jaxcpt.pairs import name_source, open_training
@@ -126,7 +127,7 @@ def replay(run_dir: Path) -> None:
     tokenizer, mesh = Tokenizer.load(run_dir / "tokenizer"), choose_mesh(experiment)
     with jax.set_mesh(mesh), CheckpointStore(run_dir / FOLDER) as kept:
         before = kept.choose(None)
-        check_tokenizer(tokenizer.fingerprint, kept.read_meta(before), run_dir)
+        check_model(kept.read_meta(before), describe_model(experiment, tokenizer), run_dir)
         state = kept.restore(before, shard_state(experiment, mesh))
         batches = Batches(experiment, sources, tokenizer, mesh)
         find = jax.jit(partial(find_numbers, experiment), out_shardings=named(mesh))

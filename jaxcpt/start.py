@@ -14,14 +14,18 @@ from typing import Any, TypeVar
 
 import jax
 
+from jaxcpt import config
 from jaxcpt.adapter import merge_adapters
 from jaxcpt.checkpoint import CheckpointStore
-from jaxcpt.config import Experiment, InitFrom, Model, Tokenizer
+from jaxcpt.config import Experiment, InitFrom, Model
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
+from jaxcpt.fingerprints import check_model, describe_model
+from jaxcpt.model import Params
+from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import shard_state
 
-Part = TypeVar("Part", Model, Tokenizer)
+Part = TypeVar("Part", Model, config.Tokenizer)
 
 FREE_MODEL_FIELDS = ("compute_dtype", "remat", "cut_residual")
 """Fields of the model that change how it is computed and not what it is."""
@@ -43,7 +47,7 @@ def resolve_start(experiment: Experiment, run_dir: Path) -> Experiment:
         return _fill(experiment, own, start.fingerprint or recorded)
     folder = find_start(start, run_dir)
     with CheckpointStore(folder / "checkpoints") as checkpoints:
-        fingerprint = checkpoints.fingerprint(checkpoints.choose(start.step))
+        _, fingerprint = checkpoints.read(checkpoints.fingerprint, start.step)
     if start.fingerprint not in (None, fingerprint):
         raise UserError(
             f"init_from.fingerprint: {start.fingerprint[:12]} is asked for, but {start.run} has "
@@ -92,12 +96,24 @@ def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh
     The start's own adapters, where it has some, are merged into its weights.
     """
     assert experiment.init_from is not None
-    folder = find_start(experiment.init_from, run_dir)
-    adapter = read_experiment(folder).adapter
+    start = experiment.init_from
+    folder = find_start(start, run_dir)
+    theirs = read_experiment(folder)
+    found = describe_model(theirs, Tokenizer.load(folder / "tokenizer"))
+    shapes = shard_state(replace(experiment, adapter=theirs.adapter), mesh)
     with CheckpointStore(folder / "checkpoints") as checkpoints:
-        step = checkpoints.choose(experiment.init_from.step)
-        shapes = shard_state(replace(experiment, adapter=adapter), mesh)
-        params = checkpoints.restore_encoder(step, shapes)
+
+        def restore(step: int) -> Params:
+            check_model(checkpoints.read_meta(step), found, folder)
+            if checkpoints.fingerprint(step) != start.fingerprint:
+                raise UserError(
+                    f"init_from.run: {start.run} has saved another checkpoint since this run was "
+                    "started; start anew with another --run-dir"
+                )
+            return checkpoints.restore_encoder(step, shapes)
+
+        _, params = checkpoints.read(restore, start.step)
+    adapter = theirs.adapter
     if adapter is None:
         return params
     merged = shard_state(replace(experiment, adapter=None), mesh).params["encoder"]

@@ -17,15 +17,16 @@ import jax
 from jaxcpt import bad_steps
 from jaxcpt.batches import Batches, size_full_batches
 from jaxcpt.budget import Budget, count_budget, describe
-from jaxcpt.checkpoint import CheckpointStore, check_tokenizer
+from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.checks import validate
 from jaxcpt.chips import FLOPS_BY_DEVICE_KIND
 from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
-from jaxcpt.errors import CommandParser, Stopped, run_command
+from jaxcpt.errors import CommandParser, Stopped, UserError, run_command
 from jaxcpt.evals.suites import list_suites
 from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
 from jaxcpt.files import write_file
+from jaxcpt.fingerprints import check_data, check_model, describe_data, describe_model
 from jaxcpt.hang_watch import HangWatch
 from jaxcpt.interruption import Interruption
 from jaxcpt.metrics import MetricsLog, Throughput
@@ -81,6 +82,9 @@ class Prepared:
     batches: Batches
     budget: Budget
     derived: dict[str, str]
+    meta: dict[str, Any]
+    """What its checkpoints say of it, from `fingerprints`."""
+    accept_changed_data: bool
 
 
 def open_mesh(experiment: Experiment) -> jax.sharding.Mesh:
@@ -108,7 +112,11 @@ def own_together(run_dir: Path) -> Iterator[None]:
 
 
 def prepare(
-    experiment: Experiment, run_dir: Path, shared_dir: Path, mesh: jax.sharding.Mesh
+    experiment: Experiment,
+    run_dir: Path,
+    shared_dir: Path,
+    mesh: jax.sharding.Mesh,
+    accept_changed_data: bool,
 ) -> Prepared:
     """The experiment with what it starts from; pairs -> tokenizer -> batches."""
     with first_goes_first("start"):
@@ -125,6 +133,7 @@ def prepare(
             tokenizer.save(run_dir / "tokenizer")
     if experiment.evals.suites:
         list_suites(Path(experiment.evals.data), "all")  # refused now, not at the first eval
+    data = describe_data(experiment.data, sources, heldout, tokenizer)
     batches = Batches(experiment, sources, tokenizer, mesh)
     budget = count_budget(experiment, batches.sizes)
     derived = describe(experiment, batches.sizes, budget)
@@ -140,25 +149,31 @@ def prepare(
         batches=batches,
         budget=budget,
         derived=derived,
+        meta={**describe_model(experiment, tokenizer), "data": data},
+        accept_changed_data=accept_changed_data,
     )
 
 
-def train(experiment: Experiment, run_dir: Path, shared_dir: Path) -> None:
+def train(
+    experiment: Experiment, run_dir: Path, shared_dir: Path, accept_changed_data: bool = False
+) -> None:
     """Trains to the last step and evaluates.
 
     shared_dir: the run folder that keeps mined pairs and the tokenizer. A baseline uses those of
-    the run that it is the baseline of.
+    the run that it is the baseline of. accept_changed_data: goes on although the pairs are not
+    those that the run was trained on so far.
     """
     mesh = open_mesh(experiment)
     with own_together(run_dir):
-        train_in(prepare(experiment, run_dir, shared_dir, mesh), shared_dir)
+        run = prepare(experiment, run_dir, shared_dir, mesh, accept_changed_data)
+        train_in(run, shared_dir)
 
 
 def train_in(run: Prepared, shared_dir: Path) -> None:
     """`train`, in a run folder that is this run's and locked."""
     run_dir, experiment = run.run_dir, run.experiment
     if (baseline := derive_baseline(experiment)) is not None:
-        train(baseline, run_dir / "baseline", shared_dir)
+        train(baseline, run_dir / "baseline", shared_dir, run.accept_changed_data)
     if is_first():
         print_table(experiment.name, list(run.derived.items()))
         for line in describe_differences(experiment, {}) if experiment.evals.suites else ():
@@ -188,10 +203,15 @@ def begin(run: Prepared, checkpoints: CheckpointStore) -> tuple[int, TrainState]
     3. new parameters, each array born on the devices it belongs to.
     """
     experiment, mesh = run.experiment, run.mesh
-    step = checkpoints.find_whole()
-    if step is not None:
-        check_tokenizer(run.tokenizer.fingerprint, checkpoints.read_meta(step), run.run_dir)
-        state = checkpoints.restore(step, shard_state(experiment, mesh))
+
+    def restore(step: int) -> TrainState:
+        meta = checkpoints.read_meta(step)
+        check_model(meta, run.meta, run.run_dir)
+        check_data(meta, run.meta["data"], run.accept_changed_data)
+        return checkpoints.restore(step, shard_state(experiment, mesh))
+
+    if (found := checkpoints.find(restore)) is not None:
+        step, state = found
         if is_first():
             print(f"resuming at step {step} of {experiment.train_steps}")
         return step, state
@@ -199,16 +219,11 @@ def begin(run: Prepared, checkpoints: CheckpointStore) -> tuple[int, TrainState]
         return 0, init_state(experiment, mesh)
     state = init_state(experiment, mesh, restore_start(experiment, run.run_dir, mesh))
     checkpoints.save_base(state.base)
-    checkpoints.save(state, make_meta(run))  # from now on a resume does not need the source
+    checkpoints.save(state, run.meta)  # from now on a resume does not need the source
     checkpoints.finish()
     with first_goes_first("forget"):
         forget_start(run.run_dir)
     return 0, state
-
-
-def make_meta(run: Prepared) -> dict[str, Any]:
-    """What a checkpoint says of itself besides its arrays."""
-    return {"tokenizer": run.tokenizer.fingerprint}
 
 
 def run_steps(
@@ -229,7 +244,7 @@ def run_steps(
     def save() -> None:
         jax.block_until_ready(state)
         with speed.paused(), watch.paused():
-            checkpoints.save(state, make_meta(run))
+            checkpoints.save(state, run.meta)
 
     def measure() -> bool:
         """Returns whether a signal came, which ends the eval early."""
@@ -259,7 +274,7 @@ def run_steps(
             log_steps(run, step, rows, speed, metrics)
             if rows[-1]["bad_steps"] >= experiment.safety.max_bad_steps:
                 with watch.paused():
-                    bad_steps.stop_at(step, state, run.run_dir, make_meta(run), checkpoints)
+                    bad_steps.stop_at(step, state, run.run_dir, run.meta, checkpoints)
         stops = agree_to_stop(step, interruption.noted)
         if is_saved := saves.are_due(step, scalars) or stops:
             save()
@@ -360,6 +375,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--experiment", required=True, help="a Python file, see experiments/")
     parser.add_argument("--run-dir", type=Path, help="default: runs/<experiment name>")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
+    parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="go on although the pairs have changed since the last checkpoint",
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and data, on the CPU")
     parser.add_argument("--dry-run", action="store_true", help="print the derived numbers and stop")
     add_arguments(parser)
@@ -382,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_dir = arguments.run_dir or Path("runs") / name
     if arguments.smoke and arguments.run_dir is None and is_first():
         remove_run(run_dir)  # a smoke run that resumes shows nothing
-    run_together(lambda: train(experiment, run_dir, run_dir))
+    run_together(lambda: train(experiment, run_dir, run_dir, arguments.accept_changed_data))
 
 
 if __name__ == "__main__":

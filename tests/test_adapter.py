@@ -163,7 +163,8 @@ def test_a_checkpoint_holds_adapters_only(adapted):
     budget = count_budget(experiment, sizes)
     assert (budget.base_bytes, budget.state_bytes) == (frozen, frozen + trained + 4)
     with CheckpointStore(adapted / "checkpoints") as checkpoints:
-        assert checkpoints.read_meta(6).keys() == {"tokenizer", "base"}
+        names = {"tokenizer", "limits", "model", "adapter", "data", "previous", "base"}
+        assert checkpoints.read_meta(6).keys() == names
     with CheckpointStore(adapted / "base") as kept:
         assert kept.steps() == [0]
 

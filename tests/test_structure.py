@@ -19,10 +19,10 @@ from jaxcpt.model import make_encoder, name_axes
 ORDER = """
 errors hang_watch pair files lines beir chips sources config prefixes checks smoke experiments
 run_lock run_folder mining tokenizer pairs packing order sharding processes interruption normalise
-attention model adapter batches loss_terms loss_streaming loss optimizer update budget checkpoint
-bad_steps interop start terminal metrics top_k vectors documents embed export search evals report
-scoring evaluate planning train replay import_model plan mine_text mine_code clean_pairs
-mine_negatives train_tokenizer tokenize_pairs cli __main__
+attention model adapter batches loss_terms loss_streaming loss optimizer update budget manifest
+checkpoint bad_steps fingerprints interop start terminal metrics top_k vectors documents embed
+export search evals report scoring evaluate planning train replay import_model plan mine_text
+mine_code clean_pairs mine_negatives train_tokenizer tokenize_pairs cli __main__
 """.split()  # noqa: SIM905
 
 HOMES = {

@@ -125,15 +125,24 @@ def test_a_damaged_newest_checkpoint(tmp_path, capsys):
     assert_same_run(run_dir)
 
 
-def test_all_checkpoints_damaged_is_a_run_from_the_start(tmp_path, capsys):
+def test_all_checkpoints_damaged_is_no_new_start(tmp_path):
     run_dir = copy_run(tmp_path)
     for step in (3, 6):
         flip_bit(array_files(run_dir / "checkpoints", step)[0])
+    before = sorted((run_dir / "checkpoints").rglob("*"))
+    with pytest.raises(UserError, match=r"no whole checkpoint \(step 6: .*; step 3: .*put a copy"):
+        train(tiny_experiment(), run_dir, run_dir)
+    assert sorted((run_dir / "checkpoints").rglob("*")) == before
+
+
+def test_stray_files_are_no_damage(tmp_path, capsys):
+    run_dir = copy_run(tmp_path)
+    for step in (3, 6):
+        (run_dir / "checkpoints" / str(step) / ".DS_Store").touch()
     train(tiny_experiment(), run_dir, run_dir)
     said = capsys.readouterr().out
-    assert said.count("is damaged, trying an older one") == 2
-    assert "resuming" not in said
-    assert_same_run(run_dir)
+    assert "resuming at step 6 of 6" in said
+    assert "damaged" not in said
 
 
 def test_a_finished_run_started_again_only_reports(tmp_path, capsys):
@@ -272,7 +281,7 @@ def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys)
     before = read_metrics(run_dir)
     saved = (len(before) - 1) // 40 * 40  # that of the very last line may be under way
     with CheckpointStore(run_dir / "checkpoints") as checkpoints:
-        found = checkpoints.find_whole()
+        found = checkpoints.choose()
     assert found >= saved >= 40
     capsys.readouterr()
 

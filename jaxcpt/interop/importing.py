@@ -19,6 +19,7 @@ from jaxcpt.config import Batching, Data, Experiment, Optimizer
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import EXPERIMENT_FILE, to_json
 from jaxcpt.files import hash_file, write_file
+from jaxcpt.fingerprints import describe_model
 from jaxcpt.interop.convert import Sizes, list_slots, match_tensors, write_parameters
 from jaxcpt.interop.families import Family, find_family
 from jaxcpt.interop.folder import Delimiters, Pooling, Source, find_folder, read_source
@@ -76,7 +77,7 @@ def import_model(source: str, run_dir: Path, choices: Choices | None = None) -> 
             "encoder": unflatten(write_parameters(matched, family, sizes, axes, arrays)),
             "log_scale": np.log(np.float32(experiment.loss.scale_start)),
         }
-        save_params(partial / "checkpoints", params, {"tokenizer": tokenizer.fingerprint})
+        save_params(partial / "checkpoints", params, describe_model(experiment, tokenizer))
         write_file(partial / IMPORTED_FILE, json.dumps(about, indent=1) + "\n")
         write_file(partial / EXPERIMENT_FILE, to_json(experiment))
         (partial / MARKER).touch()
