@@ -9,10 +9,13 @@ sums, written as soon as the save has finished, and only a step that agrees with
 as saved.
 """
 
+import functools
 import logging
 import re
 import shutil
+import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -36,6 +39,23 @@ from jaxcpt.update import TrainState
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
+@functools.cache  # once for a process
+def _hush_failed_save() -> None:
+    """Keeps what follows a failed save off the terminal: one line has told it.
+
+    Writes that were under way report to an event loop that is closed by now, each in a traceback.
+    """
+    show = sys.unraisablehook
+
+    def show_others(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            show(raised)
+
+    sys.unraisablehook = show_others
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
 T = TypeVar("T")
 MOST_TRIES = 100
 """A reader beside a run that saves faster than it can read gives up after so many steps."""
@@ -57,6 +77,8 @@ class CheckpointStore:
         self.prover = ThreadPoolExecutor(max_workers=1)
         self.proof: Future[None] | None = None
         self.newest_whole: int | None = None
+        if keep is not None:
+            _hush_failed_save()
         if keep is not None and jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.iterdir():  # what a killed save left

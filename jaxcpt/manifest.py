@@ -48,10 +48,10 @@ def check_manifest(step_folder: Path) -> str | None:
     if files is not manifest and manifest.get("step") != int(step_folder.name):
         return f"it is a copy of step {str(manifest.get('step'))[:20]}"
     for name in sorted(files):
-        file = step_folder / name
+        file, shown = step_folder / name, name[:200].encode("ascii", "backslashreplace").decode()
         try:
             if not file.is_file() or hash_file(file) != files[name]:
-                return f"{name} is not as it was written"
+                return f"{shown} is not as it was written"
         except OSError as error:
-            return f"{name[:100]} cannot be read: {error.strerror}"
+            return f"{shown} cannot be read: {error.strerror}"
     return None

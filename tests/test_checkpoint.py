@@ -1,9 +1,12 @@
 """What is saved is proven; damage of any kind is found, told, and stepped over."""
 
 import json
+import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import time
 
 import chex
@@ -11,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcpt.checkpoint import CheckpointStore, save_params
 from jaxcpt.config import Mesh
 from jaxcpt.errors import UserError
-from jaxcpt.manifest import check_manifest
+from jaxcpt.manifest import check_manifest, write_manifest
 from jaxcpt.sharding import make_mesh
 from jaxcpt.update import TrainState
 
@@ -294,7 +298,6 @@ def test_writing_clears_what_a_killed_save_left(folder, mesh):
     assert not half_written.exists()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's own
 def test_says_when_a_save_does_not_reach_the_disk(mesh, tmp_path):
     # No file above 64 KiB: a write fails in the middle, as on a full disk.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -336,3 +339,64 @@ def test_parameters_alone_are_saved_from_mapped_files(mesh, tmp_path):
         assert_equal(checkpoints.restore_params(0, shapes), params)
     with pytest.raises(UserError, match="the parameters could not be saved"):
         save_params(tmp_path / "table", params, META)
+
+
+def test_fifteen_damages_fall_back_exactly_or_are_refused(tmp_path):
+    """A short form of tools/torture_checkpoints.py, which holds the kinds."""
+    done = subprocess.run(
+        [sys.executable, "tools/torture_checkpoints.py", "--cases", "15", "--seed", "3"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.endswith("15 cases, each as reader and trainer: 0 wrong\n"), done.stdout
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("keep", [None, 2])
+def test_data_that_cannot_be_read_falls_back_although_its_sums_agree(folder, mesh, capsys, keep):
+    """The manifest was written after the harm, as by a copy tool that makes its own."""
+    for path in (folder / "6" / "meta").rglob("*"):
+        path.write_text("{")
+    write_manifest(folder / "6")
+    with CheckpointStore(folder, keep) as checkpoints:
+        shapes = shapes_of(make_state(mesh, 3))
+
+        def load(step):
+            checkpoints.read_meta(step)
+            return checkpoints.restore(step, shapes)
+
+        step, state = checkpoints.find(load)
+    assert step == 3
+    assert_equal(state, make_state(mesh, 3))
+    said = capsys.readouterr().out
+    assert said.startswith("checkpoint of step 6 is damaged, trying an older one: it cannot be ")
+    assert said.count("\n") == 1
+
+
+def test_a_reader_lists_again_where_a_step_is_deleted_meanwhile(folder, mesh):
+    state = make_state(mesh, 6)
+    calls = []
+    with CheckpointStore(folder, keep=1) as writing, CheckpointStore(folder) as reading:
+
+        def load(step):
+            calls.append(step)
+            if len(calls) == 1:  # a run beside goes on
+                writing.save(make_state(mesh, 9), META)
+                writing.finish()
+            return reading.restore(step, shapes_of(state))
+
+        step, found = reading.find(load)
+    assert (calls, step) == ([6, 9], 9)
+    assert_equal(found, make_state(mesh, 9))
+
+
+def test_a_copy_under_another_number_is_found_out(folder, capsys):
+    shutil.copytree(folder / "3", folder / "9")
+    shutil.copy(folder / "3.sha256.json", folder / "9.sha256.json")
+    assert find_newest(folder) == 6
+    assert capsys.readouterr().out == (
+        "checkpoint of step 9 is damaged, trying an older one: it is a copy of step 3\n"
+    )
