@@ -20,15 +20,13 @@ from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.config import Experiment, InitFrom, Model
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
-from jaxcpt.fingerprints import check_model, describe_model
+from jaxcpt.fingerprints import COMPUTED, check_model, describe_model
 from jaxcpt.model import Params
 from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import shard_state
 
 Part = TypeVar("Part", Model, config.Tokenizer)
 
-FREE_MODEL_FIELDS = ("compute_dtype", "remat", "cut_residual")
-"""Fields of the model that change how it is computed and not what it is."""
 FREE_TOKENIZER_FIELDS = ("x_tokens", "y_tokens")
 
 
@@ -135,7 +133,7 @@ def _fill(experiment: Experiment, start: Experiment, fingerprint: str | None) ->
     where = f"init_from {experiment.init_from.run}"
     return replace(
         experiment,
-        model=_agree("model", experiment.model, given, FREE_MODEL_FIELDS, where),
+        model=_agree("model", experiment.model, given, COMPUTED, where),
         tokenizer=_agree("tokenizer", experiment.tokenizer, limits, FREE_TOKENIZER_FIELDS, where),
         init_from=replace(experiment.init_from, fingerprint=fingerprint),
     )
