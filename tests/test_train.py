@@ -22,7 +22,7 @@ from jaxcpt import train as train_module
 from jaxcpt.batches import Batches
 from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.config import Baseline, Checkpoints, Evals
-from jaxcpt.errors import Stopped, run_command
+from jaxcpt.errors import Stopped, UserError, run_command
 from jaxcpt.evals import pair_search
 from jaxcpt.experiments import read_experiment, to_json
 from jaxcpt.metrics import read_rows
