@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from jax.experimental import multihost_utils
 from jaxcpt.config import Experiment
 from jaxcpt.errors import INTERRUPTED, LOST_PEER, STOPPED, USER_ERROR, Stopped, UserError, leave
 from jaxcpt.experiments import differences, from_json, to_json
+from jaxcpt.run_folder import own_folder
 
 HEARTBEAT_SECONDS = 10
 _SIGNS_OF_LOSS = re.compile(r"(?i)gloo|nccl|unavailable|deadline|heartbeat|connection|coordinat")
@@ -215,6 +217,21 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+@contextlib.contextmanager
+def own_together(run_dir: Path) -> Iterator[None]:
+    """The first process owns the run folder for all. All raise UserError where it cannot."""
+    refusal = None
+    with contextlib.ExitStack() as stack:
+        if is_first():
+            try:
+                stack.enter_context(own_folder(run_dir))
+            except UserError as error:
+                refusal = error
+        if any_process(refusal is not None):
+            raise refusal or UserError(f"{run_dir}: process 0 cannot write there; see its message")
+        yield
 
 
 def check_agreement(experiment: Experiment) -> None:

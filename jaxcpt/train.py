@@ -6,8 +6,7 @@ Started again on its run folder, a run goes on where its newest whole checkpoint
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from jaxcpt.checks import validate
 from jaxcpt.chips import FLOPS_BY_DEVICE_KIND
 from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
-from jaxcpt.errors import CommandParser, Stopped, UserError, run_command
+from jaxcpt.errors import CommandParser, Stopped, run_command
 from jaxcpt.evals.suites import list_suites
 from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
 from jaxcpt.files import write_file
@@ -42,9 +41,10 @@ from jaxcpt.processes import (
     first_goes_first,
     is_first,
     join,
+    own_together,
     run_together,
 )
-from jaxcpt.run_folder import check_same_experiment, own_folder, remove_run
+from jaxcpt.run_folder import check_same_experiment, remove_run
 from jaxcpt.scoring import conclude, lacks_evals, read_heldout, score
 from jaxcpt.sharding import (
     make_mesh,
@@ -94,21 +94,6 @@ def open_mesh(experiment: Experiment) -> jax.sharding.Mesh:
         check_model_fits(mesh, validate(experiment))
     check_agreement(experiment)
     return mesh
-
-
-@contextmanager
-def own_together(run_dir: Path) -> Iterator[None]:
-    """The first process owns the run folder for all. All raise UserError where it cannot."""
-    refusal = None
-    with ExitStack() as stack:
-        if is_first():
-            try:
-                stack.enter_context(own_folder(run_dir))
-            except UserError as error:
-                refusal = error
-        if any_process(refusal is not None):
-            raise refusal or UserError(f"{run_dir}: process 0 cannot write there; see its message")
-        yield
 
 
 def prepare(

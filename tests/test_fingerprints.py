@@ -117,10 +117,24 @@ def test_token_ids_are_compared_by_the_hashes_of_their_texts(tmp_path, tokenizer
 @pytest.mark.parametrize(
     ("file", "change", "says"),
     [
-        ("experiment.json", {"model": {"causal": False}}, "model.causal: True -> False"),
-        ("tokenizer/limits.json", {"y_tokens": 6}, "limits.y_tokens: 24 -> 6"),
-        ("tokenizer/limits.json", {"y_tokens": 500}, "limits.y_tokens: 24 -> 500"),
-        ("tokenizer/limits.json", {"x_tokens": 11}, "limits.x_tokens: 12 -> 11"),
+        (
+            "experiment.json",
+            {"model": {"causal": False}},
+            "experiment.json: changed since the checkpoint was saved "
+            "(model.causal: True -> False); put it back",
+        ),
+        (
+            "tokenizer/limits.json",
+            {"y_tokens": 6},
+            "tokenizer: holds y_tokens 6, but the run's experiment.json says 24; put back the file "
+            "that was changed",
+        ),
+        (
+            "tokenizer/limits.json",
+            {"x_tokens": 500},
+            "tokenizer: holds x_tokens 500, but the run's experiment.json says 12; put back the "
+            "file that was changed",
+        ),
     ],
 )
 def test_readers_refuse_what_was_changed_by_hand(tmp_path, file, change, says):
@@ -132,9 +146,7 @@ def test_readers_refuse_what_was_changed_by_hand(tmp_path, file, change, says):
     path.write_text(json.dumps(tree))
     with pytest.raises(UserError) as refused:
         jaxcpt.Embedder.load(run_dir)
-    assert str(refused.value) == (
-        f"{path}: changed since the checkpoint was saved ({says}); put it back"
-    )
+    assert str(refused.value) == f"{run_dir}/{says}"
 
 
 def test_a_vocabulary_of_another_run_is_refused(tmp_path, tokenizer):

@@ -37,7 +37,9 @@ def leave_lock(folder, holder: Holder | bytes, name="1"):
 
 
 def list_locks(folder):
-    return [path.name for path in folder.iterdir() if path.name.startswith(PREFIX)]
+    """Without the file of a beat that is being written."""
+    names = [path.name for path in folder.iterdir()]
+    return [name for name in names if name.startswith(PREFIX) and name.endswith(".json")]
 
 
 def start_holder(folder):
