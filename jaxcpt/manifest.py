@@ -47,6 +47,9 @@ def check_manifest(step_folder: Path) -> str | None:
         return "its manifest names no files"
     if files is not manifest and manifest.get("step") != int(step_folder.name):
         return f"it is a copy of step {str(manifest.get('step'))[:20]}"
+    for path in step_folder.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would never end
+            return f"{path.relative_to(step_folder).as_posix()} is not a file"
     for name in sorted(files):
         file, shown = step_folder / name, name[:200].encode("ascii", "backslashreplace").decode()
         try:

@@ -400,3 +400,13 @@ def test_a_copy_under_another_number_is_found_out(folder, capsys):
     assert capsys.readouterr().out == (
         "checkpoint of step 9 is damaged, trying an older one: it is a copy of step 3\n"
     )
+
+
+def test_a_pipe_that_no_manifest_names_does_not_hang_a_restore(folder):
+    path = array_files(folder, 6)[0]
+    path.unlink()
+    os.mkfifo(path)
+    write_manifest(folder / "6")
+    name = path.relative_to(folder / "6").as_posix()
+    assert check_manifest(folder / "6") == f"{name} is not a file"
+    assert find_newest(folder) == 3

@@ -115,38 +115,28 @@ def test_token_ids_are_compared_by_the_hashes_of_their_texts(tmp_path, tokenizer
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "says"),
+    ("part", "change", "file", "says"),
     [
-        (
-            "experiment.json",
-            {"model": {"causal": False}},
-            "experiment.json: changed since the checkpoint was saved "
-            "(model.causal: True -> False); put it back",
-        ),
-        (
-            "tokenizer/limits.json",
-            {"y_tokens": 6},
-            "tokenizer: holds y_tokens 6, but the run's experiment.json says 24; put back the file "
-            "that was changed",
-        ),
-        (
-            "tokenizer/limits.json",
-            {"x_tokens": 500},
-            "tokenizer: holds x_tokens 500, but the run's experiment.json says 12; put back the "
-            "file that was changed",
-        ),
+        ("model", {"causal": False}, "experiment.json", "model.causal: True -> False"),
+        ("tokenizer", {"y_tokens": 6}, "tokenizer/limits.json", "limits.y_tokens: 24 -> 6"),
+        ("tokenizer", {"x_tokens": 11}, "tokenizer/limits.json", "limits.x_tokens: 12 -> 11"),
     ],
 )
-def test_readers_refuse_what_was_changed_by_hand(tmp_path, file, change, says):
+def test_readers_refuse_what_was_changed_by_hand(tmp_path, part, change, file, says):
+    """Limits that differ from experiment.json are refused before; here both were changed."""
     run_dir = copy_run(tmp_path)
-    path = run_dir / file
+    path = run_dir / "experiment.json"
     tree = json.loads(path.read_text())
-    for key, value in change.items():
-        tree[key] = tree[key] | value if isinstance(value, dict) else value
+    tree[part] |= change
     path.write_text(json.dumps(tree))
+    if part == "tokenizer":
+        limits = run_dir / "tokenizer" / "limits.json"
+        limits.write_text(json.dumps(json.loads(limits.read_text()) | change))
     with pytest.raises(UserError) as refused:
         jaxcpt.Embedder.load(run_dir)
-    assert str(refused.value) == f"{run_dir}/{says}"
+    assert str(refused.value) == (
+        f"{run_dir / file}: changed since the checkpoint was saved ({says}); put it back"
+    )
 
 
 def test_a_vocabulary_of_another_run_is_refused(tmp_path, tokenizer):

@@ -30,15 +30,21 @@ from jaxcpt.manifest import manifest_of, write_manifest
 from jaxcpt.update import TrainState
 
 OLDER, NEWEST = 3, 6
-SECONDS = 60
+SECONDS = 30
 """A case that takes longer hangs."""
+
+
+class Hang(BaseException):
+    """Not an Exception, which the package would take for damage."""
 
 
 def make_state(step: int) -> TrainState:
     draw = np.random.default_rng(step)
     params = {"encoder": {"table": draw.normal(size=(64, 8)), "scale": draw.normal(size=(8,))}}
     params = jax.tree.map(lambda a: jax.numpy.asarray(a, np.float32), params)
-    return TrainState(jax.numpy.int32(step), params, {"mu": jax.tree.map(lambda a: a * 2, params)})
+    opt_state = {"mu": jax.tree.map(lambda a: a * 2, params)}
+    step_done, bad_steps = jax.numpy.int32(step), jax.numpy.int32(0)
+    return TrainState(step_done, params, opt_state, bad_steps=bad_steps)
 
 
 def list_files(step: Path) -> list[Path]:
@@ -152,7 +158,7 @@ def judge(folder: Path, keep: int | None, forged: bool) -> str:
     """What came back. `WRONG ...` is a fault. forged: the manifest was written after the harm."""
 
     def hang(*_: object) -> None:
-        raise TimeoutError
+        raise Hang
 
     signal.signal(signal.SIGALRM, hang)
     signal.alarm(SECONDS)
