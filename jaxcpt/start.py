@@ -103,7 +103,7 @@ def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh
 
         def restore(step: int) -> Params:
             check_model(checkpoints.read_meta(step), found, folder)
-            if checkpoints.fingerprint(step) != start.fingerprint:
+            if start.fingerprint not in (None, checkpoints.fingerprint(step)):
                 raise UserError(
                     f"init_from.run: {start.run} has saved another checkpoint since this run was "
                     "started; start anew with another --run-dir"

@@ -139,6 +139,22 @@ def test_readers_refuse_what_was_changed_by_hand(tmp_path, part, change, file, s
     )
 
 
+@pytest.mark.parametrize("side", ["x_tokens", "y_tokens"])
+def test_limits_that_were_changed_in_both_files_are_refused(tmp_path, side):
+    run_dir = copy_run(tmp_path)
+    for name, part in (("experiment.json", "tokenizer"), ("tokenizer/limits.json", None)):
+        tree = json.loads((run_dir / name).read_text())
+        (tree[part] if part else tree)[side] = 11
+        (run_dir / name).write_text(json.dumps(tree))
+    with pytest.raises(UserError) as refused:
+        jaxcpt.Embedder.load(run_dir)
+    before = {"x_tokens": 12, "y_tokens": 24}[side]
+    assert str(refused.value) == (
+        f"{run_dir}/tokenizer/limits.json: changed since the checkpoint was saved "
+        f"(limits.{side}: {before} -> 11); put it back"
+    )
+
+
 def test_a_vocabulary_of_another_run_is_refused(tmp_path, tokenizer):
     found = describe_model(tiny_experiment(), tokenizer)
     check_model(found, found, tmp_path)
