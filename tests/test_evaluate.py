@@ -1,5 +1,6 @@
 """The evaluate command on the tiny run: tables, files, storage of vectors; suites inside a run."""
 
+import gc
 import json
 import re
 import shutil
@@ -105,6 +106,7 @@ def test_suites_inside_a_run_equal_the_command(tmp_path, data, call, capsys, mon
     def count():
         return sum(array.shape == shape for array in jax.live_arrays())
 
+    gc.collect()  # arrays of earlier tests
     before, embed, counts = count(), Embedder.embed, []
 
     def watch(self, texts, side, progress=False):
