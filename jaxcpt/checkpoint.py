@@ -12,7 +12,6 @@ as saved.
 import functools
 import logging
 import re
-import shutil
 import sys
 import time
 import warnings
@@ -29,7 +28,7 @@ from jax.experimental import multihost_utils
 
 from jaxcpt.adapter import join_params
 from jaxcpt.errors import UserError
-from jaxcpt.files import hash_file
+from jaxcpt.files import hash_file, make_absolute, remove_tree
 from jaxcpt.manifest import SUFFIX, UNFINISHED, check_manifest, manifest_of, write_manifest
 from jaxcpt.model import Params
 from jaxcpt.processes import any_process
@@ -83,7 +82,7 @@ class CheckpointStore:
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.iterdir():  # what a killed save left
                 if re.fullmatch(r"\d+\.orbax-checkpoint-tmp.*", path.name):
-                    shutil.rmtree(path)
+                    remove_tree(path)
 
     def __enter__(self) -> "CheckpointStore":
         return self
@@ -134,7 +133,7 @@ class CheckpointStore:
         self._naming_failure(
             step,
             lambda: self.checkpointer.save(
-                folder.resolve(), args=ocp.args.Composite(**items), force=True
+                make_absolute(folder), args=ocp.args.Composite(**items), force=True
             ),
         )
         # At once and not at the next save: a run killed in between must find this step whole.
@@ -174,7 +173,7 @@ class CheckpointStore:
         ]:
             # First the manifest, so that a reader never takes half a step for a whole one.
             manifest_of(self._folder_of(old)).unlink(missing_ok=True)
-            shutil.rmtree(self._folder_of(old))
+            remove_tree(self._folder_of(old))
 
     def _is_ours(self, step: int) -> bool:
         """Whether orbax wrote the folder, or a manifest says that this run did."""
@@ -332,7 +331,7 @@ class CheckpointStore:
     def _restore(self, step: int, **items: Any) -> Any:
         try:
             return self.checkpointer.restore(
-                self._folder_of(step).resolve(), args=ocp.args.Composite(**items)
+                make_absolute(self._folder_of(step)), args=ocp.args.Composite(**items)
             )
         except jax.errors.JaxRuntimeError:  # another process is gone, or the memory is full
             raise
@@ -366,7 +365,7 @@ def save_params(folder: Path, params: Any, meta: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save((folder / "0").resolve(), args=items)
+            checkpointer.save(make_absolute(folder / "0"), args=items)
     except Exception as error:  # orbax raises whatever its storage raised
         raise UserError(
             f"{folder}: the parameters could not be saved: {_shorten(error)}"

@@ -24,7 +24,7 @@ from jaxcpt.config import Experiment
 from jaxcpt.documents import read_documents
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
-from jaxcpt.files import hash_file
+from jaxcpt.files import hash_file, is_object, to_path
 from jaxcpt.fingerprints import check_model, describe_model
 from jaxcpt.model import (
     Cells,
@@ -47,7 +47,7 @@ from jaxcpt.sharding import count_data_shards, make_mesh, named, use_cpu_cores
 from jaxcpt.terminal import show_progress
 from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import shard_state
-from jaxcpt.vectors import Storage, fill
+from jaxcpt.vectors import Part, Storage, VectorFolder, fill_part
 
 TOKENS_PER_CALL = 16_384
 """Of each data shard. They keep a device busy."""
@@ -99,7 +99,7 @@ class Embedder:
         number of devices, otherwise a copy on each device.
         prefixes: what stands before the texts of a side, in place of the run's own prefix.
         """
-        run_dir = Path(run_dir)
+        run_dir = to_path(run_dir)
         experiment = read_experiment(run_dir)
         folder = run_dir / "tokenizer"
         tokenizer = Tokenizer.load(folder).check_limits(experiment.tokenizer, folder)
@@ -322,7 +322,7 @@ def parse_mesh(text: str | None) -> config.Mesh | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every command that embeds with a run."""
-    parser.add_argument("--run-dir", required=True, type=Path)
+    parser.add_argument("--run-dir", required=True, type=to_path)
     parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
     parser.add_argument(
         "--mesh",
@@ -348,11 +348,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(prog="jaxcpt embed", description="Embed the texts of a JSONL file.")
     add_arguments(parser)
     parser.add_argument(
-        "--input", required=True, type=Path, help="JSONL; the text under 'text', or the side"
+        "--input", required=True, type=to_path, help="JSONL; the text under 'text', or the side"
     )
-    parser.add_argument("--output", required=True, type=Path, help="folder; goes on with its own")
+    parser.add_argument(
+        "--output", required=True, type=to_path, help="folder; goes on with its own"
+    )
     parser.add_argument("--side", required=True, help="x or y")
+    part_help = "write the I-th of N parts of the folder, which other machines fill too"
+    parser.add_argument("--part", default="1/1", metavar="I/N", help=part_help)
     arguments = parser.parse_args(argv)
+    part = Part.parse(arguments.part)
     if arguments.side not in ("x", "y"):
         raise UserError(f"--side {arguments.side}: must be x (queries) or y (what is searched)")
     use_cpu_cores()
@@ -360,14 +365,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     side, path, output = arguments.side, arguments.input, arguments.output
     storage = Storage(arguments.width, arguments.int8).check(embedder.width)
     about = describe(embedder, side, path)
-    vectors = fill(
+    missing = fill_part(
         output,
         about,
         read_documents(path, side),
         lambda texts: embedder.embed(texts, side, progress=True),
         storage,
+        part,
     )
-    print(f"{output}: {len(vectors):,} vectors of {storage.width or embedder.width}")
+    if missing:
+        done = f"part {part.number}/{part.of} is done"
+        print(f"{output}: {done}; {missing} shards of other parts are missing")
+    else:
+        if not is_object(output):  # of a bucket, it would read all again to check it
+            VectorFolder.open(output)
+        print(f"{output}: {about['documents']:,} vectors of {storage.width or embedder.width}")
 
 
 if __name__ == "__main__":

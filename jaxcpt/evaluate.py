@@ -24,8 +24,9 @@ from jaxcpt.evals.suites import (
 )
 from jaxcpt.evals.table import Line, tabulate
 from jaxcpt.experiments import read_experiment
-from jaxcpt.files import write_file
+from jaxcpt.files import to_path, write_file
 from jaxcpt.metrics import record_evals
+from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair
 from jaxcpt.prefixes import read_prefix_options
 from jaxcpt.report import write_report
@@ -153,17 +154,19 @@ def check_options(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(prog="jaxcpt evaluate", description="Score a run.")
     add_arguments(parser)
-    parser.add_argument("--data", type=Path, help="folder that holds a folder for each suite")
+    parser.add_argument("--data", type=to_path, help="folder that holds a folder for each suite")
     parser.add_argument("--suite", default="all", help=f"{', '.join(SUITES)}, or all")
     parser.add_argument("--mteb", nargs="+", metavar="TASK", help="names of MTEB tasks")
     parser.add_argument(
         "--vectors",
-        type=Path,
+        type=to_path,
         help="folder that keeps the vectors of corpora, so that a killed evaluation resumes",
     )
-    parser.add_argument("--json", type=Path, help="also write all scores to this file")
+    parser.add_argument("--json", type=to_path, help="also write all scores to this file")
     arguments = parser.parse_args(argv)
     run_dir = arguments.run_dir
+    if arguments.data:
+        arguments.data = fetch(arguments.data)
     experiment = read_experiment(run_dir)
     check_options(arguments)
     given = read_prefix_options(arguments)

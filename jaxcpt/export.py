@@ -3,7 +3,6 @@
 jaxcpt export --run-dir RUN --output DIR [--dtype bfloat16] [--format safetensors]
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxcpt.adapter import merge_adapters
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
+from jaxcpt.files import new_folder, to_path
 from jaxcpt.interop.card import read_data_cards, write_card
 from jaxcpt.interop.exporting import DTYPES, ExportedRun, export_arrays, export_library
 from jaxcpt.metrics import EVALS_FILE, find_row
@@ -56,25 +56,18 @@ def export_run(
             read_data_cards(embedder.experiment),
         ),
     )
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        notes = FORMATS[form](run, partial, dtype)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return notes
+    with new_folder(output) as folder:
+        return FORMATS[form](run, folder, dtype)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         prog="jaxcpt export", description="Write a run as a folder that other tools load."
     )
-    parser.add_argument("--run-dir", required=True, type=Path, help="a trained or imported run")
+    parser.add_argument("--run-dir", required=True, type=to_path, help="a trained or imported run")
     parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
     add_prefix_options(parser)
-    parser.add_argument("--output", required=True, type=Path, help="folder to make")
+    parser.add_argument("--output", required=True, type=to_path, help="folder to make")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument(
         "--format",

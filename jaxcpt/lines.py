@@ -71,7 +71,7 @@ def read_lines(path: Path) -> Iterator[Line]:
     _refuse_foreign(path)
     number = start = 0
     try:
-        with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
+        with path.open("rb") as raw, gzip.open(raw) if is_gzip(path) else raw as file:
             while content := read_line(file, path, number + 1):
                 number += 1
                 yield decode_line(content, path, number, start)

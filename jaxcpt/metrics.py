@@ -4,15 +4,10 @@ In: for each step, a dict of host floats. Out: files with one JSON object per li
 stands there once and in order, also after a kill and a resume. What a person sees of the numbers
 is drawn by `terminal`. The module does not know what the numbers mean, and it never waits for a
 device.
-
-JSON has no NaN. A value that is not finite is written as the string "nan", "inf" or "-inf", and
-`read_rows` turns it back into a float.
 """
 
-import json
 import logging
-import math
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -22,17 +17,35 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from jaxcpt.errors import UserError
-from jaxcpt.files import write_file
+from jaxcpt.files import is_object, write_file
+from jaxcpt.rows import (
+    EVALS_FILE,
+    METRICS_FILE,
+    Row,
+    Upload,
+    find_row,
+    open_rows,
+    read_rows,
+    record_evals,
+    write_rows,
+)
 from jaxcpt.terminal import RunDisplay
 
-METRICS_FILE, EVALS_FILE = "metrics.jsonl", "evals.jsonl"
-HIGHEST_STEP = 10**15
+__all__ = [
+    "EVALS_FILE",
+    "METRICS_FILE",
+    "MetricsLog",
+    "Row",
+    "Throughput",
+    "find_row",
+    "read_rows",
+    "record_evals",
+]
+
+EVENTS_BYTES = 1 << 22
 
 # It warns at every value that is not finite. `RunDisplay` warns once, with step and name.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-
-Row = dict[str, float]
 
 
 class Throughput:
@@ -95,7 +108,8 @@ class Throughput:
 class MetricsLog:
     """Records and shows a run's numbers, as a context manager. It does nothing unless it `writes`.
 
-    A line reaches the operating system before `log` returns, so a kill loses at most that line.
+    In a local run folder, a line reaches the operating system before `log` returns, so a kill loses
+    at most that line. In a store, numbers are written every few seconds and by `flushed`.
     """
 
     def __init__(
@@ -112,14 +126,11 @@ class MetricsLog:
         self._stack = ExitStack()
         if not self._writes:
             return self
-        for name in (METRICS_FILE, EVALS_FILE):
-            path = self._run_dir / name
-            _write_rows(path, [row for row in read_rows(path) if row["step"] <= self._start_step])
-        file = open(self._run_dir / METRICS_FILE, "a", encoding="utf-8", buffering=1)
-        self._file = self._stack.enter_context(file)
-        self._board = self._stack.enter_context(
-            closing(EventsWriter(str(self._run_dir / "events")))
-        )
+        evals = self._run_dir / EVALS_FILE
+        write_rows(evals, [row for row in read_rows(evals) if row["step"] <= self._start_step])
+        rows = open_rows(self._run_dir / METRICS_FILE, self._start_step)
+        self._rows = self._stack.enter_context(closing(rows))
+        self._board = self._stack.enter_context(closing(open_board(self._run_dir / "events")))
         # Tells TensorBoard to drop the events that an earlier process wrote for later steps.
         begin = SessionLog(status=SessionLog.START)
         self._board.write_event(Event(step=self._start_step + 1, session_log=begin))
@@ -134,7 +145,7 @@ class MetricsLog:
         if not self._writes:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
-        self._file.write(_to_line({"step": step, **scalars}))
+        self._rows.append({"step": step, **scalars})
         for name, value in scalars.items():
             self._plot(f"train/{name}", value, step)
         self._board.flush()
@@ -156,6 +167,13 @@ class MetricsLog:
         self._board.flush()
         self._display.show_evals(step, scores, EVALS_FILE)
 
+    @contextmanager
+    def flushed(self) -> Iterator[None]:
+        """Writes all that was logged before the block, so that a saved step has its numbers."""
+        if self._writes:
+            self._rows.flush()
+        yield
+
     def _plot(self, name: str, value: float, step: int) -> None:
         """Writes the value for TensorBoard, in this thread.
 
@@ -166,65 +184,46 @@ class MetricsLog:
         self._board.write_event(event)
 
 
-def record_evals(run_dir: Path, step: int, scores: Mapping[str, float]) -> None:
-    """Adds scores to the step's line of evals.jsonl. Lines are in order of steps."""
-    path = run_dir / EVALS_FILE
-    rows = {row["step"]: row for row in read_rows(path)}
-    rows[step] = {**rows.get(step, {}), "step": step, **scores}
-    _write_rows(path, [rows[key] for key in sorted(rows)])
+def open_board(prefix: Path) -> "EventsWriter | ObjectBoard":
+    """TensorBoard's events, in files whose names begin with `prefix`."""
+    return ObjectBoard(prefix) if is_object(prefix) else EventsWriter(str(prefix))
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The lines of metrics.jsonl or evals.jsonl. A file that does not exist has none.
+class ObjectBoard:
+    """TensorBoard's events in a store: local files that are uploaded as they grow."""
 
-    A kill can leave the last line torn, so a last line without its end that does not parse is
-    skipped. Any other line that is not a step and its numbers raises UserError with file and line.
-    """
-    content = path.read_bytes() if path.is_file() else b""
-    lines = content.splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(_parse_row(line))
-        except (ValueError, RecursionError) as error:
-            if number < len(lines) or line.endswith(b"\n"):
-                raise UserError(
-                    f"{path}:{number}: not an object of a step and its numbers; remove the line"
-                ) from error
-    return rows
+    def __init__(self, prefix: Path) -> None:
+        self._prefix, self._count = prefix, 0
+        self._scratch = tempfile.TemporaryDirectory(prefix="jaxcpt_")
+        self._folder = Path(self._scratch.name)
+        self._events = self._begin_file()
+        self._upload = Upload(self._put)
 
+    def _begin_file(self) -> EventsWriter:
+        self._count += 1
+        return EventsWriter(str(self._folder / self._prefix.name), f".{self._count:05d}")
 
-def _parse_row(line: bytes) -> Row:
-    """Raises ValueError for other types than `_to_line` writes, and for numbers out of range."""
-    row = json.loads(line)
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
-        raise ValueError("no object with a step")
-    json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair cannot be written again
-    parsed = {"step": row.pop("step"), **{name: _parse_value(v) for name, v in row.items()}}
-    if not 0 <= parsed["step"] < HIGHEST_STEP:
-        raise ValueError("a step out of range")
-    return parsed
+    def write_event(self, event: Event) -> None:
+        self._events.write_event(event)
 
+    def flush(self) -> None:
+        self._events.flush()
+        if self._list_files()[-1].stat().st_size > EVENTS_BYTES:
+            self._events.close()
+            self._events = self._begin_file()
+        self._upload.note()
 
-def _parse_value(value: object) -> float:
-    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is no number")
-    if abs(value) > sys.float_info.max:  # JSON text such as 1e400, or an integer of 400 digits
-        raise ValueError("a number out of range")
-    return float(value)
+    def _list_files(self) -> list[Path]:
+        return sorted(self._folder.iterdir())
 
+    def _put(self) -> None:
+        *full, last = self._list_files()
+        for file in (*full, last):
+            write_file(self._prefix.with_name(file.name), file.read_bytes())
+        for file in full:
+            file.unlink()
 
-def find_row(path: Path, step: int) -> Row:
-    """The line of a step. It is empty where the file has none."""
-    return {row["step"]: row for row in read_rows(path)}.get(step, {})
-
-
-def _write_rows(path: Path, rows: list[Row]) -> None:
-    write_file(path, "".join(map(_to_line, rows)))
-
-
-def _to_line(row: Mapping[str, float]) -> str:
-    plain = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
-    return json.dumps(plain) + "\n"
+    def close(self) -> None:
+        self._events.close()
+        self._upload.close()
+        self._scratch.cleanup()

@@ -16,7 +16,6 @@ continues with these vectors. It needs about 60 bytes of memory for each pair.
 
 import argparse
 import hashlib
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ import numpy as np
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
+from jaxcpt.files import remove_tree, to_path
 from jaxcpt.mining.words import digest, fold_words
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import PAIRS_AT_ONCE, JoinedPairs, Pairs, open_source, read_all, write_pairs
@@ -203,11 +203,11 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     run_dir = "folder of a trained run; its own pairs are the default"
-    add("--run-dir", required=True, type=Path, metavar="DIR", help=run_dir)
+    add("--run-dir", required=True, type=to_path, metavar="DIR", help=run_dir)
     step = "step of the checkpoint; default: newest whole checkpoint"
     add("--step", type=int, metavar="N", help=step)
     add_source_options(parser)
-    add("--output", required=True, type=Path, metavar="FILE", help="new JSONL file to write")
+    add("--output", required=True, type=to_path, metavar="FILE", help="new JSONL file to write")
     most = "most negatives of a pair; default: %(default)s"
     add("--negatives", type=int, default=8, metavar="N", help=most)
     depth = "number of best candidates to check for each pair; default: %(default)s"
@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with show_progress("searching", len(bare), True) as advance:
         write_pairs(output, count(advance))
-    shutil.rmtree(unfinished)
+    remove_tree(unfinished)
     for what in ("negatives", too_few, KNOWN_POSITIVE, WITHIN_MARGIN):
         print(f"{totals[what]:>12,}  {what}")
     print(f"{output}: {len(bare):,} pairs, {totals['negatives'] / len(bare):.2f} negatives each")

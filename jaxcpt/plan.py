@@ -12,7 +12,6 @@ CPU. That shows the memory and traffic of the layout, and the least time that a 
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 
@@ -21,7 +20,7 @@ from jaxcpt.checks import validate
 from jaxcpt.config import Experiment
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import apply_overrides, load_experiment
-from jaxcpt.files import write_file
+from jaxcpt.files import to_path, write_file
 from jaxcpt.planning.layouts import Layout, list_layouts
 from jaxcpt.planning.parallel import plan_all
 from jaxcpt.planning.step import Plan, TooLarge, list_devices, make_plan
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--experiment", required=True, nargs="+", help="experiment files")
     parser.add_argument("--topology", help="such as v5p:4x4x8; default: the experiment's own")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
-    parser.add_argument("--json", type=Path, help="write the plans to this file")
+    parser.add_argument("--json", type=to_path, help="write the plans to this file")
     parser.add_argument("--search", action="store_true", help="rank other layouts by step time")
     parser.add_argument("--tries", type=_count, default=6, help="layouts to compile at most")
     parser.add_argument("--jobs", type=_count, default=1, help="plans to compile at the same time")

@@ -26,6 +26,7 @@ from jaxcpt.config import Experiment
 from jaxcpt.embed import choose_mesh
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
+from jaxcpt.files import to_path
 from jaxcpt.fingerprints import check_model, describe_model
 from jaxcpt.model import encode, make_encoder
 from jaxcpt.optimizer import measure_norm
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         prog="jaxcpt replay", description="Take the first bad step of a stopped run again."
     )
-    parser.add_argument("--run-dir", type=Path, required=True, help="folder of the stopped run")
+    parser.add_argument("--run-dir", type=to_path, required=True, help="folder of the stopped run")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     use_devices(read_experiment(arguments.run_dir).mesh, arguments.num_processes or 1)

@@ -6,7 +6,6 @@ nothing in a folder of somebody else is ever deleted or replaced. It knows nothi
 writes.
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import EXPERIMENT_FILE, differences, read_experiment
+from jaxcpt.files import remove_tree
 from jaxcpt.run_lock import RunLock
 
 MARKER = ".jaxcpt"
@@ -34,7 +34,7 @@ def own_folder(run_dir: Path) -> Iterator[None]:
     with RunLock(run_dir):
         if not (run_dir / EXPERIMENT_FILE).is_file():
             for leftover in LEFTOVERS:
-                shutil.rmtree(run_dir / leftover, ignore_errors=True)
+                remove_tree(run_dir / leftover)
         yield
 
 
@@ -81,4 +81,4 @@ def remove_run(run_dir: Path) -> None:
         if not (run_dir / MARKER).is_file():
             raise UserError(f"{run_dir}: not made by jaxcpt; move it away, or choose --run-dir")
         with RunLock(run_dir):
-            shutil.rmtree(run_dir)
+            remove_tree(run_dir)

@@ -19,9 +19,10 @@ from jaxcpt.errors import UserError
 from jaxcpt.evals import CorpusFn, EmbedFn, collect, note, pair_search
 from jaxcpt.evals.suites import SUITES, run_suites, score_words
 from jaxcpt.evals.table import Line, tabulate
-from jaxcpt.files import write_file
+from jaxcpt.files import to_path, write_file
 from jaxcpt.lines import find_file
 from jaxcpt.metrics import EVALS_FILE, find_row
+from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair, Side
 from jaxcpt.pairs import open_source
 from jaxcpt.processes import is_first
@@ -77,7 +78,7 @@ def score(
         scores = {f"heldout/{name}": value for name, value in of_heldout.items()}
     if experiment.evals.suites:
         problems: list[str] = []
-        data, suites = Path(experiment.evals.data), experiment.evals.suites
+        data, suites = fetch(to_path(experiment.evals.data)), experiment.evals.suites
         scores |= collect(problems, run_suites, checked(embedder), data, suites)
         for problem in problems:
             note(f"not scored: {problem}")
@@ -104,7 +105,7 @@ def conclude(
     because all embed; only the first one shows and writes.
     """
     experiment = embedder.experiment
-    data, suites = Path(experiment.evals.data), experiment.evals.suites
+    data, suites = fetch(to_path(experiment.evals.data)), experiment.evals.suites
     summary: dict[str, Any] = {"derived": derived}
     before, last = (find_row(run_dir / EVALS_FILE, step) for step in (0, embedder.step))
     if heldout:

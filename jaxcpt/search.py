@@ -16,7 +16,7 @@ from jaxcpt.documents import read_documents
 from jaxcpt.embed import Embedder, add_arguments, describe, load_embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
-from jaxcpt.files import hash_file
+from jaxcpt.files import hash_file, to_path
 from jaxcpt.pairs import JoinedPairs, open_source, read_all
 from jaxcpt.sharding import use_cpu_cores
 from jaxcpt.top_k import top_k
@@ -95,7 +95,7 @@ def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
         raise UserError(
             f"{folder}: holds vectors of side x, which are queries; embed with --side y"
         )
-    path = Path(about["path"])
+    path = to_path(about["path"])
     if path.is_file() and hash_file(path) != about["input"]:
         raise UserError(
             f"{path}: changed since {folder} was made of it; put it back, or embed anew"
@@ -122,8 +122,10 @@ def show(query: str, total: int, found: Iterable[tuple[float, TextWithId]]) -> N
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(prog="jaxcpt search", description="Search texts with a trained run.")
     add_arguments(parser)
-    parser.add_argument("--corpus", type=Path, help="JSONL with 'text'; default: the run's own y")
-    parser.add_argument("--vectors", type=Path, help="folder filled by jaxcpt.embed")
+    parser.add_argument(
+        "--corpus", type=to_path, help="JSONL with 'text'; default: the run's own y"
+    )
+    parser.add_argument("--vectors", type=to_path, help="folder filled by jaxcpt.embed")
     parser.add_argument("--top", type=int, default=5, help="how many to show")
     parser.add_argument("queries", nargs="+", metavar="QUERY")
     arguments = parser.parse_args(argv)
@@ -138,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     documents: Iterable[TextWithId]
     if arguments.vectors:
         vectors = open_vectors(arguments.vectors, embedder)
-        documents = read_documents(Path(vectors.about["path"]), "y")
+        documents = read_documents(to_path(vectors.about["path"]), "y")
     elif arguments.corpus:
         about = describe(embedder, "y", arguments.corpus)
         documents = read_documents(arguments.corpus, "y")

@@ -6,7 +6,6 @@ Face folder is first imported into the new run's folder. Once the run has a chec
 its start is not needed any more.
 """
 
-import shutil
 from dataclasses import MISSING, Field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.config import Experiment, InitFrom, Model
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
+from jaxcpt.files import remove_tree, to_path
 from jaxcpt.fingerprints import COMPUTED, check_model, describe_model
 from jaxcpt.model import Params
 from jaxcpt.tokenizer import Tokenizer
@@ -59,8 +59,8 @@ def foresee_start(experiment: Experiment) -> Experiment:
     start = experiment.init_from
     if start is None:
         return experiment
-    if (Path(start.run) / EXPERIMENT_FILE).is_file():
-        return _fill(experiment, read_experiment(Path(start.run)), start.fingerprint)
+    if (to_path(start.run) / EXPERIMENT_FILE).is_file():
+        return _fill(experiment, read_experiment(to_path(start.run)), start.fingerprint)
     _check_source(start)
     from jaxcpt.interop import foresee_import  # only where a model is imported
 
@@ -69,8 +69,8 @@ def foresee_start(experiment: Experiment) -> Experiment:
 
 def find_start(start: InitFrom, run_dir: Path) -> Path:
     """The run folder to start from; a Hugging Face folder is imported into `run_dir` first."""
-    if (Path(start.run) / EXPERIMENT_FILE).is_file():
-        return Path(start.run)
+    if (to_path(start.run) / EXPERIMENT_FILE).is_file():
+        return to_path(start.run)
     _check_source(start)
     imported = run_dir / "start"
     if not imported.is_dir():
@@ -81,7 +81,7 @@ def find_start(start: InitFrom, run_dir: Path) -> Path:
 
 
 def _check_source(start: InitFrom) -> None:
-    if not start.run.startswith("package:") and not Path(start.run).is_dir():
+    if not start.run.startswith("package:") and not to_path(start.run).is_dir():
         raise UserError(
             f"init_from.run: {start.run}: no such folder; name a run folder, a Hugging Face folder "
             "or package:NAME/PATH"
@@ -121,7 +121,7 @@ def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh
 
 def forget_start(run_dir: Path) -> None:
     """Deletes the imported start of a run that has a checkpoint of its own."""
-    shutil.rmtree(run_dir / "start", ignore_errors=True)
+    remove_tree(run_dir / "start")
 
 
 def _fill(experiment: Experiment, start: Experiment, fingerprint: str | None) -> Experiment:

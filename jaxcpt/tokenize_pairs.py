@@ -12,14 +12,13 @@ same files.
 """
 
 import argparse
-import shutil
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
 
 from jaxcpt import config
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.files import write_file
+from jaxcpt.files import new_folder, to_path, write_file
 from jaxcpt.pairs import PAIRS_AT_ONCE, Pairs, read_all
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
 from jaxcpt.pairs.interface import encode_pairs
@@ -107,7 +106,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     add_source_options(parser)
     add = parser.add_argument
-    add("--output", required=True, type=Path, metavar="DIR", help="new folder to write")
+    add("--output", required=True, type=to_path, metavar="DIR", help="new folder to write")
     model = "SentencePiece model, Hugging Face tokenizer.json, or the tokenizer folder of a run; "
     model += "default: the experiment's"
     add("--tokenizer", metavar="FILE", help=model)
@@ -153,26 +152,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if experiment:
         tokenizer = put_prefixes(tokenizer, settings, model)
     opened = open_sources(sources, experiment.seed if experiment else 0)
-    unfinished = output.with_name(f"{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # A killed run may have left it.
-    unfinished.mkdir(parents=True)
     try:
-        about = write_tokens(
-            opened,
-            tokenizer,
-            unfinished,
-            arguments.negatives,
-            arguments.shard_pairs,
-            (sources[0].x_prefix, sources[0].y_prefix),
-        )
-        write_about(unfinished, about)
-        unfinished.rename(output)
+        with new_folder(output) as folder:
+            about = write_tokens(
+                opened,
+                tokenizer,
+                folder,
+                arguments.negatives,
+                arguments.shard_pairs,
+                (sources[0].x_prefix, sources[0].y_prefix),
+            )
+            write_about(folder, about)
     except RuntimeError as error:
         if "write() failed" not in str(error):  # ArrayRecord's error for a full disk.
             raise
         raise UserError(f"{output}: cannot be written: {str(error).split(';')[0]}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{output}: {about.pairs:,} pairs, {about.tokens:,} tokens")
 
 

@@ -24,12 +24,13 @@ from jaxcpt.embed import Embedder
 from jaxcpt.errors import CommandParser, Stopped, run_command
 from jaxcpt.evals.suites import list_suites
 from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
-from jaxcpt.files import write_file
+from jaxcpt.files import to_path, write_file
 from jaxcpt.fingerprints import check_data, check_model, describe_data, describe_model
 from jaxcpt.hang_watch import HangWatch
 from jaxcpt.interruption import Interruption
 from jaxcpt.metrics import MetricsLog, Throughput
 from jaxcpt.model import check_model_fits
+from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import EncodedPairs, open_training, sample_texts
 from jaxcpt.prefixes import describe_differences
@@ -117,7 +118,8 @@ def prepare(
         if is_first():
             tokenizer.save(run_dir / "tokenizer")
     if experiment.evals.suites:
-        list_suites(Path(experiment.evals.data), "all")  # refused now, not at the first eval
+        evals_data = fetch(to_path(experiment.evals.data))
+        list_suites(evals_data, "all")  # refused now, not at the first eval
     data = describe_data(experiment.data, sources, heldout, tokenizer)
     batches = Batches(experiment, sources, tokenizer, mesh)
     budget = count_budget(experiment, batches.sizes)
@@ -228,7 +230,7 @@ def run_steps(
 
     def save() -> None:
         jax.block_until_ready(state)
-        with speed.paused(), watch.paused():
+        with speed.paused(), watch.paused(), metrics.flushed():
             checkpoints.save(state, run.meta)
 
     def measure() -> bool:
@@ -358,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=EXIT_CODES,
     )
     parser.add_argument("--experiment", required=True, help="a Python file, see experiments/")
-    parser.add_argument("--run-dir", type=Path, help="default: runs/<experiment name>")
+    parser.add_argument("--run-dir", type=to_path, help="default: runs/<experiment name>")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
     parser.add_argument(
         "--accept-changed-data",

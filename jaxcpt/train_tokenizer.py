@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jaxcpt import config
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.files import write_file
+from jaxcpt.files import to_path, write_file
 from jaxcpt.pairs import sample_texts
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
 from jaxcpt.tokenizer import read_model, train_tokenizer
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_source_options(parser)
     add = parser.add_argument
     flag = argparse.BooleanOptionalAction
-    add("--output", required=True, type=Path, metavar="FILE", help="new model file to write")
+    add("--output", required=True, type=to_path, metavar="FILE", help="new model file to write")
     vocabulary = "number of pieces, including 256 bytes, 4 delimiters and 2 other special pieces"
     add("--vocabulary", type=int, metavar="N", help=vocabulary)
     add("--kind", choices=("bpe", "unigram"), help="algorithm; default: bpe, or the experiment's")

@@ -22,7 +22,8 @@ from typing import IO, Any, NamedTuple, TypeVar
 import numpy as np
 
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.files import hash_file, write_file
+from jaxcpt.files import hash_file, to_path, write_file
+from jaxcpt.object_cache import fetch
 
 T = TypeVar("T")
 TEXTS_PER_SHARD = 16_384
@@ -82,6 +83,21 @@ def quantize(vectors_nd: np.ndarray) -> np.ndarray:
     return np.rint(vectors_nd * (127 / np.maximum(largest_n1, 1e-12))).astype(np.int8)
 
 
+class Part(NamedTuple):
+    """Which shards a command fills: each `of`-th, from `number`, which counts from 1."""
+
+    number: int = 1
+    of: int = 1
+
+    @staticmethod
+    def parse(text: str) -> "Part":
+        """`I/N`. Raises UserError."""
+        number, _, count = text.partition("/")
+        if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+            return Part(int(number), int(count))
+        raise UserError(f"--part {text}: must be I/N with I from 1 to N, such as 2/8")
+
+
 @dataclass(frozen=True)
 class VectorFolder:
     """A complete folder of vectors. `open` or `fill` makes one."""
@@ -92,16 +108,16 @@ class VectorFolder:
     @staticmethod
     def open(folder: str | Path) -> "VectorFolder":
         """Raises UserError where there is none, or a part of it is missing."""
-        folder = Path(folder)
+        folder = to_path(folder)
         about = _read_about(folder)
         if about is None:
             raise UserError(f"{folder}: no vectors: it has no {ABOUT}; jaxcpt.embed makes one")
         _check_about(folder / ABOUT, about)
-        opened = VectorFolder(folder, about)
+        opened = VectorFolder(fetch(folder), about)
         rows = sum(len(shard_nd) for shard_nd in opened.shards())
         if rows != about["texts"]:
             raise UserError(f"{folder}: {rows} vectors of {about['texts']}; shards are missing")
-        _check_sums(folder, about.get("sums"))
+        _check_sums(opened.folder, about.get("sums"))
         return opened
 
     def __len__(self) -> int:
@@ -150,6 +166,23 @@ def fill(
     texts are cut into the same shards, and each shard is embedded by itself. So a command that was
     killed and started again writes the same bytes.
     """
+    fill_part(folder, about, texts, embed, storage, Part(), texts_per_shard)
+    return VectorFolder.open(folder)
+
+
+def fill_part(
+    folder: Path,
+    about: Mapping[str, Any],
+    texts: Iterable[TextWithId],
+    embed: Callable[[Sequence[str]], np.ndarray],
+    storage: Storage,
+    part: Part,
+    texts_per_shard: int = TEXTS_PER_SHARD,
+) -> int:
+    """As `fill`, but writes the shards of one part. Returns how many other shards are missing.
+
+    Whoever writes the last missing shard completes the folder.
+    """
     about = {
         **about,
         "width": storage.width,
@@ -158,18 +191,21 @@ def fill(
     }
     _claim(folder, about)
     count, total = 0, f" of {about['documents']:,}" if "documents" in about else ""
-    for number, part in enumerate(cut_into_blocks(texts, texts_per_shard)):
+    number = -1
+    for number, block in enumerate(cut_into_blocks(texts, texts_per_shard)):
         path = folder / f"{number:05}.npy"
-        count += len(part)
-        if all(file.is_file() for file in (*_files_of(path), path.with_suffix(".sha256"))):
+        count += len(block)
+        if number % part.of != part.number - 1 or _is_written(path):
             continue
-        vectors_nd = storage.apply(embed([entry.text for entry in part]))
-        _write_shard(path, [entry.id for entry in part], vectors_nd)
-        if len(part) == texts_per_shard:
+        vectors_nd = storage.apply(embed([entry.text for entry in block]))
+        _write_shard(path, [entry.id for entry in block], vectors_nd)
+        if len(block) == texts_per_shard:
             print(f"{path}: {count:,}{total} texts so far", flush=True)
-    about |= {"texts": count, "sums": _hash_sums(folder)}
-    write_file(folder / ABOUT, json.dumps(about, indent=1))
-    return VectorFolder.open(folder)
+    missing = number + 1 - sum(map(_is_written, _list_shards(folder)))
+    if not missing:
+        about |= {"texts": count, "sums": _hash_sums(folder)}
+        write_file(folder / ABOUT, json.dumps(about, indent=1))
+    return missing
 
 
 def _write_shard(path: Path, ids: Sequence[str], vectors_nd: np.ndarray) -> None:
@@ -180,6 +216,10 @@ def _write_shard(path: Path, ids: Sequence[str], vectors_nd: np.ndarray) -> None
     write_file(path, lambda file: np.save(file, vectors_nd))
     sums = "".join(f"{hash_file(file)}  {file.name}\n" for file in _files_of(path))
     write_file(path.with_suffix(".sha256"), sums)
+
+
+def _is_written(shard: Path) -> bool:
+    return all(file.is_file() for file in (*_files_of(shard), shard.with_suffix(".sha256")))
 
 
 def _files_of(shard: Path) -> tuple[Path, Path]:
@@ -296,8 +336,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         prog="jaxcpt vectors", description="Put a folder of vectors into one file."
     )
-    parser.add_argument("--input", required=True, type=Path, help="folder made by jaxcpt.embed")
-    parser.add_argument("--output", required=True, type=Path, help="FILE.npy or FILE.fvecs")
+    parser.add_argument("--input", required=True, type=to_path, help="folder made by jaxcpt.embed")
+    parser.add_argument("--output", required=True, type=to_path, help="FILE.npy or FILE.fvecs")
     arguments = parser.parse_args(argv)
     vectors = VectorFolder.open(arguments.input)
     export(vectors, arguments.output)

@@ -17,15 +17,19 @@ from jaxcpt.model import make_encoder, name_axes
 
 # A module may import only those above it; this is also the order to read them in.
 ORDER = """
-errors hang_watch pair files lines beir chips sources config prefixes checks smoke experiments
-run_lock run_folder mining tokenizer pairs packing order sharding processes interruption normalise
-attention model adapter batches loss_terms loss_streaming loss optimizer update budget manifest
-checkpoint bad_steps fingerprints interop start terminal metrics top_k vectors documents embed
-export search evals report scoring evaluate planning train replay import_model plan mine_text
-mine_code clean_pairs mine_negatives train_tokenizer tokenize_pairs cli __main__
+errors hang_watch pair objects files object_cache lines beir chips sources config prefixes checks
+smoke experiments run_lock run_folder mining tokenizer pairs packing order sharding processes
+interruption normalise attention model adapter batches loss_terms loss_streaming loss optimizer
+update budget manifest checkpoint bad_steps fingerprints interop start terminal rows metrics top_k
+vectors documents embed export search evals report scoring evaluate planning train replay
+import_model plan mine_text mine_code clean_pairs mine_negatives train_tokenizer tokenize_pairs cli
+__main__
 """.split()  # noqa: SIM905
 
 HOMES = {
+    "etils": {"objects"},
+    "fsspec": {"objects"},
+    "tensorstore": {"objects"},
     "flax": {"model"},
     "optax": {"optimizer"},
     "orbax": {"checkpoint"},
@@ -222,7 +226,9 @@ def test_configuration_needs_no_jax():
 
 OPENED_FOR_WRITING = {
     "files.py": "it holds write_file",
-    "metrics.py": "appends lines to metrics.jsonl while a run goes on",
+    "objects.py": "it is what write_file writes objects with, and it opens /dev/null",
+    "object_cache.py": "opens its lock files, which stay empty",
+    "rows.py": "appends lines to metrics.jsonl while a run goes on",
     "mining/grouping.py": "appends records to the buckets that Beam's workers share",
     "mining/pipeline.py": "opens a lock file, which stays empty",
     "mining/progress.py": "opens /dev/null",

@@ -85,7 +85,7 @@ SLOWLY = """
 import os, time
 from jaxcpt import embed, errors, vectors
 os.sched_getaffinity = lambda _: range(8)
-vectors.fill.__defaults__ = (16,)
+vectors.fill_part.__defaults__ = (16,)
 write = vectors._write_shard
 vectors._write_shard = lambda *arguments: (write(*arguments), time.sleep(0.5))
 errors.run_command(embed.main)
@@ -110,7 +110,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeyp
     running.wait()
     assert 2 <= len(list(folder.glob("*.npy"))) < 6
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
-    monkeypatch.setattr(fill, "__defaults__", (16,))
+    monkeypatch.setattr(vectors.fill_part, "__defaults__", (16,))
     for output in (folder, tmp_path / "whole"):
         run_command(embed_command.main, [*arguments, str(output)])
     found = read_bytes(folder)

@@ -12,8 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from jaxcpt.errors import UserError
+from jaxcpt.files import to_path
 from jaxcpt.interop.families import Options
 from jaxcpt.interop.safetensors import read_json
+from jaxcpt.object_cache import fetch
 
 Delimiters = Literal["own", "brackets"]
 Pooling = Literal["eos", "mean", "first"]
@@ -48,7 +50,7 @@ class Source:
 def find_folder(source: str) -> Path:
     """A path, or `package:NAME/PATH`: a folder in an installed package, which is not imported."""
     if not source.startswith(PACKAGE):
-        return Path(source)
+        return fetch(to_path(source))
     name, *rest = PurePosixPath(source.removeprefix(PACKAGE)).parts or ("",)
     try:
         spec = importlib.util.find_spec(name) if name.isidentifier() else None

@@ -18,7 +18,7 @@ from jaxcpt.checks import validate
 from jaxcpt.config import Batching, Data, Experiment, Optimizer
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import EXPERIMENT_FILE, to_json
-from jaxcpt.files import hash_file, write_file
+from jaxcpt.files import hash_file, is_object, new_folder, write_file
 from jaxcpt.fingerprints import describe_model
 from jaxcpt.interop.convert import Sizes, list_slots, match_tensors, write_parameters
 from jaxcpt.interop.families import Family, find_family
@@ -67,11 +67,14 @@ def import_model(source: str, run_dir: Path, choices: Choices | None = None) -> 
         "prompts": found.prompts,
     }
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{run_dir.name}.", dir=run_dir.parent, ignore_cleanup_errors=True
-    ) as scratch:
-        partial, arrays = Path(scratch, "run"), Path(scratch, "arrays")
-        arrays.mkdir()
+    near = None if is_object(run_dir) else run_dir.parent
+    with (
+        new_folder(run_dir) as partial,
+        tempfile.TemporaryDirectory(
+            prefix=f".{run_dir.name}.", dir=near, ignore_cleanup_errors=True
+        ) as scratch,
+    ):
+        arrays = Path(scratch)
         tokenizer.save(partial / "tokenizer")
         params = {
             "encoder": unflatten(write_parameters(matched, family, sizes, axes, arrays)),
@@ -81,7 +84,6 @@ def import_model(source: str, run_dir: Path, choices: Choices | None = None) -> 
         write_file(partial / IMPORTED_FILE, json.dumps(about, indent=1) + "\n")
         write_file(partial / EXPERIMENT_FILE, to_json(experiment))
         (partial / MARKER).touch()
-        partial.rename(run_dir)
     return describe(experiment, found, about)
 
 

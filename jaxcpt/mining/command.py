@@ -10,10 +10,10 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from jaxcpt.errors import CommandParser, UserError
+from jaxcpt.files import is_object, to_path
 from jaxcpt.mining.documents import Reading
 from jaxcpt.mining.inputs import Mining
 
@@ -76,7 +76,11 @@ def run_mining(
     turned off for the rest of the process, because importing Beam logs a warning for each cloud
     service whose library is not installed. Raises UserError for a mistake in the options.
     """
-    output = Path(arguments.output)
+    output = to_path(arguments.output)
+    if is_object(output):
+        raise UserError(
+            f"--output {output}: the miners write to a local disk; copy the dataset from there"
+        )
     name = arguments.name or re.sub(r"\W", "_", output.name)
     if not re.fullmatch(r"[a-zA-Z]\w*", name, re.ASCII):
         raise UserError(f"--name {name}: expected a letter, then letters, digits and underscores")

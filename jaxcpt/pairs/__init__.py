@@ -5,12 +5,17 @@ are texts, or for training `EncodedPairs`, which are token ids. The package know
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxcpt.errors import UserError
+from jaxcpt.files import to_path
 from jaxcpt.mining.python_packages import mine_packages
+from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair
 from jaxcpt.pairs.beir import read_beir
 from jaxcpt.pairs.columns import DatasetsReader, ParquetReader
@@ -31,6 +36,8 @@ from jaxcpt.sources import (
     TfdsPairs,
     TokenizedPairs,
 )
+
+AnySource = TypeVar("AnySource", bound=Source)
 
 __all__ = [
     "PAIRS_AT_ONCE",
@@ -112,24 +119,46 @@ class PrefixedPairs(Pairs):
 
 def open_training(data: Data, run_dir: Path, seed: int) -> list[EncodedPairs]:
     """The training sources in their order. Raises UserError where one is missing or empty."""
-    opened: list[EncodedPairs] = [
-        TokenizedReader(source)
-        if isinstance(source, TokenizedPairs)
-        else open_source(source, run_dir, seed)
-        for source in data.train
-    ]
+    opened = [_open_encoded(source, run_dir, seed) for source in data.train]
     for source, pairs in zip(data.train, opened, strict=True):
         if not len(pairs):
             raise UserError(f"{name_source(source)}: no pairs in it; training needs some")
     return opened
 
 
+def _open_encoded(source: Source, run_dir: Path, seed: int) -> EncodedPairs:
+    if not isinstance(source, TokenizedPairs):
+        return open_source(source, run_dir, seed)
+    with localise(source) as local:
+        return TokenizedReader(local)
+
+
 def open_source(source: Source, run_dir: Path, seed: int) -> Pairs:
     """The texts of a source. Raises UserError where they are missing or damaged."""
     if isinstance(source, TokenizedPairs):
         raise UserError(f"{source.directory}: holds token ids alone; name the source of the texts")
-    pairs = _open(source, run_dir, seed)
+    with localise(source) as local:
+        pairs = _open(local, run_dir, seed)
     return PrefixedPairs(pairs, source) if source.x_prefix or source.y_prefix else pairs
+
+
+@contextmanager
+def localise(source: AnySource) -> Iterator[AnySource]:
+    """The source with a local copy in the place of objects in a store.
+
+    A UserError of the block names the objects, and not their copies.
+    """
+    field = next((name for name in ("path", "directory") if getattr(source, name, "")), None)
+    place = getattr(source, field) if field else ""
+    copy = str(fetch(to_path(place))) if field else ""
+    if field is None or copy == place:
+        yield source
+        return
+    changes: dict[str, Any] = {field: copy}
+    try:
+        yield replace(source, **changes)
+    except UserError as error:
+        raise UserError(str(error).replace(copy, place)) from error
 
 
 def _open(source: Source, run_dir: Path, seed: int) -> Pairs:
@@ -175,7 +204,7 @@ def name_source(source: Source) -> str:
 
 def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> Source:
     """The source at a path; its files show of which kind it is. Raises UserError for no source."""
-    place = Path(path)
+    place = to_path(path)
     if place.is_file():
         name, suffixes = place.name.lower(), place.name.lower().split(".")[-2:]
         if ".array_record" in name:

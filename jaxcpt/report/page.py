@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxcpt.errors import CommandParser, UserError
-from jaxcpt.files import write_file
+from jaxcpt.files import to_path, write_file
 from jaxcpt.metrics import EVALS_FILE, METRICS_FILE, Row, read_rows
 from jaxcpt.report.charts import format_number, format_score
 from jaxcpt.report.curves import ACCURACIES, draw_evals, draw_metrics
@@ -100,5 +100,5 @@ def _arrange(figures: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(prog="jaxcpt report", description="Write report.html for a run folder.")
-    parser.add_argument("--run-dir", type=Path, required=True, help="folder of a training run")
+    parser.add_argument("--run-dir", type=to_path, required=True, help="folder of a training run")
     print(write_report(parser.parse_args(argv).run_dir))

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxcpt import config
 from jaxcpt.errors import UserError
-from jaxcpt.files import write_file
+from jaxcpt.files import to_path, write_file
 from jaxcpt.pair import Side
 from jaxcpt.tokenizer.hugging_face import HuggingFaceModel, parse_end_token
 from jaxcpt.tokenizer.sentencepiece_model import (
@@ -303,7 +303,7 @@ def read_model(
     as stored, else brackets. end_token: closes a text where the model's own template does not.
     None: the eos_token of the tokenizer_config.json beside it, if there is one.
     """
-    file = Path(path)
+    file = to_path(path)
     if has_tokenizer(file):
         stored = replace(Tokenizer.load(file), x_tokens=x_tokens, y_tokens=y_tokens)
         if stored.template and delimiters not in (None, stored.template.kind):

@@ -1,0 +1,131 @@
+"""Objects in, copies of them on the local disk out, for libraries that read local files alone.
+
+A copy is made once and used by all processes of the machine. Copies that no process uses are
+deleted, the least recently used first, where the cache would outgrow its limit. The module does not
+know what the files hold.
+
+    JAXCPT_CACHE        folder of the copies; default: ~/.cache/jaxcpt
+    JAXCPT_CACHE_GB     its limit; default: 200
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from jaxcpt.errors import UserError
+from jaxcpt.files import is_object
+
+if TYPE_CHECKING:
+    from jaxcpt.objects import ObjectPath
+
+DOWNLOADS_AT_ONCE = 8
+LOCK, FILES = "lock", "files"
+
+_held: dict[Path, IO[bytes]] = {}
+"""Lock files of the copies that this process uses. The system unlocks them when it ends."""
+
+
+class Wanted(NamedTuple):
+    """An object, and where its copy belongs."""
+
+    source: "ObjectPath"
+    target: Path
+    size: int
+    date: float
+
+    @property
+    def is_there(self) -> bool:
+        if not self.target.is_file():
+            return False
+        found = self.target.stat()
+        return found.st_size == self.size and abs(found.st_mtime - self.date) < 1
+
+
+def fetch(path: Path) -> Path:
+    """A local path with the content of `path`, an object or a folder of them.
+
+    A local path is returned as it is. Raises UserError where there is no such object, and where
+    the copies would not fit into the cache or on the disk.
+    """
+    if not is_object(path):
+        return path
+    if not path.exists():
+        raise UserError(f"{path}: no such object, nor a folder of objects")
+    cache = Path(os.environ.get("JAXCPT_CACHE") or Path.home() / ".cache" / "jaxcpt")
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    entry = cache / f"{re.sub('[^a-zA-Z0-9.]+', '_', str(path))[-100:]}-{digest}"
+    place = entry / FILES / path.name
+    wanted = [
+        Wanted(file, place / file.relative_to(path), found.st_size, found.st_mtime)
+        for file, found in path.list_files().items()
+    ]
+    lock = _lock(entry)
+    try:
+        missing = [file for file in wanted if not file.is_there]
+        _make_room(cache, sum(file.size for file in missing), path)
+        with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+            list(pool.map(_download, missing))
+    except OSError as error:
+        raise UserError(f"{entry}: the copy of {path} cannot be written: {error}") from None
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    return place
+
+
+def _lock(entry: Path) -> IO[bytes]:
+    """Locks the entry against other processes; waits for one that fills it."""
+    try:
+        entry.mkdir(parents=True, exist_ok=True)
+        if entry not in _held:
+            _held[entry] = open(entry / LOCK, "ab")  # noqa: SIM115 - held until the end
+        fcntl.flock(_held[entry], fcntl.LOCK_EX)
+        os.utime(entry / LOCK)
+    except OSError as error:
+        raise UserError(f"{entry}: cannot be written: {error.strerror}; set JAXCPT_CACHE") from None
+    return _held[entry]
+
+
+def _download(file: Wanted) -> None:
+    file.target.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.target.with_name(f"{file.target.name}.partial")
+    file.source.download(partial)
+    # The object's date: what identifies a source is the same on every machine.
+    os.utime(partial, (file.date, file.date))
+    partial.replace(file.target)
+
+
+def _make_room(cache: Path, needed: int, path: Path) -> None:
+    """Deletes unused copies until `needed` bytes fit. Raises UserError where they cannot."""
+    limit = float(os.environ.get("JAXCPT_CACHE_GB") or 200) * 1e9
+    entries = sorted(cache.iterdir(), key=lambda entry: (entry / LOCK).stat().st_mtime)
+    held = {entry: _measure(entry) for entry in entries}
+
+    def room() -> float:
+        return min(limit - sum(held.values()), shutil.disk_usage(cache).free)
+
+    for entry in entries:
+        if needed <= room():
+            return
+        with open(entry / LOCK, "ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # in use
+            shutil.rmtree(entry / FILES, ignore_errors=True)
+            held[entry] = 0
+    if needed > room():
+        raise UserError(
+            f"{path}: {needed / 1e9:.1f} GB do not fit into {cache}, which has room for "
+            f"{max(room(), 0) / 1e9:.1f}; set JAXCPT_CACHE to a larger disk, or raise "
+            "JAXCPT_CACHE_GB (now "
+            f"{limit / 1e9:g})"
+        )
+
+
+def _measure(entry: Path) -> int:
+    return sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())

@@ -1,0 +1,87 @@
+"""The commands of docs/tpu-pod.md, in their order, on a store of this machine, at a tiny size."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import PAIRS, REPOSITORY
+from object_store import find_port, make_environment, running_store, use_store
+
+from jaxcpt.files import to_path, write_file
+from jaxcpt.pairs import write_pairs
+
+pytest.importorskip("gcsfs", reason="needs the extra cloud-test")
+pytest.importorskip("gcp_storage_emulator", reason="needs the extra cloud-test")
+
+PAGE = (REPOSITORY / "docs" / "tpu-pod.md").read_text()
+COMMANDS = re.findall(r"^    (?:until )?(jaxcpt [^;\n]*)", PAGE, re.MULTILINE)
+DATA = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+TINY = f"""
+from dataclasses import replace
+from jaxcpt.config import *
+
+{DATA}
+
+def experiment():
+    return Experiment(
+        name="tiny", train_steps=4, log_every_steps=1, data=data,
+        tokenizer=replace(tokenizer, vocabulary=275, x_tokens=12, y_tokens=24),
+        batching=Batching(pairs_per_batch=16, row_tokens=32),
+        model=Model(width=16, layers=1, heads=2, compute_dtype="float32"),
+        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=1),
+        checkpoints=Checkpoints(2), evals=Evals(every_steps=2),
+    )
+"""
+HOSTS = 2
+
+
+@pytest.fixture
+def start(tmp_path):
+    with running_store("my-bucket") as address:
+        use_store(address)
+
+        def start(command, host):
+            folder = tmp_path / f"host{host}"
+            environment = make_environment(address, folder) | {"PYTHONPATH": str(REPOSITORY)}
+            (folder / "experiment.py").write_text(TINY)
+            return subprocess.Popen(
+                [sys.executable, "-m", *shlex.split(command)],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+
+        yield start
+
+
+def test_every_command_of_the_page_works(start):
+    verbs = [command.split()[1] for command in COMMANDS]
+    assert verbs.count("train") == 3
+    assert verbs[:2] == ["train-tokenizer", "tokenize-pairs"]
+    data = to_path("gs://my-bucket/data")
+    for name in ("pairs", "heldout"):
+        write_pairs(data / f"{name}.jsonl", PAIRS)
+    corpus = [json.dumps({"text": pair.y}) for pair in PAIRS]
+    write_file(data / "corpus.jsonl", "\n".join(corpus))
+    trained = 0
+    for command in COMMANDS:
+        command, hosts = command.replace("--vocabulary 32000", "--vocabulary 275"), 1
+        if " train " in command:
+            trained += 1
+            if trained < 3:  # the last one is on another slice: on one host
+                hosts, port = HOSTS, find_port()
+                command += f" --coordinator localhost:{port} --num-processes {hosts}"
+                command += " --wait 200 --process-id "
+        several = [start(command + str(host) * (hosts > 1), host) for host in range(hosts)]
+        outputs = [process.communicate(timeout=900)[0] for process in several]
+        assert [process.returncode for process in several] == [0] * hosts, "\n".join(
+            [command, *outputs]
+        )
+        assert ("resuming at step 4 of 4" in outputs[0]) == (" train " in command and trained > 1)
+        assert "warn" not in " ".join(outputs).lower()
+    assert (to_path("gs://my-bucket/exported") / "modules.json").is_file()
