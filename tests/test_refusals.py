@@ -87,7 +87,7 @@ def test_values(refuse_set, tmp_path, change, line):
     ],
 )  # fmt: skip
 def test_values_that_need_devices_or_data(refuse_set, monkeypatch, changes, line):
-    monkeypatch.setattr(train, "use_cpu_cores", lambda _: None)  # 12 devices are not to be had
+    monkeypatch.setattr(train, "use_devices", lambda *_: None)  # 12 devices are not to be had
     assert refuse_set(*changes) == line
 
 
@@ -259,8 +259,9 @@ def test_no_checkpoint_yet_and_none_that_is_whole(refuse, tmp_path):
     run_dir = copy_run(tmp_path)
     for step in (3, 6):
         flip_bit(array_files(run_dir / "checkpoints", step)[0])
-    line = f"{run_dir}/checkpoints: no whole checkpoint; train the run first"
-    assert refuse(search, "--run-dir", run_dir, "a query") == line
+    said = refuse(search, "--run-dir", run_dir, "a query")
+    assert said.startswith(f"{run_dir}/checkpoints: no whole checkpoint (step 6: ")
+    assert "is not as it was written; step 3: " in said
     said = refuse(evaluate, "--run-dir", run_dir, "--step", 3)
     assert said.startswith(f"{run_dir}/checkpoints: checkpoint of step 3 is damaged: ")
     said = refuse(evaluate, "--run-dir", run_dir, "--step", 4)
