@@ -42,7 +42,7 @@ def check_manifest(step_folder: Path) -> str | None:
         return f"its manifest cannot be read: {error.strerror}"
     if not isinstance(manifest, dict):
         return "its manifest does not parse"
-    files = manifest.get("files", manifest)  # before version 0.3, it was the files alone
+    files = manifest.get("files", manifest)  # an older manifest is the files alone
     if not isinstance(files, dict) or not files:
         return "its manifest names no files"
     if files is not manifest and manifest.get("step") != int(step_folder.name):

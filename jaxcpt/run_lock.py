@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxcpt.errors import UserError
+from jaxcpt.errors import LOST_PEER, UserError, leave
 from jaxcpt.files import write_file
 
 PREFIX, SUFFIX = ".lock-", ".json"
@@ -32,8 +31,6 @@ UNREADABLE_SECONDS = 5.0
 """A lock file that cannot be read for so long is damaged, and not just being written."""
 PATIENCE_SECONDS = 5.0
 """A holder that is about to leave is waited for so long."""
-TAKEN_OVER = 3
-"""Exit code of a process that another one took for dead. It must not write any more."""
 
 
 class FolderInUse(UserError):
@@ -154,13 +151,12 @@ class RunLock:
 
 
 def _leave_at_once(run_dir: Path, other: Holder) -> NoReturn:
-    print(
-        f"jaxcpt: {run_dir}: process {other.pid} on {other.host} has taken it over, because this "
-        "process did not answer for a while; stopped",
-        file=sys.stderr,
-        flush=True,
+    """Ends this process, which another one took for dead, so that it does not write any more."""
+    leave(
+        LOST_PEER,
+        f"{run_dir}: process {other.pid} on {other.host} has taken it over, because this process "
+        "did not answer for a while; stopped",
     )
-    os._exit(TAKEN_OVER)
 
 
 def _explain(path: Path, holder: Holder) -> str:

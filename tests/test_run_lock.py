@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from tiny_run import copy_run, tiny_experiment
 
 from jaxcpt import evaluate, run_lock
-from jaxcpt.errors import UserError
+from jaxcpt.errors import LOST_PEER, UserError
 from jaxcpt.run_folder import claim, own_folder, remove_run
 from jaxcpt.run_lock import PREFIX, FolderInUse, Holder, RunLock, describe_self
 from jaxcpt.train import train
@@ -163,7 +163,7 @@ def test_a_process_that_was_taken_for_dead_stops_writing(tmp_path):
     first = start_holder(tmp_path)
     leave_lock(tmp_path, ELSEWHERE, "9")
     _, said = first.communicate(timeout=20)
-    assert first.returncode == run_lock.TAKEN_OVER
+    assert first.returncode == LOST_PEER
     assert said == (
         f"jaxcpt: {tmp_path}: process 77 on far has taken it over, because this process did not "
         "answer for a while; stopped\n"

@@ -1,16 +1,16 @@
 """The model card of an exported folder: what it is, how to use it, how it was made and scored."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import to_json
+from jaxcpt.files import to_path
 from jaxcpt.interop.safetensors import read_json
 
 DataCard = dict[str, Any]
-CARD_PARTS = ("name", "version", "pairs", "counts", "dropped", "options")
+CARD_TABLES = ("pairs", "counts", "dropped", "options")
 
 LIBRARY_EXAMPLE = """    from sentence_transformers import SentenceTransformer
 
@@ -82,7 +82,7 @@ def _list_sources(experiment: Experiment, cards: Mapping[str, DataCard]) -> list
     for folder, card in cards.items():
         lines += ["", f"### {card['name']} {card['version']}", "", f"Mined into `{folder}`.", ""]
         lines += ["| | |", "|---|---|"]
-        for part in ("pairs", "counts", "dropped", "options"):
+        for part in CARD_TABLES:
             lines += [f"| {part}: {name} | {value} |" for name, value in card[part].items()]
     return lines
 
@@ -95,10 +95,10 @@ def read_data_cards(experiment: Experiment) -> dict[str, DataCard]:
     cards = {}
     for source in experiment.data.train:
         folder = getattr(source, "directory", "") or getattr(source, "path", "")
-        file = Path(folder, "data_card.json")
+        file = to_path(folder) / "data_card.json"
         if folder and file.is_file():
             card = read_json(file)
-            if missing := [part for part in CARD_PARTS if part not in card]:
+            if missing := [part for part in ("name", "version", *CARD_TABLES) if part not in card]:
                 raise UserError(f"{file}: damaged: it has no {missing[0]}; mine the pairs again")
             cards[folder] = card
     return cards
