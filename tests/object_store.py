@@ -20,8 +20,10 @@ import urllib.request
 from contextlib import contextmanager
 from functools import partial
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 OBJECT = re.compile(r"(?:/storage/v1|/upload/storage/v1|/download/storage/v1)?/b/([^/]+)/o/?(.*)")
 
 
@@ -136,6 +138,20 @@ def make_environment(address: str, folder) -> dict[str, str]:
     for path in own.values():
         os.makedirs(path, exist_ok=True)
     return {**os.environ, **own, **name_store(address), "JAX_PLATFORMS": "cpu"}
+
+
+def start_command(
+    address: str, folder, *arguments: str, stderr: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """`jaxcpt` with these arguments on the machine of `make_environment`, in its folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxcpt", *arguments],
+        cwd=folder,
+        env=make_environment(address, folder) | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
 
 
 def name_store(address: str) -> dict[str, str]:

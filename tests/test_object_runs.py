@@ -2,14 +2,12 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from conftest import PAIRS, REPOSITORY
-from object_store import find_port, make_environment, running_store, set_faults, use_store
+from object_store import find_port, running_store, set_faults, start_command, use_store
 from test_processes import said
 
 from jaxcpt.files import to_path, write_file
@@ -53,16 +51,9 @@ def machine(address, tmp_path):
 
     def start(*arguments, name="one"):
         folder = tmp_path / name
-        environment = make_environment(address, folder) | {"PYTHONPATH": str(REPOSITORY)}
+        folder.mkdir(exist_ok=True)
         (folder / "tiny.py").write_text(EXPERIMENT)
-        return subprocess.Popen(
-            [sys.executable, "-m", "jaxcpt", *map(str, arguments)],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return start_command(address, folder, *map(str, arguments))
 
     return start
 

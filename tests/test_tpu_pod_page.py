@@ -4,11 +4,10 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 from conftest import PAIRS, REPOSITORY
-from object_store import find_port, make_environment, running_store, use_store
+from object_store import find_port, running_store, start_command, use_store
 
 from jaxcpt.files import to_path, write_file
 from jaxcpt.pairs import write_pairs
@@ -45,16 +44,10 @@ def start(tmp_path):
 
         def start(command, host):
             folder = tmp_path / f"host{host}"
-            environment = make_environment(address, folder) | {"PYTHONPATH": str(REPOSITORY)}
+            folder.mkdir(exist_ok=True)
             (folder / "experiment.py").write_text(TINY)
-            return subprocess.Popen(
-                [sys.executable, "-m", *shlex.split(command)],
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+            arguments = shlex.split(command)[1:]
+            return start_command(address, folder, *arguments, stderr=subprocess.STDOUT)
 
         yield start
 
