@@ -1,6 +1,7 @@
 """Eight fake devices, tiny models and planted pairs, shared by all tests of the one process."""
 
 import os
+import signal
 
 # Eight CPU devices on two busy cores can be late for a collective; XLA would abort after 40 s.
 # Tests compile much and compute little, so they do without the compiler's last optimisations.
@@ -96,6 +97,14 @@ def pairs_file(tmp_path):
     path = tmp_path / "pairs.jsonl"
     write_pairs(path, PAIRS)
     return path
+
+
+@pytest.fixture
+def hangups():
+    """SIGHUP has its default meaning, also where the tests run under nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def pytest_addoption(parser):

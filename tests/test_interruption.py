@@ -23,14 +23,13 @@ def end_by(*numbers):
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 found = [[end_by(first, second) for second in SIGNALS] for first in SIGNALS]
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 print(json.dumps([found, end_by(signal.SIGHUP, signal.SIGHUP), end_by(signal.SIGTERM)]))
 """
 
 
-def test_two_signals_of_any_kind_end_the_process():
+def test_two_signals_of_any_kind_end_the_process(hangups):
     command = [sys.executable, "-W", "ignore", "-c", FORKS]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     codes, ignored, single = json.loads(done.stdout)

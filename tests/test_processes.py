@@ -143,7 +143,7 @@ def test_a_process_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, number):
+def test_a_signal_to_one_process_stops_all_at_the_same_step(hangups, tmp_path, number):
     port, run_dir = find_port(), tmp_path / "run"
     long = ["--set", "train_steps=100000", "--set", "evals.every_steps=100000"]
     long += ["--set", "log_every_steps=1000"]

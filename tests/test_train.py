@@ -198,7 +198,7 @@ def test_sigterm_saves_and_a_new_start_goes_on(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_between_evals_saves_at_the_next_step(tmp_path, monkeypatch, number):
+def test_a_signal_between_evals_saves_at_the_next_step(hangups, tmp_path, monkeypatch, number):
     run_dir, real = tmp_path / "run", train_module.MetricsLog.log
 
     def log_and_signal(self, step, scalars):
