@@ -1,4 +1,4 @@
-"""Eight fake devices, tiny models and planted pairs, shared by all tests of the one process."""
+"""Eight fake devices, tiny models and planted pairs, shared by all tests of a process."""
 
 import os
 import signal
@@ -120,7 +120,9 @@ class SkippedTests:
     """Lets a second run, with more libraries, take only what the first run has skipped."""
 
     def __init__(self, config):
-        self.write_to = config.getoption("--write-skipped")
+        # With `-n` the workers tell the one process that started them, and that one writes.
+        worker = hasattr(config, "workerinput")
+        self.write_to = None if worker else config.getoption("--write-skipped")
         self.read_from = config.getoption("--only-listed")
         self.skipped = []
 
