@@ -18,6 +18,7 @@ VERBS = {
     "mine-text": "documents to pairs of neighbouring pieces of text",
     "mine-code": "source code to pairs of documentation and function",
     "clean-pairs": "deduplicate and decontaminate pairs that you already have",
+    "nli-pairs": "entailment and contradiction (SNLI, MNLI) to pairs with hard negatives",
     "train-tokenizer": "pairs to a SentencePiece vocabulary",
     "tokenize-pairs": "pairs to token ids on disk, where tokenising limits the speed",
     "import": "a Hugging Face model to a run folder at step 0",
