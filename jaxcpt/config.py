@@ -258,6 +258,8 @@ class InitFrom:
     fingerprint: str | None = None
     """sha256 of the checkpoint that the run started from. None: the run records it; if you state
     it, the checkpoint must have it."""
+    prepare: str = ""
+    """The command that makes the run folder, shown when it is missing."""
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,15 @@ def resolve_start(experiment: Experiment, run_dir: Path) -> Experiment:
 
 
 def foresee_start(experiment: Experiment) -> Experiment:
-    """As `resolve_start`, before there is a run folder: nothing is imported or written."""
+    """As `resolve_start`, before there is a run folder: nothing is imported or written.
+
+    An experiment that states its model can be planned before its start has been trained.
+    """
     start = experiment.init_from
     if start is None:
+        return experiment
+    is_package = start.run.startswith("package:")
+    if experiment.model.width and not is_package and not to_path(start.run).is_dir():
         return experiment
     if (to_path(start.run) / EXPERIMENT_FILE).is_file():
         return _fill(experiment, read_experiment(to_path(start.run)), start.fingerprint)
@@ -82,10 +88,10 @@ def find_start(start: InitFrom, run_dir: Path) -> Path:
 
 def _check_source(start: InitFrom) -> None:
     if not start.run.startswith("package:") and not to_path(start.run).is_dir():
-        raise UserError(
-            f"init_from.run: {start.run}: no such folder; name a run folder, a Hugging Face folder "
-            "or package:NAME/PATH"
-        )
+        remedy = "name a run folder, a Hugging Face folder or package:NAME/PATH"
+        if start.prepare:
+            remedy = f"make it with: {start.prepare}"
+        raise UserError(f"init_from.run: {start.run}: no such folder; {remedy}")
 
 
 def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from jaxcpt.experiments import from_json, load_experiment, to_json
 from jaxcpt.model import check_model_fits
 from jaxcpt.sharding import count_data_shards, size_mesh
 from jaxcpt.smoke import shrink
-from jaxcpt.start import resolve_start
+from jaxcpt.start import foresee_start, resolve_start
 from jaxcpt.update import shard_state
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -67,6 +67,8 @@ def load(path):
     experiment = load_experiment(str(path))
     if experiment.init_from is None:
         return experiment
+    if not experiment.init_from.run.startswith("package:"):
+        return foresee_start(experiment)  # a run that another experiment makes first
     package = experiment.init_from.run.removeprefix("package:").partition("/")[0]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"the package {package} is absent; {path.name} says how to install it")

@@ -105,6 +105,16 @@ def test_a_start_is_foreseen_without_writing_anything(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["bert"]
 
 
+def test_a_stated_model_is_foreseen_before_its_start_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stated = tiny_experiment(init_from=InitFrom("runs/first", prepare="jaxcpt train --first"))
+    assert foresee_start(stated) == stated
+    with pytest.raises(UserError, match="runs/first: no such folder; make it with: jaxcpt train -"):
+        resolve_start(stated, tmp_path / "run")
+    with pytest.raises(UserError, match="runs/first: no such folder"):
+        foresee_start(replace(stated, model=Model()))
+
+
 def test_longest_texts_are_the_new_runs_own(tmp_path):
     experiment = start_from(tiny_run())
     shorter = replace(experiment, tokenizer=Tokenizer(x_tokens=8, y_tokens=16))
