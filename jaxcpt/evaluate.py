@@ -72,6 +72,8 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder, storage: Stora
     for suite in suites:
         print(f"scoring {suite}", flush=True)
         of_suite = collect(problems, run_suites, embed_fn, data, [suite], corpus_fn)
+        if not of_suite:
+            continue  # no set of it fits; the problems are told at the end
         scores |= of_suite
         if records:  # before words are matched, which can fail without loss then
             record(run_dir, embedder.step, of_suite)

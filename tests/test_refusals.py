@@ -376,6 +376,7 @@ def test_nothing_held_out(refuse, tmp_path):
 
 def test_scores_that_cannot_be_taken_or_written(refuse, tmp_path):
     options = ["--run-dir", tiny_run()]
+    before = sorted(path.name for path in tiny_run().iterdir())
     nowhere = tmp_path / "nowhere"
     for arguments, line in (
         (
