@@ -8,7 +8,6 @@ writes.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from jaxcpt.config import Experiment
@@ -18,6 +17,18 @@ from jaxcpt.files import remove_tree
 from jaxcpt.run_lock import RunLock
 
 MARKER = ".jaxcpt"
+LAYOUT = (
+    "mesh.",
+    "topology:",
+    "safety.",
+    "batching.chunks:",
+    "batching.rows_per_cell:",
+    "loss.form:",
+    "model.remat:",
+    "model.cut_residual:",
+)
+"""Beginnings of the paths that may differ between two starts of a run: they decide where and in how
+many parts the same numbers are computed, and when a run gives up."""
 LEFTOVERS = ("pairs", "tokenizer", "start")
 """What a start writes before it knows that the experiment can run."""
 
@@ -58,20 +69,20 @@ def claim(run_dir: Path) -> None:
         ) from None
 
 
-def check_same_experiment(run_dir: Path, experiment: Experiment) -> None:
-    """Raises UserError where the folder holds a run of another experiment, naming each value.
+def check_same_experiment(run_dir: Path, experiment: Experiment) -> list[str]:
+    """The values of LAYOUT that differ from the run in the folder, as `path: old -> new`.
 
-    `safety` may differ: it decides when a run gives up, and no number that it computes.
+    Raises UserError where the folder holds a run of another experiment, naming each value.
     """
     if not (run_dir / EXPERIMENT_FILE).is_file():
-        return
-    before = read_experiment(run_dir)
-    changed = differences(replace(before, safety=experiment.safety), experiment)
-    if changed:
+        return []
+    changed = differences(read_experiment(run_dir), experiment)
+    if other := [line for line in changed if not line.startswith(LAYOUT)]:
         raise UserError(
-            f"{run_dir}: holds a run of a different experiment ({'; '.join(changed)}); "
+            f"{run_dir}: holds a run of a different experiment ({'; '.join(other)}); "
             "choose another --run-dir"
         )
+    return changed
 
 
 def remove_run(run_dir: Path) -> None:

@@ -111,7 +111,9 @@ def prepare(
     experiment = validate(resolve_start(experiment, run_dir))
     check_model_fits(mesh, experiment)
     with first_goes_first("prepare"):
-        check_same_experiment(run_dir, experiment)
+        changed = check_same_experiment(run_dir, experiment)
+        if changed and is_first():
+            print(f"{run_dir}: goes on with other values: {'; '.join(changed)}")
         sources = open_training(experiment.data, shared_dir, experiment.seed)
         heldout = read_heldout(experiment, shared_dir)
         tokenizer = obtain_tokenizer(experiment, shared_dir, sources)

@@ -395,6 +395,7 @@ def test_scores_that_cannot_be_taken_or_written(refuse, tmp_path):
         ),
     ):
         assert refuse(evaluate, *options, *arguments).startswith(line)
+    assert sorted(path.name for path in tiny_run().iterdir()) == before
 
 
 def test_no_question_set(refuse, tmp_path):

@@ -45,7 +45,12 @@ def test_a_run_that_has_begun_keeps_everything(tmp_path):
     with own_folder(tmp_path):
         pass
     assert (tmp_path / "tokenizer").is_dir()
-    check_same_experiment(tmp_path, make_experiment())
+    assert check_same_experiment(tmp_path, make_experiment()) == []
+    chunked = make_experiment(batching__chunks=3, safety__max_bad_steps=9)
+    assert check_same_experiment(tmp_path, chunked) == [
+        "batching.chunks: 1 -> 3",
+        "safety.max_bad_steps: 3 -> 9",
+    ]
     with pytest.raises(UserError, match=r"different experiment \(model.layers: 2 -> 1\)"):
         check_same_experiment(tmp_path, make_experiment(model__layers=1))
 

@@ -21,7 +21,7 @@ from tiny_run import PAIRS_FILE, copy_run, tiny_experiment, tiny_run
 from jaxcpt import train as train_module
 from jaxcpt.batches import Batches
 from jaxcpt.checkpoint import CheckpointStore
-from jaxcpt.config import Baseline, Checkpoints, Evals
+from jaxcpt.config import Baseline, Checkpoints, Evals, Mesh
 from jaxcpt.errors import Stopped, UserError, run_command
 from jaxcpt.evals import pair_search
 from jaxcpt.experiments import read_experiment, to_json
@@ -165,6 +165,25 @@ def test_goes_on_with_other_devices(tmp_path, monkeypatch, devices):
         train_module, "make_mesh", lambda _: make_mesh(fewer, jax.devices()[:devices])
     )
     train(tiny_experiment(), run_dir, run_dir)
+    assert_close_run(run_dir)
+
+
+def test_goes_on_with_another_layout(tmp_path, capsys):
+    run_dir = copy_run(tmp_path)
+    forget(run_dir, 6)
+    changed = tiny_experiment(batching__chunks=2, model__remat="nothing", loss__form="streaming")
+    changed = replace(changed, mesh=Mesh(4, fsdp=1, tensor=2))
+    train(changed, run_dir, run_dir)
+    assert_close_run(run_dir)
+    assert (
+        f"{run_dir}: goes on with other values: batching.chunks: 1 -> 2; model.remat: 'everything' "
+        "-> 'nothing'; loss.form: 'dense' -> 'streaming'; mesh.data: -1 -> 4; mesh.fsdp: 2 -> 1\n"
+    ) in capsys.readouterr().out
+    assert read_experiment(run_dir) == changed
+
+
+def assert_close_run(run_dir):
+    """Metrics and parameters are those of the run never stopped, but for the order of sums."""
     for ours, theirs in zip(read_metrics(run_dir), read_metrics(tiny_run()), strict=True):
         for name in ("loss", "gradient_norm", "scale", "learning_rate", "pairs", "tokens"):
             if name in theirs:
