@@ -1,28 +1,35 @@
 """Searches texts with a trained run: embeds a corpus, or opens its vectors, and shows the nearest.
 
-python -m jaxcpt.search --run-dir DIR [--corpus FILE.jsonl | --vectors FOLDER] QUERY...
+    jaxcpt search --run-dir DIR [--code FOLDER | --corpus FILE.jsonl | --vectors FOLDER] QUERY...
+
+What is searched is embedded once and kept in the run folder. Of a folder of code, only functions
+that changed since are embedded again.
 """
 
+import argparse
 import dataclasses
 import hashlib
 import json
-from collections.abc import Container, Iterable, Sequence
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxcpt.config import TokenizedPairs
 from jaxcpt.documents import read_documents
 from jaxcpt.embed import Embedder, add_arguments, describe, load_embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.experiments import read_experiment
-from jaxcpt.files import hash_file, to_path
+from jaxcpt.files import hash_file, remove_tree, to_path
+from jaxcpt.lines import read_lines
 from jaxcpt.pairs import JoinedPairs, open_source, read_all
 from jaxcpt.sharding import use_cpu_cores
 from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Storage, TextWithId, VectorFolder, fill, truncate
 
-SHOWN_LINES = 12
 MOST_OWN_PAIRS = 1_000_000
 """A run's own texts are held in memory, and embedded before the first answer."""
 
@@ -68,6 +75,85 @@ def embed_corpus(
     )
 
 
+class Corpus(NamedTuple):
+    """What is searched: its vectors, and a function that reads its texts in the same order."""
+
+    vectors: VectorFolder
+    read: Callable[[], Iterable[TextWithId]]
+
+
+def search_code(run_dir: Path, embedder: Embedder, folder: Path, storage: Storage) -> Corpus:
+    """The functions of a folder of source code. Raises UserError where there are none.
+
+    Vectors of functions whose text has not changed since the last search are taken from there.
+    """
+    try:
+        from jaxcpt.repository import read_functions  # needs the libraries of an extra
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--code: needs {error.name}, which is not installed; run: pip install 'jaxcpt[mining]'"
+        ) from None
+    functions, left_out = read_functions(folder)
+    for reason, count in left_out.items():
+        print(f"left out: {count:,} x {reason}", file=sys.stderr)
+    place = str(folder.resolve())
+    home = run_dir / "search" / f"code-{hash_text(place)[:16]}"
+    about = {"checkpoint": embedder.fingerprint, "step": embedder.step, "path": place}
+    about |= {"prefix": embedder.prefixes["y"]}
+    documents = [TextWithId(f"{hash_text(f.text)} {f.id}", f.text) for f in functions]
+    about["input"] = hash_text(json.dumps(documents))
+    kept = home / hash_text(json.dumps([about, dataclasses.astuple(storage)]))[:16]
+    if kept.is_dir():
+        vectors = fill(kept, about, documents, _embed_y(embedder), storage)
+        return Corpus(vectors, lambda: functions)
+    known = _read_known(home, about, storage)
+    vectors = fill(kept, about, documents, _reuse(known, _embed_y(embedder)), storage)
+    for other in home.iterdir():
+        if other != kept:
+            remove_tree(other)
+    return Corpus(vectors, lambda: functions)
+
+
+def hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _embed_y(embedder: Embedder) -> Callable[[Sequence[str]], np.ndarray]:
+    return lambda texts: embedder.embed(texts, "y", progress=True)
+
+
+def _reuse(
+    known: dict[str, np.ndarray], embed: Callable[[Sequence[str]], np.ndarray]
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """Embeds only texts whose hash is not in `known`."""
+
+    def embed_new(texts: Sequence[str]) -> np.ndarray:
+        names = [hash_text(text) for text in texts]
+        new = {name: text for name, text in zip(names, texts, strict=True) if name not in known}
+        known.update(zip(new, embed(list(new.values())) if new else (), strict=True))
+        return np.stack([known[name] for name in names])
+
+    return embed_new
+
+
+def _read_known(home: Path, about: dict[str, Any], storage: Storage) -> dict[str, np.ndarray]:
+    """By the hash of a text: the vectors of earlier searches by the same parameters."""
+    known: dict[str, np.ndarray] = {}
+    if storage != Storage() or not home.is_dir():
+        return known  # a vector that was cut or rounded is not what is embedded
+    for folder in home.iterdir():
+        try:
+            earlier = VectorFolder.open(folder)
+        except UserError:
+            continue  # not complete, or damaged
+        same = all(earlier.about.get(name) == about[name] for name in ("checkpoint", "prefix"))
+        if same and earlier.storage == storage:
+            vectors = (vector_d for shard_nd in earlier.shards() for vector_d in shard_nd)
+            names = (name.partition(" ")[0] for name in earlier.ids())
+            known |= dict(zip(names, vectors, strict=True))
+    return known
+
+
 def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
     """Opens a folder that `jaxcpt embed` filled.
 
@@ -108,58 +194,153 @@ def find_texts(documents: Iterable[TextWithId], rows: Container[int]) -> dict[in
     return {row: document for row, document in enumerate(documents) if row in rows}
 
 
-def show(query: str, total: int, found: Iterable[tuple[float, TextWithId]]) -> None:
+class Hit(NamedTuple):
+    """A text that was found. score: the cosine, from -1 to 1."""
+
+    score: float
+    id: str
+    text: str
+
+
+def find(
+    embedder: Embedder, corpus: Corpus, queries: Sequence[str], top: int
+) -> Iterator[tuple[str, list[Hit]]]:
+    """The `top` best hits of each query, best first."""
+    queries_qd = embedder.embed(queries, "x")
+    if corpus.vectors.storage.width is not None:
+        queries_qd = truncate(queries_qd, corpus.vectors.storage.width)
+    scores_qk, rows_qk = top_k(queries_qd, corpus.vectors.shards(), top)
+    texts = find_texts(corpus.read(), set(rows_qk.ravel().tolist()))
+    for query, scores_k, rows_k in zip(queries, scores_qk.tolist(), rows_qk.tolist(), strict=True):
+        yield query, [Hit(s, *texts[row]) for s, row in zip(scores_k, rows_k, strict=True)]
+
+
+def show(query: str, total: int, found: Iterable[Hit], shown_lines: int) -> None:
     print(f"{query}  (of {total:,} texts)")
-    for score, document in found:
-        print(f"\n{score:.3f}  {document.id}")
-        lines = document.text.strip().split("\n")
-        print("\n".join(f"    {line}" for line in lines[:SHOWN_LINES]))
-        if len(lines) > SHOWN_LINES:
-            print(f"    ... {len(lines) - SHOWN_LINES} more lines")
+    for hit in found:
+        print(f"\n{hit.score:.3f}  {hit.id}")
+        lines = hit.text.strip().split("\n")
+        print("".join(f"    {line}\n" for line in lines[:shown_lines]), end="")
+        if shown_lines and len(lines) > shown_lines:
+            print(f"    ... {len(lines) - shown_lines} more lines")
     print()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = CommandParser(prog="jaxcpt search", description="Search texts with a trained run.")
-    add_arguments(parser)
-    parser.add_argument(
-        "--corpus", type=to_path, help="JSONL with 'text'; default: the run's own y"
-    )
-    parser.add_argument("--vectors", type=to_path, help="folder filled by jaxcpt.embed")
-    parser.add_argument("--top", type=int, default=5, help="how many to show")
-    parser.add_argument("queries", nargs="+", metavar="QUERY")
-    arguments = parser.parse_args(argv)
-    run_dir = arguments.run_dir
-    if arguments.top < 1:
-        raise UserError(f"--top {arguments.top}: must be at least 1")
-    stored = Storage(arguments.width, arguments.int8)
-    if arguments.vectors and (arguments.corpus or stored != Storage()):
-        raise UserError("--vectors: comes without --corpus, --width and --int8; it has its own")
-    use_cpu_cores()
-    embedder = load_embedder(arguments)
-    documents: Iterable[TextWithId]
+def show_json(query: str, found: Iterable[Hit]) -> None:
+    """One line for each query."""
+    print(json.dumps({"query": query, "hits": [hit._asdict() for hit in found]}))
+
+
+def list_kept(run_dir: Path) -> None:
+    """Shows what earlier searches have kept in the run folder."""
+    for path in sorted((run_dir / "search").rglob("about.json")):
+        try:
+            about = json.loads(path.read_bytes())
+            what, texts = about.get("path", "the run's own texts"), f"{about.get('texts', 0):,}"
+        except (ValueError, AttributeError, TypeError):
+            what, texts = "damaged", "?"
+        size = sum(file.stat().st_size for file in path.parent.iterdir())
+        print(f"{texts:>12} texts  {size / 2**20:8.1f} MiB  {path.parent}  {what}")
+
+
+def open_corpus(arguments: argparse.Namespace, embedder: Embedder) -> Corpus:
+    """What the options name; by default, the run's own y."""
+    run_dir, storage = arguments.run_dir, Storage(arguments.width, arguments.int8)
     if arguments.vectors:
         vectors = open_vectors(arguments.vectors, embedder)
-        documents = read_documents(to_path(vectors.about["path"]), "y")
-    elif arguments.corpus:
+        return Corpus(vectors, lambda: read_documents(to_path(vectors.about["path"]), "y"))
+    storage.check(embedder.width)
+    if arguments.code:
+        return search_code(run_dir, embedder, arguments.code, storage)
+    if arguments.corpus:
         about = describe(embedder, "y", arguments.corpus)
         documents = read_documents(arguments.corpus, "y")
-        vectors = embed_corpus(run_dir, embedder, about, documents, stored.check(embedder.width))
-        documents = read_documents(arguments.corpus, "y")
-    else:
-        documents = read_own_texts(run_dir)
-        digest = hashlib.sha256(repr(documents).encode()).hexdigest()
-        about = {"checkpoint": embedder.fingerprint, "step": embedder.step, "input": digest}
-        about |= {"prefix": embedder.prefixes["y"]}
-        vectors = embed_corpus(run_dir, embedder, about, documents, stored.check(embedder.width))
-    queries_qd = embedder.embed(arguments.queries, "x")
-    if vectors.storage.width is not None:
-        queries_qd = truncate(queries_qd, vectors.storage.width)
-    scores_qk, rows_qk = top_k(queries_qd, vectors.shards(), arguments.top)
-    texts = find_texts(documents, set(rows_qk.ravel().tolist()))
-    for query, scores_k, rows_k in zip(arguments.queries, scores_qk, rows_qk, strict=True):
-        found = [(score, texts[row]) for score, row in zip(scores_k, rows_k.tolist(), strict=True)]
-        show(query, len(vectors), found)
+        vectors = embed_corpus(run_dir, embedder, about, documents, storage)
+        return Corpus(vectors, lambda: read_documents(arguments.corpus, "y"))
+    own = read_own_texts(run_dir)
+    about = {"checkpoint": embedder.fingerprint, "step": embedder.step}
+    about |= {"input": hash_text(repr(own)), "prefix": embedder.prefixes["y"]}
+    return Corpus(embed_corpus(run_dir, embedder, about, own, storage), lambda: own)
+
+
+def read_queries(arguments: argparse.Namespace) -> list[str]:
+    """The queries of the options. Raises UserError where there are none."""
+    queries: list[str] = list(arguments.queries)
+    if arguments.queries_from is not None:
+        if str(arguments.queries_from) == "-":
+            lines = sys.stdin.read().split("\n")
+        else:
+            lines = [line.text for line in read_lines(arguments.queries_from)]
+        queries += [line for line in lines if line.strip()]
+    if not queries and not arguments.interactive:
+        raise UserError("no query; name one, or give --queries-from FILE or --interactive")
+    return queries
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="jaxcpt search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    what = parser.add_mutually_exclusive_group()
+    code = "folder of source code whose functions are searched; needs [mining]"
+    what.add_argument("--code", type=Path, metavar="FOLDER", help=code)
+    corpus = "JSONL with 'text'; default: the run's own y"
+    what.add_argument("--corpus", type=to_path, metavar="FILE", help=corpus)
+    vectors = "folder filled by jaxcpt embed"
+    what.add_argument("--vectors", type=to_path, metavar="FOLDER", help=vectors)
+    add = parser.add_argument
+    add("--top", type=int, default=5, metavar="N", help="how many to show; default: %(default)s")
+    lines = "lines of each text to show; default: %(default)s"
+    add("--lines", type=int, default=12, metavar="N", help=lines)
+    add("--json", action="store_true", help="print one JSON object for each query")
+    queries = "file with one query a line; -: standard input"
+    add("--queries-from", type=Path, metavar="FILE", help=queries)
+    interactive = "load once, then answer each line of standard input"
+    add("--interactive", action="store_true", help=interactive)
+    add("--list", action="store_true", help="show what is kept of earlier searches, and end")
+    add("--clear", action="store_true", help="delete what is kept of earlier searches, and end")
+    add("queries", nargs="*", metavar="QUERY")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _make_parser().parse_args(argv)
+    for name in ("top", "lines"):
+        least = 1 if name == "top" else 0
+        if (number := getattr(arguments, name)) < least:
+            raise UserError(f"--{name} {number}: must be at least {least}")
+    if arguments.vectors and Storage(arguments.width, arguments.int8) != Storage():
+        raise UserError("--vectors: comes without --width and --int8; it has its own")
+    if arguments.list or arguments.clear:
+        read_experiment(arguments.run_dir)  # refuses what is no run folder
+        list_kept(arguments.run_dir)
+        if arguments.clear:
+            remove_tree(arguments.run_dir / "search")
+        return
+    queries = read_queries(arguments)
+    use_cpu_cores()
+    embedder = load_embedder(arguments)
+    corpus = open_corpus(arguments, embedder)
+
+    def answer(asked: Sequence[str]) -> None:
+        for query, hits in find(embedder, corpus, asked, arguments.top):
+            if arguments.json:
+                show_json(query, hits)
+            else:
+                show(query, len(corpus.vectors), hits, arguments.lines)
+        sys.stdout.flush()
+
+    if queries:
+        answer(queries)
+    if arguments.interactive:
+        print("Ask a question a line; an empty line or Ctrl-D ends.", file=sys.stderr)
+        for line in iter(sys.stdin.readline, ""):
+            if not line.strip():
+                break
+            answer([line.strip()])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ errors hang_watch pair objects files object_cache lines beir chips sources confi
 smoke experiments run_lock run_folder mining tokenizer pairs packing order sharding processes
 interruption normalise attention model adapter batches loss_terms loss_streaming loss optimizer
 update budget manifest checkpoint bad_steps fingerprints interop start terminal rows metrics top_k
-vectors documents embed export search evals report scoring evaluate planning train replay
+vectors documents repository embed export search evals report scoring evaluate planning train replay
 import_model plan mine_text mine_code clean_pairs nli_pairs mine_negatives train_tokenizer
 tokenize_pairs cli __main__
 """.split()  # noqa: SIM905

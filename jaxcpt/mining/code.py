@@ -13,11 +13,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import tree_sitter
 
 from jaxcpt.errors import UserError
-from jaxcpt.mining.doc_comments import extract_description, index_comments
+from jaxcpt.mining.doc_comments import Comments, extract_description, index_comments
 from jaxcpt.mining.raw_document import Problem, RawDocument, split_suffixes
 from jaxcpt.mining.words import fold_words
 
@@ -131,6 +132,22 @@ def _load_grammar(suffix: str) -> tuple[Language, tree_sitter.Parser, tree_sitte
     return language, tree_sitter.Parser(grammar), tree_sitter.Query(grammar, pattern)
 
 
+class Function(NamedTuple):
+    """A function that is not inside another function."""
+
+    node: tree_sitter.Node
+    line: int
+    """The line of its signature; the first line is 1."""
+    doc: str
+    """Its docstring, or its doc comment with the markers."""
+    code: str
+    """Its text without the documentation, and without indentation."""
+    whole: str
+    """Its text with the documentation."""
+    has_error: bool
+    """Whether there is a syntax error in it."""
+
+
 def mine_code(document: RawDocument, drops: Counter[str]) -> Iterator[tuple[str, str] | Problem]:
     """Yields (documentation, function) of every function that is not inside another function.
 
@@ -138,47 +155,64 @@ def mine_code(document: RawDocument, drops: Counter[str]) -> Iterator[tuple[str,
     functions in which there is no syntax error.
     """
     text = document.text.replace("\r\n", "\n").replace("\r", "\n")
-    if reason := _find_file_flaw(document.name, text):
+    is_test = TEST_PATH.search(document.name.partition("/")[2] or document.name)
+    if reason := "test file" if is_test else find_file_flaw(text):
         drops[reason] += 1
         return
-    language, parser, query = _load_grammar(split_suffixes(document.name)[0])
-    source = text.encode()
-    tree = parser.parse(source)
-    if tree.root_node.has_error:
-        yield Problem("source does not parse", document.name, _find_first_error(tree.root_node))
-    captures = tree_sitter.QueryCursor(query).captures(tree.root_node)
-    comments = index_comments(source, captures.get("comment", []))
-    inner_end = 0
-    for node in sorted(captures.get("function", []), key=lambda node: node.start_byte):
-        outer = _find_outermost(node)
-        first = _find_signature(outer)
-        line_start = source.rfind(b"\n", 0, first.start_byte) + 1
-        comment = comments.find_beside(first.start_point.row, line_start, first.start_byte)
-        is_inside = source[line_start : first.start_byte].strip() and not comment
-        if node.start_byte < inner_end or is_inside:
-            continue  # It is inside a function, or in the middle of an expression.
-        inner_end = outer.end_byte
-        if outer.has_error:
+    language, root, functions = parse_source(document.name, text)
+    if root.has_error:
+        yield Problem("source does not parse", document.name, _find_first_error(root))
+    for function in functions:
+        if function.has_error:
             continue
-        if language.comment:
-            doc = comments.find_doc(comment, first.start_point.row, language.marker)
-            code = source[line_start : outer.end_byte]
-            if comment:
-                code = comment.indent + source[first.start_byte : outer.end_byte]
-        else:
-            doc, code = _cut_docstring(source, node, line_start, outer.end_byte)
-        name = node.child_by_field_name("name")
-        pair = (extract_description(doc, not language.comment), _dedent(code.decode()))
-        if reason := _find_flaw(doc, *pair, name.text.decode() if name and name.text else ""):
+        name = function.node.child_by_field_name("name")
+        pair = (extract_description(function.doc, not language.comment), function.code)
+        spelt = name.text.decode() if name and name.text else ""
+        if reason := _find_flaw(function.doc, *pair, spelt):
             drops[reason] += 1
         else:
             yield pair
 
 
-def _find_file_flaw(name: str, text: str) -> str | None:
+def parse_source(name: str, text: str) -> tuple[Language, tree_sitter.Node, Iterator[Function]]:
+    """The language by the file's name, the root of the syntax tree, and all outermost functions."""
+    language, parser, query = _load_grammar(split_suffixes(name)[0])
+    source = text.encode()
+    root = parser.parse(source).root_node
+    captures = tree_sitter.QueryCursor(query).captures(root)
+    nodes = sorted(captures.get("function", []), key=lambda node: node.start_byte)
+    comments = index_comments(source, captures.get("comment", []))
+    return language, root, _find_functions(language, source, nodes, comments)
+
+
+def _find_functions(
+    language: Language, source: bytes, nodes: list[tree_sitter.Node], comments: Comments
+) -> Iterator[Function]:
+    inner_end = 0
+    for node in nodes:
+        outer = _find_outermost(node)
+        first = _find_signature(outer)
+        line_start = source.rfind(b"\n", 0, first.start_byte) + 1
+        row = first.start_point.row
+        comment = comments.find_beside(row, line_start, first.start_byte)
+        is_inside = source[line_start : first.start_byte].strip() and not comment
+        if node.start_byte < inner_end or is_inside:
+            continue  # It is inside a function, or in the middle of an expression.
+        inner_end = outer.end_byte
+        code = source[line_start : outer.end_byte]
+        if language.comment:
+            doc = comments.find_doc(comment, row, language.marker)
+            if comment:
+                code = comment.indent + source[first.start_byte : outer.end_byte]
+            whole = f"{doc}\n{_dedent(code.decode())}".lstrip("\n")
+        else:
+            whole = _dedent(code.decode())
+            doc, code = _cut_docstring(source, node, line_start, outer.end_byte)
+        yield Function(node, row + 1, doc, _dedent(code.decode()), whole, outer.has_error)
+
+
+def find_file_flaw(text: str) -> str | None:
     """Returns the reason to leave the whole file out, or None."""
-    if TEST_PATH.search(name.partition("/")[2] or name):
-        return "test file"
     if GENERATED.search(text[:2000]):
         return "generated file"
     if len(max(text.split("\n"), key=len)) > LONG_LINE_CHARS:
