@@ -337,7 +337,7 @@ def test_vectors_of_other_parameters_or_of_queries(refuse, tmp_path):
     corpus.unlink()
     assert refuse(search, *search_options) == f"{corpus}: no such file"
     assert refuse(search, *search_options, "--int8") == (
-        "--vectors: comes without --corpus, --width and --int8; it has its own"
+        "--vectors: comes without --width and --int8; it has its own"
     )
 
 

@@ -32,7 +32,8 @@ GO = "package p\n\n// w5 adds.\nfunc w5(a int) int {\n\treturn a\n}\n"
 
 
 @pytest.fixture
-def code(tmp_path):
+def code(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "use_cpu_cores", lambda: None)  # devices are counted already
     folder = tmp_path / "code"
     (folder / "pkg").mkdir(parents=True)
     (folder / "pkg" / "box.py").write_text(PYTHON)
