@@ -113,6 +113,11 @@ class Batches:
     ) -> None:
         self.settings, self.seed = experiment.batching, experiment.seed
         self.sources, self.tokenizer, self.mesh = sources, tokenizer, mesh
+        if experiment.objective == "generative" and not tokenizer.delimiters("x").opening:
+            raise UserError(
+                "tokenizer.delimiters: own has no opening token, after which objective=generative "
+                "could predict a text's first token; use brackets"
+            )
         for source in sources:
             source.check(tokenizer, self.settings.negatives)
         if self.settings.negatives and not any(source.has_negatives() for source in sources):

@@ -55,6 +55,9 @@ def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
     pairs = experiment.batching.pairs_per_batch
     candidates = pairs * (1 + experiment.batching.negatives)
     loss = 6 * pairs * candidates * m.width
+    if experiment.objective == "generative":  # with the gradient of the table, unless it is frozen
+        per_weight = 6 if experiment.adapter is None else 4
+        loss = per_weight * tokens * m.width * experiment.tokenizer.vocabulary
     return Budget(
         parameters=parameters,
         table_parameters=table_parameters,

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from jaxcpt.config import (
     Experiment,
+    Loss,
     PythonPackages,
     TfdsPairs,
     TokenizedPairs,
@@ -24,7 +25,8 @@ Check = tuple[bool, str]
 
 def validate(experiment: Experiment) -> Experiment:
     """Returns the experiment. Raises UserError naming the first field that cannot be."""
-    for part in (_run, _data, _tokenizer, _batching, _model, _adapter, _loss, _optimizer, _mesh):
+    parts = (_run, _data, _tokenizer, _batching, _model, _adapter, _loss, _optimizer, _mesh)
+    for part in (*parts, *((_generative,) if experiment.objective == "generative" else ())):
         for holds, message in part(experiment):
             if not holds:
                 raise UserError(f"{experiment.name}: {message}")
@@ -248,4 +250,33 @@ def _mesh(e: Experiment) -> Iterator[Check]:
     yield (
         all(size == -1 or size > 0 for size in dataclasses.astuple(e.mesh)),
         "mesh: each axis must be above 0, or -1 for what the others leave",
+    )
+
+
+def _generative(e: Experiment) -> Iterator[Check]:
+    """What the generative objective cannot do, and fields that it would not read."""
+    goes = "objective=generative"
+    mean = e.model.weighted_mean
+    yield (
+        e.model.causal,
+        f"model.causal: {goes} needs a causal model; a token that sees the next one predicts "
+        "nothing",
+    )
+    yield (
+        e.loss == Loss(),
+        f"loss: has the settings of the contrastive loss; leave it out for {goes}",
+    )
+    yield (
+        e.model.pooling == "eos" and not (mean.token_weights or mean.position_weights),
+        f"model.pooling, weighted_mean: {goes} pools nothing; state them in the run that starts "
+        "from this one",
+    )
+    yield (
+        e.batching.token_dropout == 0,
+        f"batching.token_dropout: {goes} would predict tokens that do not follow; leave it out",
+    )
+    yield not e.evals.suites, f"evals.suites: need embeddings, which {goes} does not train"
+    yield (
+        e.baseline is None,
+        f"baseline: is compared by search, which {goes} does not train; leave it out",
     )

@@ -162,7 +162,8 @@ class Model:
     """A token attends only to itself and earlier tokens. False: to the whole text (BERT)."""
     pooling: Literal["eos", "mean", "first"] = "eos"
     """eos: hidden state at the closing delimiter (paper, section 2.1). mean: over the text. first:
-    at the text's first token (BERT's [CLS])."""
+    at the text's first token (BERT's [CLS]). A generative run pools nothing: the contrastive run
+    that starts from it chooses."""
     weighted_mean: WeightedMean = field(default_factory=WeightedMean)
     """Settings of the mean that pools a text."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -349,6 +350,9 @@ class Experiment:
     """How pairs become batches."""
     optimizer: Optimizer
     """AdamW and its schedule."""
+    objective: Literal["contrastive", "generative"] = "contrastive"
+    """contrastive: embed both texts of each pair. generative: predict the next token of each text
+    of each pair, by the token table; for a start that a contrastive run takes by `init_from`."""
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     """Left out: taken from `init_from`."""
     model: Model = field(default_factory=Model)
@@ -358,7 +362,7 @@ class Experiment:
     adapter: Adapter | None = None
     """Train adapters on the parameters of `init_from`. None: train all parameters."""
     loss: Loss = field(default_factory=Loss)
-    """The contrastive loss."""
+    """The contrastive loss. A generative run has no settings of its loss."""
     mesh: Mesh = field(default_factory=Mesh)
     """How the devices share the work."""
     topology: str = ""

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxcpt import config
+from jaxcpt.calls import Call, fill_cells, list_row_sizes, plan_calls
 from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.config import Experiment
 from jaxcpt.documents import read_documents
@@ -31,11 +32,9 @@ from jaxcpt.model import (
     Params,
     check_model_fits,
     encode,
-    make_cells,
     make_encoder,
 )
 from jaxcpt.normalise import normalise
-from jaxcpt.packing import CellArrays, Place, pack_rows
 from jaxcpt.pair import Side
 from jaxcpt.prefixes import (
     add_prefix_options,
@@ -49,10 +48,6 @@ from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import shard_state
 from jaxcpt.vectors import Part, Storage, VectorFolder, fill_part
 
-TOKENS_PER_CALL = 16_384
-"""Of each data shard. They keep a device busy."""
-TOKENS_PER_TEXT = 8
-"""A row of n tokens holds at most n // TOKENS_PER_TEXT texts."""
 TEXTS_AT_ONCE = 16_384
 CHARACTERS_AT_ONCE = 1 << 24
 """Their token ids, which Python holds as objects, take 1 GB at most."""
@@ -92,8 +87,10 @@ class Embedder:
         step: int | None = None,
         mesh: config.Mesh | None = None,
         prefixes: Mapping[Side, str] | None = None,
+        embeds: bool = True,
     ) -> "Embedder":
-        """The newest whole checkpoint of a run, or that of `step`.
+        """The newest whole checkpoint of a run, or that of `step`. Raises UserError for a
+        generative run, unless its parameters are wanted alone (`embeds` is False).
 
         mesh: how the devices share the parameters. None: the mesh of training if it fits the
         number of devices, otherwise a copy on each device.
@@ -101,6 +98,11 @@ class Embedder:
         """
         run_dir = to_path(run_dir)
         experiment = read_experiment(run_dir)
+        if embeds and experiment.objective == "generative":
+            raise UserError(
+                f"{run_dir}: a generative run, whose states are no embeddings yet; tune it first: "
+                f"train a contrastive experiment with init_from=InitFrom('{run_dir}')"
+            )
         folder = run_dir / "tokenizer"
         tokenizer = Tokenizer.load(folder).check_limits(experiment.tokenizer, folder)
         devices = choose_mesh(experiment) if mesh is None else make_mesh(mesh)
@@ -161,7 +163,7 @@ class Embedder:
         ids = tokenizer.encode(texts, side)
         vectors_nd = np.empty((len(texts), self.width), np.float32)
         before: tuple[Call, jax.Array] | None = None
-        for call in (*_plan(ids, self.row_sizes, count_data_shards(self.mesh)), None):
+        for call in (*plan_calls(ids, self.row_sizes, count_data_shards(self.mesh)), None):
             launched = None if call is None else (call, self._launch(call, ids))
             if before is not None:  # fetch them while the devices compute the next call
                 for members, z_td in zip(before[0].members, jax.device_get(before[1]), strict=True):
@@ -176,14 +178,9 @@ class Embedder:
             )
         return vectors_nd
 
-    def _launch(self, call: "Call", ids: Sequence[np.ndarray]) -> jax.Array:
+    def _launch(self, call: Call, ids: Sequence[np.ndarray]) -> jax.Array:
         """Starts a call. Returns its vectors [g, t, d], which are computed later."""
-        slots = call.rows * max(1, call.size // TOKENS_PER_TEXT)
-        arrays = CellArrays((len(call.members),), call.rows, call.size, slots)
-        for cell, (members, places) in enumerate(zip(call.members, call.places, strict=True)):
-            for slot, (text, place) in enumerate(zip(members, places, strict=True)):
-                arrays.put((cell,), slot, ids[text], place)
-        on_devices = jax.device_put(make_cells(arrays), named(self.mesh, "g"))
+        on_devices = jax.device_put(fill_cells(call, ids), named(self.mesh, "g"))
         with jax.set_mesh(self.mesh):
             return self.embed_cells(self.params, on_devices)
 
@@ -199,25 +196,6 @@ def make_embed_cells(
         return normalise(encode(encoder, params, cells))
 
     return jax.jit(embed_cells, out_shardings=named(mesh))
-
-
-class Call(NamedTuple):
-    """One call of the compiled encoder: rows of one size for each data shard."""
-
-    size: int
-    rows: int
-    members: list[list[int]]
-    """The numbers of the texts of each data shard."""
-    places: list[list[Place]]
-
-
-def list_row_sizes(longest: int) -> list[int]:
-    """Row sizes that cover the longest text: powers of two from 32, and halfway sizes."""
-    sizes = [32]
-    while sizes[-1] < longest:
-        last = sizes[-1]
-        sizes.append(last * 3 // 2 if last & (last - 1) == 0 else last * 4 // 3)
-    return sizes
 
 
 def choose_mesh(experiment: Experiment) -> jax.sharding.Mesh:
@@ -239,52 +217,6 @@ def cut_into_parts(texts: Iterable[str]) -> Iterator[list[str]]:
             part, characters = [], 0
     if part:
         yield part
-
-
-def _plan(ids: Sequence[np.ndarray], sizes: Sequence[int], shards: int) -> Iterator[Call]:
-    """Calls that cover all texts.
-
-    Leftover texts of each size, too few for a whole call, are packed together into longer rows. So
-    few shapes are compiled.
-    """
-    lengths = [len(text) for text in ids]
-    left: list[int] = []
-    for size, rows in pack_rows(lengths, sizes, TOKENS_PER_TEXT).items():
-        at_once = shards * max(1, TOKENS_PER_CALL // size)
-        whole = len(rows) - len(rows) % at_once
-        for start in range(0, whole, at_once):
-            yield _divide(rows[start : start + at_once], size, shards, ids)
-        left += [text for row in rows[whole:] for text in row]
-    if left:
-        longest = max(lengths[text] for text in left)
-        size = next(size for size in sizes if size >= longest)
-        (packed,) = pack_rows([lengths[t] for t in left], [size], TOKENS_PER_TEXT).values()
-        rows = [[left[index] for index in row] for row in packed]
-        at_once = shards * max(1, TOKENS_PER_CALL // size)
-        for start in range(0, len(rows), at_once):
-            yield _divide(rows[start : start + at_once], size, shards, ids)
-
-
-def _divide(
-    rows: Sequence[Sequence[int]], size: int, shards: int, ids: Sequence[np.ndarray]
-) -> Call:
-    """One call. Its number of rows is a power of two: one query is cheap, and shapes stay few."""
-    count = 1 << (-(-len(rows) // shards) - 1).bit_length()
-    count = min(count, max(1, TOKENS_PER_CALL // size))
-    cells = [rows[shard::shards] for shard in range(shards)]
-    members = [[text for row in cell for text in row] for cell in cells]
-    return Call(size, count, members, [_place(cell, ids) for cell in cells])
-
-
-def _place(cell: Sequence[Sequence[int]], ids: Sequence[np.ndarray]) -> list[Place]:
-    """The place of each text of a cell's rows, in their order."""
-    places = []
-    for number, row in enumerate(cell):
-        column = 0
-        for text in row:
-            places.append(Place(number, column))
-            column += len(ids[text])
-    return places
 
 
 def describe(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
@@ -334,11 +266,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="keep vectors as int8")
 
 
-def load_embedder(arguments: argparse.Namespace) -> Embedder:
-    """The run that the options name. Prints a line where its sources have several prefixes."""
+def load_embedder(arguments: argparse.Namespace, embeds: bool = True) -> Embedder:
+    """The run that the options name. Prints a line where its sources have several prefixes.
+
+    embeds: as for `Embedder.load`."""
     given = read_prefix_options(arguments)
     mesh = parse_mesh(arguments.mesh)
-    embedder = Embedder.load(arguments.run_dir, arguments.step, mesh, given)
+    embedder = Embedder.load(arguments.run_dir, arguments.step, mesh, given, embeds)
     for line in describe_differences(embedder.experiment, given):
         print(line)
     return embedder

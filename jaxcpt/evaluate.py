@@ -33,6 +33,7 @@ from jaxcpt.report import write_report
 from jaxcpt.run_lock import FolderInUse, RunLock
 from jaxcpt.scoring import (
     compare_heldout,
+    compare_likelihood,
     embed_as_stored,
     keep_corpora,
     read_heldout,
@@ -51,6 +52,15 @@ def score_heldout(
     """Shows the run beside its baselines, with example searches."""
     embed_fn = embed_as_stored(embedder.of_sources, storage)
     summary = compare_heldout(arguments.run_dir, embed_fn, heldout, given=embedder.given)
+    show_comparison(summary)
+    write_json(arguments.json, {"step": embedder.step, **summary})
+
+
+def score_prediction(
+    arguments: argparse.Namespace, embedder: Embedder, heldout: Sequence[Pair]
+) -> None:
+    """Shows how well a generative run predicts its held-out texts."""
+    summary = compare_likelihood(embedder, heldout)
     show_comparison(summary)
     write_json(arguments.json, {"step": embedder.step, **summary})
 
@@ -176,12 +186,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not (arguments.data or arguments.mteb or heldout):
         raise UserError(f"{run_dir}: holds out no pairs (data.heldout); name --data to score it on")
     use_cpu_cores()
-    embedder = load_embedder(arguments)
+    needs_vectors = arguments.data or arguments.mteb or arguments.width or arguments.int8 or given
+    predicts = experiment.objective == "generative" and not needs_vectors
+    embedder = load_embedder(arguments, embeds=not predicts)
     storage = Storage(arguments.width, arguments.int8).check(embedder.width)
     if arguments.data:
         score_data(arguments, embedder, storage)
     elif arguments.mteb:
         score_mteb(arguments, embedder, storage)
+    elif predicts:
+        score_prediction(arguments, embedder, heldout)
     else:
         score_heldout(arguments, embedder, storage, heldout)
 

@@ -258,7 +258,10 @@ REMAT_POLICIES: dict[str, Any] = {
 
 
 class Encoder(nn.Module):
-    """Embeds tokens, runs the blocks under one scan, pools: Cells -> z_gtd, not normalised."""
+    """Embeds tokens, runs the blocks under one scan, pools: Cells -> z_gtd, not normalised.
+
+    pools=False: hidden_gsd, the last hidden state of each token, in the compute dtype.
+    """
 
     settings: config.Model
     vocabulary: int
@@ -266,7 +269,7 @@ class Encoder(nn.Module):
     adapter: config.Adapter | None = None
 
     @nn.compact
-    def __call__(self, cells: Cells) -> jax.Array:
+    def __call__(self, cells: Cells, pools: bool = True) -> jax.Array:
         m = self.settings
         g, r, l = cells.tokens_grl.shape
         tokens_rl = cells.tokens_grl.reshape(g * r, l)
@@ -297,6 +300,8 @@ class Encoder(nn.Module):
                 hidden_rld = Norm(m, name="final_norm")(hidden_rld)
 
         hidden_gsd = constrain(hidden_rld.reshape(g, r * l, m.width), "gld")
+        if not pools:
+            return hidden_gsd
         if m.pooling == "mean":
             z_gtd = self.add_up(hidden_gsd, cells)
         else:
@@ -349,6 +354,12 @@ def encode(encoder: Encoder, params: Params, cells: Cells) -> jax.Array:
     """Cells -> z_gtd, float32, not yet of unit length; of no meaning for absent texts."""
     z_gtd: Any = encoder.apply({"params": params}, cells)
     return z_gtd
+
+
+def encode_tokens(encoder: Encoder, params: Params, cells: Cells) -> jax.Array:
+    """Cells -> hidden_gsd, the last hidden state of each token, in the compute dtype."""
+    hidden_gsd: Any = encoder.apply({"params": params}, cells, pools=False)
+    return hidden_gsd
 
 
 def check_model_fits(mesh: jax.sharding.Mesh, experiment: config.Experiment) -> None:

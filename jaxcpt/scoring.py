@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcpt import likelihood
 from jaxcpt.config import Experiment
 from jaxcpt.embed import Embedder, describe_file
 from jaxcpt.errors import UserError
@@ -33,7 +34,19 @@ from jaxcpt.terminal import print_table
 from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Storage, TextWithId, fill
 
-HELDOUT_KEYS = ("mrr", "recall_at_1", "recall_at_10")
+SEARCH_TITLE = "Each held-out x searches the y of all"
+SEARCH_HEADINGS = {
+    "name": "searcher",
+    "mrr": "MRR",
+    "recall_at_1": "recall@1",
+    "recall_at_10": "recall@10",
+}
+PREDICTION_TITLE = "The held-out texts, token by token"
+PREDICTION_HEADINGS = {
+    "name": "predicted by",
+    "bits_per_byte": "bits per byte",
+    "perplexity": "perplexity",
+}
 EXAMPLES = 3
 RESULTS_PER_EXAMPLE = 3
 
@@ -73,7 +86,10 @@ def score(
         return embed
 
     scores: dict[str, float] = {}
-    if heldout:
+    if heldout and experiment.objective == "generative":
+        measured = measure_likelihood(embedder, heldout, check)
+        scores = {f"heldout/{name}": value for name, value in measured.score().items()}
+    elif heldout:
         of_heldout = pair_search.run(checked(embedder.of_sources), heldout)
         scores = {f"heldout/{name}": value for name, value in of_heldout.items()}
     if experiment.evals.suites:
@@ -108,7 +124,10 @@ def conclude(
     data, suites = fetch(to_path(experiment.evals.data)), experiment.evals.suites
     summary: dict[str, Any] = {"derived": derived}
     before, last = (find_row(run_dir / EVALS_FILE, step) for step in (0, embedder.step))
-    if heldout:
+    is_generative = experiment.objective == "generative"
+    if heldout and is_generative:
+        summary |= compare_likelihood(embedder, heldout, before)
+    elif heldout:
         embed_fn = embedder.of_sources.embed
         summary |= compare_heldout(run_dir, embed_fn, heldout, before)
     # By all processes, so that the others do not wait here for the first one.
@@ -122,8 +141,11 @@ def conclude(
     write_file(run_dir / "summary.json", json.dumps(summary, indent=1))
     if tables:
         record_tables(run_dir, embedder.step, tables)
-    report = write_report(run_dir)
-    print(f"report: {report}\nsearch: python -m jaxcpt.search --run-dir {run_dir} 'your words'")
+    print(f"report: {write_report(run_dir)}")
+    if is_generative:
+        print(f"tune it: train a contrastive experiment with init_from=InitFrom('{run_dir}')")
+    else:
+        print(f"search: python -m jaxcpt.search --run-dir {run_dir} 'your words'")
 
 
 def compare_heldout(
@@ -140,10 +162,7 @@ def compare_heldout(
     given: prefixes that the baseline, too, puts before the texts of a side.
     """
     scores = {"this run": pair_search.run(embed_fn, heldout)}
-    start = "heldout/"
-    if first := {
-        k.removeprefix(start): v for k, v in (before or {}).items() if k.startswith(start)
-    }:
+    if first := find_heldout(before or {}):
         scores["before training"] = first
     if (run_dir / "baseline").is_dir():
         baseline = Embedder.load(run_dir / "baseline", prefixes=given).of_sources
@@ -152,6 +171,35 @@ def compare_heldout(
     scores["chance"] = pair_search.chance(len({pair.y for pair in heldout}))
     table = [{"name": name, **row} for name, row in scores.items()]
     return {"table": table, "examples": find_examples(embed_fn, heldout)}
+
+
+def find_heldout(row: Mapping[str, float]) -> dict[str, float]:
+    """The held-out scores among those of a row of evals.jsonl."""
+    start = "heldout/"
+    return {k.removeprefix(start): v for k, v in row.items() if k.startswith(start)}
+
+
+def measure_likelihood(
+    embedder: Embedder, heldout: Sequence[Pair], check: Callable[[], None] = lambda: None
+) -> likelihood.Likelihood:
+    """How well a generative run predicts the held-out texts."""
+    experiment, params, tokenizer = embedder.experiment, embedder.params, embedder.tokenizer
+    return likelihood.measure(experiment, params, tokenizer, embedder.mesh, heldout, check)
+
+
+def compare_likelihood(
+    embedder: Embedder, heldout: Sequence[Pair], before: Mapping[str, float] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """`table`: how well a generative run, its start and yardsticks predict the held-out texts.
+
+    before: as for `compare_heldout`.
+    """
+    measured = measure_likelihood(embedder, heldout)
+    scores = {"this run": measured.score()}
+    if first := find_heldout(before or {}):
+        scores["before training"] = first
+    scores |= likelihood.score_yardsticks(embedder.tokenizer, heldout, measured)
+    return {"table": [{"name": name, **row} for name, row in scores.items()]}
 
 
 def find_examples(embed_fn: EmbedFn, heldout: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -178,11 +226,14 @@ def find_examples(embed_fn: EmbedFn, heldout: Sequence[Pair]) -> list[dict[str, 
 
 
 def show_comparison(summary: dict[str, Any]) -> None:
-    """Prints the result of `compare_heldout`, where the summary has one."""
-    headings = ("searcher", "MRR", "recall@1", "recall@10")
-    rows = [[row[key] for key in ("name", *HELDOUT_KEYS)] for row in summary.get("table", [])]
+    """Prints the result of `compare_heldout` or `compare_likelihood`, where the summary has one."""
+    table = summary.get("table", [])
+    title, headings = SEARCH_TITLE, SEARCH_HEADINGS
+    if table and "bits_per_byte" in table[0]:
+        title, headings = PREDICTION_TITLE, PREDICTION_HEADINGS
+    rows = [[row.get(key, "") for key in headings] for row in table]
     if rows:
-        print_table("Each held-out x searches the y of all", rows, headings)
+        print_table(title, rows, [*headings.values()])
     for example in summary.get("examples", []):
         print(f"\n{' '.join(example['query'].split())[:100]}")
         for result in example["results"]:

@@ -137,9 +137,10 @@ def _fill(experiment: Experiment, start: Experiment, fingerprint: str | None) ->
     if given.positions == "learnt" and given.position_rows is None:
         given = replace(given, position_rows=limits.longest)
     where = f"init_from {experiment.init_from.run}"
+    free = (*COMPUTED, "pooling") if start.objective == "generative" else COMPUTED
     return replace(
         experiment,
-        model=_agree("model", experiment.model, given, COMPUTED, where),
+        model=_agree("model", experiment.model, given, free, where),
         tokenizer=_agree("tokenizer", experiment.tokenizer, limits, FREE_TOKENIZER_FIELDS, where),
         init_from=replace(experiment.init_from, fingerprint=fingerprint),
     )

@@ -8,6 +8,9 @@ A contrastive loss cannot be accumulated: the mean of microbatch losses lacks mo
 with several chunks the step passes over them twice. First every chunk is encoded and only its
 embeddings kept; the loss over all of them gives a gradient for each embedding; then each chunk is
 encoded again and that gradient pushed through it (as GradCache, arXiv 2101.06983).
+
+The generative loss is a mean over all predicted tokens of the global batch, so a sum over chunks is
+exact: one pass adds up the gradient.
 """
 
 from collections.abc import Callable
@@ -28,10 +31,12 @@ from jaxcpt.model import (
     Cells,
     Params,
     encode,
+    encode_tokens,
     initialise,
     make_encoder,
     name_axes,
 )
+from jaxcpt.next_token import find_targets, sum_nats
 from jaxcpt.normalise import normalise
 from jaxcpt.optimizer import count_updates, make_optimizer, make_schedule, measure_norm
 from jaxcpt.sharding import constrain, named, partition_spec
@@ -41,6 +46,8 @@ from jaxcpt.sharding import constrain, named, partition_spec
 @dataclass(frozen=True)
 class TrainState:
     """step; params {encoder, log_scale}; opt_state. All of a run that changes.
+
+    A generative run has a log_scale too, which stays as it is, so that all checkpoints are alike.
 
     bad_steps: steps in a row, up to this one, that changed nothing (see `train_step`).
     base: the encoder's frozen parameters, in bfloat16, where params holds adapters alone. Empty
@@ -168,8 +175,9 @@ def train_step(
     applied &= state.bad_steps < experiment.safety.max_bad_steps
     bad_steps = jnp.where(applied, 0, state.bad_steps + 1)
     schedule = make_schedule(experiment.optimizer, experiment.train_steps)
+    if experiment.objective == "contrastive":
+        metrics["scale"] = jnp.exp(state.params["log_scale"])
     metrics |= {
-        "scale": jnp.exp(state.params["log_scale"]),
         "gradient_norm": norm,
         "learning_rate": schedule(count_updates(state.opt_state)),
         "bad_steps": bad_steps,
@@ -204,6 +212,8 @@ def compute_gradient(
 
     base: the frozen parameters of a run with adapters. They are constants here.
     """
+    if experiment.objective == "generative":
+        return _compute_generative_gradient(experiment, params, batch, base)
     encoder = make_encoder(experiment)
 
     def encode_chunk(encoder_params: Params, cells: Cells) -> jax.Array:
@@ -229,20 +239,73 @@ def _pull_chunks(
     cells: Cells,
     dz_ngtd: jax.Array,
 ) -> Params:
-    """Second pass: the sum over chunks of each chunk's gradient, kept in the storage layout."""
+    """Second pass: the sum over chunks of each chunk's gradient."""
+
+    def pull_chunk(chunk: tuple[Cells, jax.Array]) -> tuple[Params, None]:
+        cells, dz_gtd = chunk
+        _, pull = jax.vjp(lambda p: encode_chunk(p, cells), params["encoder"])
+        return pull(dz_gtd)[0], None
+
+    return _add_chunks(experiment, pull_chunk, params, (cells, dz_ngtd))[0]
+
+
+def _add_chunks(
+    experiment: Experiment, find: Callable[[Any], tuple[Params, Any]], params: Params, chunks: Any
+) -> tuple[Params, Any]:
+    """The sum over chunks of the gradient that `find` returns, kept in the storage layout; and what
+    else it returns of each chunk."""
     axes = name_parameters(experiment)["encoder"]
 
     def store(gradient: Params) -> Params:
         return jax.tree.map(lambda g, letters: constrain(g, letters, "storage"), gradient, axes)
 
-    def add_chunk(total: Params, chunk: tuple[Cells, jax.Array]) -> tuple[Params, None]:
-        cells, dz_gtd = chunk
-        _, pull = jax.vjp(lambda p: encode_chunk(p, cells), params["encoder"])
-        return store(jax.tree.map(jnp.add, total, *pull(dz_gtd))), None
+    def add_chunk(total: Params, chunk: Any) -> tuple[Params, Any]:
+        gradient, others = find(chunk)
+        return store(jax.tree.map(jnp.add, total, gradient)), others
 
     zeros = store(jax.tree.map(jnp.zeros_like, params["encoder"]))
-    total, _ = jax.lax.scan(add_chunk, zeros, (cells, dz_ngtd))
-    return total
+    return jax.lax.scan(add_chunk, zeros, chunks)
+
+
+def _compute_generative_gradient(
+    experiment: Experiment, params: Params, batch: Batch, base: Params | None
+) -> tuple[Scalars, Params]:
+    """The same of the generative objective. The temperature has no part in it."""
+    encoder = make_encoder(experiment)
+    targets_ngs = find_targets(batch.cells)
+    predicted = jnp.sum(targets_ngs >= 0).astype(jnp.float32)
+
+    def find_share(encoder_params: Params, cells: Cells, targets_gs: jax.Array) -> jax.Array:
+        """The chunk's share of the batch's loss."""
+        whole = join_params(base, encoder_params)
+        hidden_gsd = encode_tokens(encoder, whole, cells)
+        return sum_nats(hidden_gsd, whole["tokens"], targets_gs) / predicted
+
+    def find(chunk: tuple[Cells, jax.Array]) -> tuple[Params, jax.Array]:
+        share, gradient = jax.value_and_grad(find_share)(params["encoder"], *chunk)
+        return gradient, share
+
+    chunks = batch.cells, targets_ngs
+    if experiment.batching.chunks == 1:
+        gradient, loss = find(jax.tree.map(lambda a: a[0], chunks))
+    else:
+        gradient, shares_n = _add_chunks(experiment, find, params, chunks)
+        loss = jnp.sum(shares_n)
+    count = batch.present_ngt.shape[2] // (2 + experiment.batching.negatives)
+    pairs = jnp.sum(batch.present_ngt[:, :, :count]).astype(jnp.float32)
+    metrics = {"loss": loss, "pairs": pairs, "predicted": predicted}
+    metrics |= _count_places(experiment, batch, pairs)
+    return metrics, {"encoder": gradient, "log_scale": jnp.zeros_like(params["log_scale"])}
+
+
+def _count_places(experiment: Experiment, batch: Batch, pairs: jax.Array) -> Scalars:
+    """How well the batch fills its rows. pairs: those that have found a place."""
+    padding = batch.cells.segments_grl == 0
+    return {
+        "masked_overflow": experiment.batching.pairs_per_batch - pairs,
+        "tokens": jnp.sum(~padding).astype(jnp.float32),
+        "padding": jnp.mean(padding),
+    }
 
 
 def global_loss(
@@ -282,11 +345,5 @@ def global_loss(
         return jnp.sum(jnp.linalg.norm(z_bd, axis=-1) * present_b) / metrics["pairs"]
 
     zy_bd = split(z_ngtd[:, :, : 2 * count])[1]
-    padding = batch.cells.segments_grl == 0
-    return jnp.mean(jnp.stack(losses)), metrics | {
-        "zx_norm": mean_norm(zx_bd),
-        "zy_norm": mean_norm(zy_bd),
-        "masked_overflow": experiment.batching.pairs_per_batch - metrics["pairs"],
-        "tokens": jnp.sum(~padding).astype(jnp.float32),
-        "padding": jnp.mean(padding),
-    }
+    metrics |= {"zx_norm": mean_norm(zx_bd), "zy_norm": mean_norm(zy_bd)}
+    return jnp.mean(jnp.stack(losses)), metrics | _count_places(experiment, batch, metrics["pairs"])

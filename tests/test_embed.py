@@ -12,7 +12,7 @@ from conftest import CLOSE, PAIRS, make_experiment
 from tiny_run import PAIRS_FILE, copy_run, tiny_run
 
 import jaxcpt
-from jaxcpt import embed, evaluate, search
+from jaxcpt import calls, embed, evaluate, search
 from jaxcpt.config import Mesh
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError, run_command
@@ -83,7 +83,7 @@ def test_on_fewer_devices(tokenizer, alone, devices):
 
 
 def test_more_texts_than_one_call_and_one_part(embedder, alone, monkeypatch):
-    monkeypatch.setattr(embed, "TOKENS_PER_CALL", 64)  # two rows of a device
+    monkeypatch.setattr(calls, "TOKENS_PER_CALL", 64)  # two rows of a device
     monkeypatch.setattr(embed, "TEXTS_AT_ONCE", 33)
     assert [len(part) for part in embedder.stream(TEXTS, "y")] == [33, 33, 14]
     assert_close(embedder.embed(TEXTS, "y"), alone)

@@ -19,11 +19,11 @@ from jaxcpt.model import make_encoder, name_axes
 ORDER = """
 errors hang_watch pair objects files object_cache lines beir chips sources config prefixes checks
 smoke experiments run_lock run_folder mining tokenizer pairs packing order sharding processes
-interruption normalise attention model adapter batches loss_terms loss_streaming loss optimizer
-update budget manifest checkpoint bad_steps fingerprints interop start terminal rows metrics top_k
-vectors documents repository embed export search evals report scoring evaluate planning train replay
-import_model plan mine_text mine_code clean_pairs nli_pairs mine_negatives train_tokenizer
-tokenize_pairs cli __main__
+interruption normalise attention model calls adapter batches loss_terms loss_streaming loss
+next_token likelihood optimizer update budget manifest checkpoint bad_steps fingerprints interop
+start terminal rows metrics top_k vectors documents repository embed export search evals report
+scoring evaluate planning train replay import_model plan mine_text mine_code clean_pairs nli_pairs
+mine_negatives train_tokenizer tokenize_pairs cli __main__
 """.split()  # noqa: SIM905
 
 HOMES = {
@@ -54,7 +54,7 @@ HOMES = {
 }
 # Of JAX itself: what takes care to use right is called in one place.
 CALLS = {
-    "jax.shard_map": {"attention", "loss"},
+    "jax.shard_map": {"attention", "loss", "next_token"},
     "jax.distributed.initialize": {"processes"},
     "jax.make_mesh": {"sharding"},
     "jax.sharding.Mesh": {"sharding"},

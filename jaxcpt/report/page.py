@@ -43,8 +43,10 @@ def write_report(run_dir: Path) -> Path:
     rows = read_rows(run_dir / METRICS_FILE)
     evals = read_rows(run_dir / EVALS_FILE)
     table = summary.get("table", [])
+    is_generative = experiment.get("objective") == "generative"
+    held_out = "Held-out texts, token by token" if is_generative else "Held-out search"
     sections = {
-        "Held-out search": draw_table(table) + _arrange(draw_evals(evals, table)),
+        held_out: draw_table(table) + _arrange(draw_evals(evals, table)),
         "The paper's suites": draw_suites(read_object(run_dir / "suites.json", SUITES) or {}),
         "Training": _arrange(draw_metrics(rows)),
         "Example searches": draw_examples(summary.get("examples", [])),

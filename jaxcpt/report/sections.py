@@ -12,6 +12,8 @@ from typing import Any
 from jaxcpt.evals.suites import SUITES, Suite
 from jaxcpt.report.charts import format_score
 
+LOWER_IS_BETTER = ("bits_per_byte", "perplexity")
+
 
 def make_label(name: str) -> str:
     """heldout/recall_at_10 -> heldout recall@10, pairs_per_s -> pairs/s"""
@@ -23,11 +25,15 @@ def make_label(name: str) -> str:
 
 
 def draw_table(table: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with a name and scores. The best score of each column is bold."""
+    """Rows with a name and scores. The best score of each column is bold: the largest, but for
+    LOWER_IS_BETTER."""
     if not table:
         return ""
     names = list(dict.fromkeys(name for row in table for name in row if name != "name"))
-    best = {n: max((float(row[n]) for row in table if n in row), default=0.0) for n in names}
+    best = {
+        name: (min if name in LOWER_IS_BETTER else max)(float(r[name]) for r in table if name in r)
+        for name in names
+    }
     lines = []
     for row in table:
         cells = [f"<th>{escape(str(row.get('name', '')))}</th>"]
