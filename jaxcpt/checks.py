@@ -264,7 +264,7 @@ def _generative(e: Experiment) -> Iterator[Check]:
     )
     yield (
         e.loss == Loss(),
-        f"loss: has the settings of the contrastive loss; leave it out for {goes}",
+        f"loss: belongs to the contrastive loss; leave it out for {goes}",
     )
     yield (
         e.model.pooling == "eos" and not (mean.token_weights or mean.position_weights),

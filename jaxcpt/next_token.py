@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcpt.model import Array, Cells
+from jaxcpt.model import Cells
 from jaxcpt.sharding import fetch, partition_spec
 
 TOKENS_AT_ONCE = 2048
@@ -31,7 +31,7 @@ HIDDEN, TARGETS = partition_spec("gld"), partition_spec("gl")
 TABLE, STORED = partition_spec("vd"), partition_spec("vd", "storage")
 
 
-def find_targets(cells: Cells) -> Array:
+def find_targets(cells: Cells) -> jax.Array:
     """The next token of each token in its own text, [..., s]; NO_TARGET where a text ends.
 
     cells: with any leading axes; s are the tokens of a cell's rows.

@@ -4,6 +4,7 @@ import json
 from itertools import product
 from types import SimpleNamespace
 
+import gradient_generative
 import gradient_reference
 import gradient_table
 import jax
@@ -12,6 +13,7 @@ import pytest
 from gradient_cases import (
     CONTENTS,
     CUTS,
+    GENERATIVE,
     MODELS,
     draw_encoder,
     list_cases,
@@ -23,14 +25,44 @@ from gradient_reference import Text, TextPair
 from gradient_table import RoundedRow, measure
 
 CUT = make_case((2, 2, 2), (4, "streaming"), (True, 2, 61))
+GENERATIVE_CUT = make_case((2, 2, 2), (4, "dense"), (True, 2, 61), model=GENERATIVE)
+
+
+def check_derivative(params, true, find_loss):
+    """Central differences in float64, of the largest number of each parameter's gradient."""
+    for leaf, derivative in zip(jax.tree.leaves(params), jax.tree.leaves(true), strict=True):
+        index = np.unravel_index(np.argmax(np.abs(derivative)), derivative.shape)
+        step = 1e-5
+        leaf[index] += step
+        above = find_loss()
+        leaf[index] -= 2 * step
+        below = find_loss()
+        leaf[index] += step
+        np.testing.assert_allclose(
+            (above - below) / (2 * step), derivative[index], rtol=1e-5, atol=1e-9
+        )
+
+
+def draw_in_float64(model):
+    return gradient_reference.map_tree(lambda a: a.astype(np.float64), draw_encoder(model))
+
+
+def test_the_reference_of_the_generative_loss_is_its_derivative():
+    random = np.random.default_rng(0)
+    params, settings = draw_in_float64(GENERATIVE), MODELS[GENERATIVE]
+    texts = [Text(random.integers(1, 300, length), "") for length in (2, 7, 4)]
+    truth = gradient_generative.find_truth(params, settings, texts)
+    check_derivative(
+        params,
+        truth.encoder,
+        lambda: gradient_generative.find_truth(params, settings, texts).loss,
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_reference_is_the_derivative_of_its_loss(model):
-    """Central differences in float64, of one number in each parameter."""
     random = np.random.default_rng(0)
-    params, settings = draw_encoder(model), MODELS[model]
-    params = gradient_reference.map_tree(lambda a: a.astype(np.float64), params)
+    params, settings = draw_in_float64(model), MODELS[model]
 
     def draw(length):
         return Text(random.integers(1, 300, length), str(random.integers(0, 6)))
@@ -39,25 +71,12 @@ def test_the_reference_is_the_derivative_of_its_loss(model):
     assert not gradient_reference.find_counted(pairs).all()
     truth = gradient_reference.find_truth(params, settings, 2.0, pairs)
 
-    def slope(move):
-        step = 1e-5
-        above = gradient_reference.find_truth(params, settings, 2.0 + move(step), pairs).loss
-        move(-step)  # back
-        below = gradient_reference.find_truth(params, settings, 2.0 + move(-step), pairs).loss
-        move(step)
-        return (above - below) / (2 * step)
+    def find_loss(log_scale=2.0):
+        return gradient_reference.find_truth(params, settings, log_scale, pairs).loss
 
-    np.testing.assert_allclose(slope(lambda step: step), truth.log_scale, rtol=1e-6)
-    for leaf, derivative in zip(
-        jax.tree.leaves(params), jax.tree.leaves(truth.encoder), strict=True
-    ):
-        index = np.unravel_index(np.argmax(np.abs(derivative)), derivative.shape)
-
-        def move(step, leaf=leaf, index=index):
-            leaf[index] += step
-            return 0.0
-
-        np.testing.assert_allclose(slope(move), derivative[index], rtol=1e-5, atol=1e-9)
+    slope = (find_loss(2.0 + 1e-5) - find_loss(2.0 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, truth.log_scale, rtol=1e-6)
+    check_derivative(params, truth.encoder, find_loss)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +114,20 @@ def test_a_planted_fault_shows(plant):
     assert all(row.exact for row in measure(CUT))  # and is gone afterwards
 
 
+def test_a_generative_batch_that_is_cut_is_exact():
+    (row,) = measure(GENERATIVE_CUT)
+    assert row.exact
+    assert row.temperature == 1  # it has none, so its gradient must be 0
+
+
+def test_a_target_across_a_border_shows():
+    (row,) = measure(GENERATIVE_CUT, "borders")
+    assert gradient_table.show(row).endswith("WRONG")
+    assert row.worst > 0.1
+    (row,) = measure(GENERATIVE_CUT)
+    assert row.exact
+
+
 def test_several_processes_are_exact():
     rows = list(gradient_table.measure_processes(2, quick=True, plant="none"))
     assert [row.case for row in rows[::2]] == list_process_cases(2, quick=True)
@@ -125,6 +158,8 @@ def test_the_table_covers_what_it_says():
     for kind in ("bert", "gpt, lora", ("gpt, hf", "bert, hf")):
         cases = [case for case in list_cases(quick=False) if case.model.startswith(kind)]
         assert {case.mesh for case in cases} == set(meshes)
+    cuts = {(c.mesh, c.chunks) for c in list_cases(quick=False) if c.model == GENERATIVE}
+    assert cuts == set(product(meshes, (1, 2, 4, 8)))
     for processes in (2, 4):
         cases = list_process_cases(processes, quick=False)
         assert {case.mesh for case in cases} == set(list_meshes(2 * processes))

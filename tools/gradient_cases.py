@@ -44,11 +44,14 @@ MODELS: dict[str, Model] = {
     "gpt, lora": GPT,
     "gpt, hf": GPT,
     "bert, hf": replace(BERT, pooling="mean"),
+    "gpt, tokens": GPT,
 }
 """gpt: the paper's encoder. bert: norms after each branch and after the embedding, exact GELU,
 attention in both directions, pooled by the mean or at the first token. lora: only adapters are
 trained, and the other parameters are frozen in bfloat16. hf: the texts are cut by a Hugging Face
-tokenizer. Its delimiters are brackets for gpt, and its own template [CLS] x [SEP] for bert."""
+tokenizer. Its delimiters are brackets for gpt, and its own template [CLS] x [SEP] for bert. tokens:
+trained by the generative objective, which has no temperature and no form of the loss."""
+GENERATIVE = "gpt, tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +89,16 @@ CONTENTS: list[tuple[bool, int, int]] = list(itertools.product((True, False), (0
 COVERED = """\
 Covered in full: every mesh x chunks x form; every mesh x packing x negatives x pairs;
 every chunks x form x packing x negatives x pairs; every mesh with a bert; every mesh with lora;
-every mesh with a Hugging Face tokenizer.
-Each case is run at both temperatures."""
+every mesh with a Hugging Face tokenizer; every mesh x chunks of the generative objective.
+Each case is run at both temperatures, but for the generative objective, which has none."""
 COVERED_QUICKLY = """\
 Quick: every chunks x form, and every packing x negatives x pairs, once; each bert, lora and each
-Hugging Face tokenizer once."""
+Hugging Face tokenizer once; the generative objective with every number of chunks once."""
 QUICK_CUTS = {0: 0, 1: 1, 3: 2, 5: 4, 8: 7, 13: 6, 15: 5, 19: 3}  # mesh number: cut number
 QUICK_BERTS = (4, 15)  # mesh numbers
 QUICK_LORA = 14  # mesh number
 QUICK_TOKENIZERS = (10, 17)  # mesh numbers
+QUICK_GENERATIVE = {0: 0, 9: 1, 12: 2, 18: 3}  # mesh number: number of its chunks
 
 
 def list_cases(quick: bool) -> list[Case]:
@@ -130,18 +134,40 @@ def list_cases(quick: bool) -> list[Case]:
         for number, mesh in enumerate(MESHES)
         if not quick or number in QUICK_TOKENIZERS
     ]
-    return gpt + bert + lora + hugging_face
+    return gpt + bert + lora + hugging_face + list_generative_cases(quick)
+
+
+def list_generative_cases(quick: bool) -> list[Case]:
+    return [
+        make_case(mesh, (2**at, "dense"), CONTENTS[(3 * number + at) % 8], model=GENERATIVE)
+        for number, mesh in enumerate(MESHES)
+        for at in range(4)
+        if not quick or QUICK_GENERATIVE.get(number) == at
+    ]
 
 
 def list_process_cases(processes: int, quick: bool) -> list[Case]:
     """Cases of several processes with two devices each: every mesh, with all else in turn."""
-    return [
+    meshes = list_meshes(2 * processes)
+    gpt = [
         make_case(
             mesh, CUTS[(4 + 3 * number) % 8], CONTENTS[(2 + 5 * number) % 8], processes=processes
         )
-        for number, mesh in enumerate(list_meshes(2 * processes))
+        for number, mesh in enumerate(meshes)
         if not quick or number % 5 == 0
     ]
+    generative = [
+        make_case(
+            mesh,
+            (2 ** (number % 4), "dense"),
+            CONTENTS[(3 + 5 * number) % 8],
+            model=GENERATIVE,
+            processes=processes,
+        )
+        for number, mesh in enumerate(meshes)
+        if not quick
+    ]
+    return gpt + generative
 
 
 def make_case(
@@ -184,6 +210,7 @@ def make_experiment(case: Case) -> Experiment:
     return validate(
         Experiment(
             name="gradient table",
+            objective="generative" if case.model == GENERATIVE else "contrastive",
             train_steps=2,
             data=Data(train=(JsonlPairs("made"),)),
             tokenizer=choose_tokenizer(case.model),

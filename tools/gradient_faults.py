@@ -4,6 +4,7 @@ In: the name of a fault. Out: a context in which functions of the loss are repla
 It knows neither the cases nor the truth.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -12,10 +13,11 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 
-from jaxcpt import loss, loss_streaming, loss_terms
+from jaxcpt import loss, loss_streaming, loss_terms, next_token, update
 
-Plant = Literal["none", "gather", "temperature", "labels"]
+Plant = Literal["none", "gather", "temperature", "labels", "borders"]
 SMALL_TILES: dict[str, Any] = {"TILE_ROWS": 4, "TILE_COLUMNS": 6}  # so that there are several tiles
+SMALL_BLOCK = 24  # tokens, for the same reason
 
 
 def keep_own_part(gradient_cd: jax.Array) -> jax.Array:
@@ -50,6 +52,12 @@ def shift_labels(
     return queries._replace(pair_b=shifted_b, positive_b=positive_b), candidates
 
 
+def forget_borders(cells: Any) -> jax.Array:
+    """Predicts the first token of the next text in a row from the last token of a text."""
+    one_text = dataclasses.replace(cells, segments_grl=jnp.minimum(cells.segments_grl, 1))
+    return next_token.find_targets(one_text)
+
+
 prepare, send_round = loss_terms.prepare, loss_streaming.send_round
 # The functions that each plant replaces. A temperature that is counted once per chunk is not a
 # fault of the loss, so `find_gradients` multiplies it.
@@ -61,6 +69,7 @@ FAULTS: dict[Plant, list[tuple[Any, str, Any]]] = {
     ],
     "temperature": [],
     "labels": [(loss_terms, "prepare", shift_labels)],
+    "borders": [(update, "find_targets", forget_borders)],
 }
 
 
@@ -72,6 +81,7 @@ def patch_loss(plant: Plant) -> Iterator[None]:
         jax.clear_caches()
     with ExitStack() as stack:
         stack.enter_context(patch.multiple(loss_streaming, **SMALL_TILES))
+        stack.enter_context(patch.object(next_token, "TOKENS_AT_ONCE", SMALL_BLOCK))
         for module, name, fault in FAULTS[plant]:
             stack.enter_context(patch.object(module, name, fault))
         yield

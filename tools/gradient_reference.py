@@ -118,6 +118,13 @@ def normalise(z: Array) -> tuple[Array, Callable[[Array], Array]]:
 
 def encode_text(w: Tree, m: Model, ids: Array) -> tuple[Array, Callable[[Array], Tree]]:
     """A text's pooled hidden state [d]."""
+    hidden, pull_hidden = encode_tokens(w, m, ids)
+    weights = weigh_tokens(m, len(ids))
+    return weights @ hidden, lambda dz: pull_hidden(np.outer(weights, dz))
+
+
+def encode_tokens(w: Tree, m: Model, ids: Array) -> tuple[Array, Callable[[Array], Tree]]:
+    """The last hidden state of each token of a text [l, d]."""
     embedded = w["tokens"][ids] + w["positions"][: len(ids)]
     hidden, pull_embedding_norm = norm_if(m.embedding_norm, w, "embedding_norm", m, embedded)
     pulls = []
@@ -126,10 +133,9 @@ def encode_text(w: Tree, m: Model, ids: Array) -> tuple[Array, Callable[[Array],
         hidden, pull_block = apply_block(map_tree(lambda a, i=layer: a[i], w["blocks"]), m, hidden)
         pulls.append(pull_block)
     hidden, pull_final_norm = norm_if(m.final_norm, w, "final_norm", m, hidden)
-    weights = weigh_tokens(m, len(ids))
 
-    def pull(dz: Array) -> Tree:
-        dhidden, dfinal = pull_final_norm(np.outer(weights, dz))
+    def pull(dhidden: Array) -> Tree:
+        dhidden, dfinal = pull_final_norm(dhidden)
         dblocks: list[Tree] = []
         for pull_block in reversed(pulls):
             dhidden, dblock = pull_block(dhidden)
@@ -141,7 +147,7 @@ def encode_text(w: Tree, m: Model, ids: Array) -> tuple[Array, Callable[[Array],
         stacked = map_tree(lambda *leaves: np.stack(leaves), *dblocks)
         return gradient | {"blocks": stacked} | dembedding | dfinal
 
-    return weights @ hidden, pull
+    return hidden, pull
 
 
 def weigh_tokens(m: Model, length: int) -> Array:

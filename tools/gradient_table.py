@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import gradient_adapters
+import gradient_generative
 import gradient_reference
 import jax
 import numpy as np
 from gradient_cases import (
     COVERED,
     COVERED_QUICKLY,
+    GENERATIVE,
     MODELS,
     Case,
     draw_encoder,
@@ -146,6 +148,9 @@ def find_truth(model: str, pairs: int, negatives: int, scale: float) -> Truth:
         for pair in make_pairs(pairs)
     ]
     log_scale, params = float(np.log(np.float32(scale))), draw_encoder(model)
+    if model == GENERATIVE:
+        texts = [text for pair in made for text in (pair.x, pair.y, *pair.negatives)]
+        return gradient_generative.find_truth(params, MODELS[model], texts)
     find = partial(gradient_reference.find_truth, m=MODELS[model], log_scale=log_scale, pairs=made)
     if model != "gpt, lora":
         return find(params)
@@ -182,7 +187,7 @@ def find_gradients(
         if experiment.adapter is not None:
             base, trained = split_params(trained, name_axes(make_encoder(experiment)))
         found = []
-        for scale in SCALES:
+        for scale in SCALES if experiment.objective == "contrastive" else SCALES[:1]:
             params = {"encoder": trained, "log_scale": np.log(np.float32(scale))}
             placed = jax.tree.map(place, params, layouts.params)
             metrics, gradient = find(placed, batch, jax.tree.map(place, base, layouts.base))
@@ -214,9 +219,14 @@ def measure(case: Case, plant: Plant = "none") -> Iterator[Row]:
             encoder=float(length / length_true),
             cosine=float(whole @ whole_true / (length * length_true)),
             worst=float(worst),
-            temperature=float(gradient["log_scale"] / truth.log_scale),
+            temperature=find_ratio(float(gradient["log_scale"]), truth.log_scale),
             loss=loss_value / truth.loss,
         )
+
+
+def find_ratio(found: float, true: float) -> float:
+    """found / true; of the generative objective, which has no temperature, both are 0."""
+    return 1.0 if found == true == 0 else float(np.divide(found, true))
 
 
 def flatten(gradient: Any) -> list[np.ndarray]:
