@@ -1,7 +1,6 @@
 """Compares every way of cutting a batch with the true gradient of the whole batch.
 
-    python tools/gradient_table.py [--json FILE] [--quick] [--plant gather|temperature|labels]
-                                   [--jobs N]
+    python tools/gradient_table.py [--json FILE] [--quick] [--plant FAULT] [--jobs N]
 
 Each line is one way of cutting the same pairs: devices and processes, chunks, the form of the loss,
 packing, hard negatives, a number of pairs that nothing divides. The line compares the gradient of

@@ -1,0 +1,25 @@
+"""A generative model of 0.5M parameters on the Python source of this machine: nothing is downloaded.
+
+    python -m jaxcpt.train --experiment experiments/lm_small.py
+
+small_code starts from it (docs/generative.md).
+Hardware: two CPU cores, about ten minutes.
+Data: the quickstart's pairs: each docstring and each function by itself.
+"""
+
+from dataclasses import replace
+
+from small_code import experiment as tuned
+
+from jaxcpt.config import Evals, Experiment, Optimizer
+
+
+def experiment() -> Experiment:
+    return replace(
+        tuned(),
+        name="lm_small",
+        objective="generative",
+        train_steps=300,
+        optimizer=Optimizer(learning_rate=3e-3, warmup_steps=20),
+        evals=Evals(every_steps=100),
+    )
