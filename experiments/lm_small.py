@@ -1,4 +1,4 @@
-"""A generative model of 0.5M parameters on the Python source of this machine: nothing is downloaded.
+"""A generative model of 0.5M parameters on this machine's Python source: nothing is downloaded.
 
     python -m jaxcpt.train --experiment experiments/lm_small.py
 
