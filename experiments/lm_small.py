@@ -3,7 +3,7 @@
     python -m jaxcpt.train --experiment experiments/lm_small.py
 
 small_code starts from it (docs/generative.md).
-Hardware: two CPU cores, about ten minutes.
+Hardware: two CPU cores, about ten minutes (2 s a step where other programs use them too).
 Data: the quickstart's pairs: each docstring and each function by itself.
 """
 
