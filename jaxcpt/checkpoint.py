@@ -31,7 +31,7 @@ from jaxcpt.errors import UserError
 from jaxcpt.files import hash_file, make_absolute, remove_tree
 from jaxcpt.manifest import SUFFIX, UNFINISHED, check_manifest, manifest_of, write_manifest
 from jaxcpt.model import Params
-from jaxcpt.processes import any_process
+from jaxcpt.processes import any_process, is_loss
 from jaxcpt.update import TrainState
 
 # It logs hundreds of lines about what it also raises, which `CheckpointStore` tells in one.
@@ -161,6 +161,8 @@ class CheckpointStore:
         except jax.errors.JaxRuntimeError:  # another process is gone
             raise
         except Exception as error:  # orbax raises whatever its storage raised
+            if is_loss(error):
+                raise
             raise UserError(
                 f"{self.folder}: step {step} could not be saved: {_shorten(error)}"
             ) from error
@@ -336,6 +338,8 @@ class CheckpointStore:
         except jax.errors.JaxRuntimeError:  # another process is gone, or the memory is full
             raise
         except Exception as error:  # orbax raises whatever it stumbles over
+            if is_loss(error):
+                raise
             raise DamagedCheckpoint(f"it cannot be read: {_shorten(error)}") from error
 
     def fingerprint(self, step: int) -> str:

@@ -31,6 +31,7 @@ from jaxcpt.run_folder import own_folder
 
 HEARTBEAT_SECONDS = 10
 _SIGNS_OF_LOSS = re.compile(r"(?i)gloo|nccl|unavailable|deadline|heartbeat|connection|coordinat")
+_SURE_SIGNS_OF_LOSS = re.compile(r"(?i)gloo|nccl|coordination service|heartbeat")
 _LOST = "another process is gone; start all of them again to resume at the last checkpoint"
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -253,6 +254,19 @@ def check_agreement(experiment: Experiment) -> None:
             )
 
 
+def is_loss(error: Exception) -> bool:
+    """Whether the error says that another process is gone.
+
+    JAX raises such errors in several types, depending on what waited for the other process. Outside
+    its own type, only words count that an error of a disk or a store does not have.
+    """
+    if jax.process_count() == 1:
+        return False
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return bool(_SIGNS_OF_LOSS.search(str(error)))
+    return bool(_SURE_SIGNS_OF_LOSS.search(str(error)))
+
+
 def run_together(work: Callable[[], None]) -> None:
     """Runs `work`; when another process dies in the middle, leaves with one line at once.
 
@@ -274,7 +288,7 @@ def run_together(work: Callable[[], None]) -> None:
         if jax.process_count() == 1:
             raise
         reason = " ".join(str(error).split())[:200]
-        if isinstance(error, jax.errors.JaxRuntimeError) and _SIGNS_OF_LOSS.search(reason):
+        if is_loss(error):
             leave(LOST_PEER, f"{_LOST} ({reason})")
         traceback.print_exc()
         os._exit(1)

@@ -1,72 +1,27 @@
 """Kills a training run again and again, and looks whether the finished run is the undisturbed one.
 
-    python tools/torture_kills.py [--kills 50] [--seed 0]
-
-One run is left alone. Another is ended by SIGKILL at random moments, in turn anywhere, inside a
-save and inside an eval, and started again each time. Right is: the same losses of every step and
-the same parameters bit for bit, every eval there, and no file left over.
+One run is left alone. Another is ended by SIGKILL at random moments, in turn inside a save, inside
+an eval and anywhere, and started again each time. Right is: the same metrics, evals and parameters
+bit for bit, and no file left over. `torture_two` does the same with two processes of one run, of
+which one is killed at a time; the other must end by itself with the exit code of a lost peer.
 """
 
-import argparse
-import json
-import os
 import random
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+from torture_runs import EVAL_EVERY, Outcome, Scene, compare, kill_all, wait_for_step
 
-import jax
-import numpy as np
+from jaxcpt.errors import LOST_PEER
+from jaxcpt.rows import read_rows
 
-from jaxcpt.embed import Embedder
-from jaxcpt.metrics import read_rows
-
-SAVE_EVERY, EVAL_EVERY = 3, 10
 STEPS_PER_KILL = 10
-EXPERIMENT = """
-from jaxcpt.config import *
-
-def experiment():
-    return Experiment(
-        name="torture",
-        train_steps={steps},
-        data=Data(train=(JsonlPairs("{pairs}"),), heldout=JsonlPairs("{pairs}")),
-        tokenizer=Tokenizer(vocabulary=300, x_tokens=16, y_tokens=32),
-        batching=Batching(pairs_per_batch=8, row_tokens=32),
-        model=Model(width=16, layers=1, heads=2, mlp_width=32, compute_dtype="float32"),
-        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=1),
-        checkpoints=Checkpoints(every_steps={save_every}),
-        evals=Evals(every_steps={eval_every}),
-        log_every_steps=1,
-    )
-"""
-
-
-def write_experiment(folder: Path, steps: int) -> Path:
-    pairs = folder / "pairs.jsonl"
-    lines = ({"x": f"red cat {i * 7} on {i}", "y": f"old bridge {i * 3}"} for i in range(40))
-    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    file = folder / "experiment.py"
-    values = {"save_every": SAVE_EVERY, "eval_every": EVAL_EVERY}
-    file.write_text(EXPERIMENT.format(steps=steps, pairs=pairs, **values))
-    return file
-
-
-def start(experiment: Path, run_dir: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jaxcpt", "train", "--experiment", str(experiment)]
-    return subprocess.Popen(
-        [*command, "--run-dir", str(run_dir)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+LATEST_END = 15.0
+"""Seconds within which a process must notice that the other one is gone."""
 
 
 def is_saving(run_dir: Path) -> bool:
@@ -83,81 +38,82 @@ def is_evaluating(run_dir: Path) -> bool:
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "anywhere": lambda _: True,
     "inside a save": is_saving,
+    "anywhere": lambda _: True,
     "inside an eval": is_evaluating,
 }
+TURNS = ("inside a save", "inside an eval", "anywhere", "inside a save", "anywhere")
 
 
-def kill_once(experiment: Path, run_dir: Path, moment: str, draw: random.Random) -> str:
-    """Starts the run and kills it at such a moment. Returns what happened."""
-    process = start(experiment, run_dir)
+def wait_for_moment(
+    run_dir: Path, processes: list[subprocess.Popen[str]], moment: str, draw: random.Random
+) -> None:
+    wait_for_step(run_dir, processes, draw)
+    while all(process.poll() is None for process in processes) and not MOMENTS[moment](run_dir):
+        time.sleep(0.001)
+
+
+def kill_once(scene: Scene, run_dir: Path, moment: str, draw: random.Random) -> str:
+    """Starts the run and kills it at such a moment. Returns when that was."""
+    process = scene.start(run_dir)
     try:
-        count = count_rows(run_dir)
-        while process.poll() is None and count_rows(run_dir) <= count:  # until it takes a step
-            time.sleep(0.02)
-        time.sleep(draw.uniform(0.0, 0.3))
-        while process.poll() is None and not MOMENTS[moment](run_dir):
-            time.sleep(0.001)
-        ended = process.poll()
+        wait_for_moment(run_dir, [process], moment, draw)
+        code = process.poll()
     finally:
-        process.kill()
-        output = process.communicate()[0]
-    if ended:
-        raise SystemExit(f"a start after a kill failed with code {ended}:\n{output}")
-    return "had already ended" if ended == 0 else moment
+        outputs = kill_all([process])
+    assert not code, f"a start after a kill ended with code {code}: {outputs}"
+    return "after its end" if code == 0 else moment
 
 
-def count_rows(run_dir: Path) -> int:
-    file = run_dir / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.is_file() else 0
+def kill_one_of_two(scene: Scene, run_dir: Path, moment: str, draw: random.Random) -> str:
+    """As `kill_once`, of either process. Checks how and when the other one ends."""
+    processes = scene.start_two(run_dir)
+    try:
+        wait_for_moment(run_dir, processes, moment, draw)
+        codes = [process.poll() for process in processes]
+        victim, other = draw.sample(processes, 2)
+        victim.kill()
+        begin = time.monotonic()
+        other.wait(120)
+        seconds = time.monotonic() - begin
+    finally:
+        outputs = kill_all(processes)
+    assert not any(codes), f"a start after a kill ended with codes {codes}: {outputs}"
+    if codes != [None, None]:
+        return "after its end"
+    place = f"{moment}, process {processes.index(victim)}"
+    assert other.returncode == LOST_PEER, f"{place}: exit code {other.returncode}: {outputs}"
+    assert seconds < LATEST_END, f"{place}: the other ended after {seconds:.1f} s"
+    return moment
 
 
-def describe_run(run_dir: Path) -> dict[str, Any]:
-    """What must be equal in both runs."""
-    params = jax.device_get(Embedder.load(run_dir).params)
-    return {
-        "losses": [(row["step"], row["loss"]) for row in read_rows(run_dir / "metrics.jsonl")],
-        "evals": [row["step"] for row in read_rows(run_dir / "evals.jsonl")],
-        "parameters": [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)],
-        "files": sorted(
-            path.relative_to(run_dir).as_posix()
-            for path in run_dir.rglob("*")
-            if path.is_file() and "tfevents" not in path.name and "/d/" not in path.as_posix()
-        ),
-    }
-
-
-def torture(seed: int, kills: int) -> list[str]:
-    """Returns one line for each thing that differs."""
+def _torture(
+    seed: int,
+    kills: int,
+    kill: Callable[[Scene, Path, str, random.Random], str],
+    finish: Callable[[Scene, Path], dict],
+) -> Outcome:
     draw = random.Random(seed)
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as scratch:
-        experiment = write_experiment(Path(scratch), STEPS_PER_KILL * (kills + 1))
-        runs = [Path(scratch, name) for name in ("undisturbed", "killed")]
-        for number in range(kills):
-            moment = list(MOMENTS)[number % len(MOMENTS)]
-            counts[kill_once(experiment, runs[1], moment, draw)] += 1
-        for run_dir in runs:
-            process = start(experiment, run_dir)
-            output = process.communicate()[0]
-            if process.returncode:
-                return [f"{run_dir.name}: exit code {process.returncode}:\n{output}"]
-        undisturbed, killed = map(describe_run, runs)
-    print(", ".join(f"{count} kills {moment}" for moment, count in counts.items()))
-    return [f"{name} differ" for name, value in undisturbed.items() if killed[name] != value]
+        scene = Scene(Path(scratch), STEPS_PER_KILL * (kills + 1))
+        undisturbed = finish(scene, Path(scratch, "undisturbed"))
+        run_dir = Path(scratch, "killed")
+        try:
+            for number in range(kills):
+                counts[kill(scene, run_dir, TURNS[number % len(TURNS)], draw)] += 1
+            failures = compare(undisturbed, finish(scene, run_dir))
+        except AssertionError as error:
+            failures = [str(error)]
+    note = ", ".join(f"{count} {moment}" for moment, count in sorted(counts.items()))
+    return Outcome(cases=kills, failures=failures, note=note)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    failures = torture(arguments.seed, arguments.kills)
-    print(*failures, sep="\n")
-    print(f"{arguments.kills} kills, {len(failures)} failures")
-    sys.exit(bool(failures))
+def torture_one(seed: int, kills: int) -> Outcome:
+    """Kills of a run of one process."""
+    return _torture(seed, kills, kill_once, Scene.finish)
 
 
-if __name__ == "__main__":
-    main()
+def torture_two(seed: int, kills: int) -> Outcome:
+    """Kills of one process of a run of two."""
+    return _torture(seed, kills, kill_one_of_two, Scene.finish_two)

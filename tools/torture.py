@@ -1,0 +1,81 @@
+"""Proves that faults and hostile input lose nothing and change no number.
+
+    python tools/torture.py [--minutes N] [--seed S] [--only NAME]
+
+Runs every proof of PROOFS, each in a process of its own, and prints a line of result for each. A
+proof that fails prints its failures, and the exit code is 1. --minutes scales the number of cases
+of each to the time; without it, each has the cases that docs/reliability.md reports. What a proof
+needs and the machine does not have, such as the right to mount a file system, is named as skipped.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torture_kills
+from torture_runs import Outcome, Skipped
+
+FULL_MINUTES = 120
+"""Of all proofs with all their cases, on two cores."""
+FAILURES_SHOWN = 20
+
+
+class Proof(NamedTuple):
+    """run: takes a seed and a number of cases. cases: how many the full form has."""
+
+    run: Callable[[int, int], Outcome]
+    cases: int
+    least: int = 1
+
+
+PROOFS: dict[str, Proof] = {
+    "kills": Proof(torture_kills.torture_one, 50, 2),
+    "kills_of_two": Proof(torture_kills.torture_two, 50),
+}
+
+
+def prove(name: str, seed: int, cases: int) -> bool:
+    """Runs one proof and prints its line. Returns whether it holds."""
+    begin = time.monotonic()
+    try:
+        outcome = PROOFS[name].run(seed, cases)
+    except Skipped as reason:
+        print(f"{name}: SKIPPED: {reason}", flush=True)
+        return True
+    except Exception:
+        outcome = Outcome(cases=cases, failures=[traceback.format_exc()])
+    result = f"{len(outcome.failures)} FAILURES" if outcome.failures else "holds"
+    note = f" ({outcome.note})" if outcome.note else ""
+    seconds = time.monotonic() - begin
+    print(f"{name}: {outcome.cases} cases{note}, {result}, {seconds:.0f} s", flush=True)
+    for failure in outcome.failures[:FAILURES_SHOWN]:
+        print(f"  {failure}", flush=True)
+    return not outcome.failures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=FULL_MINUTES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=PROOFS, metavar="NAME", help=", ".join(PROOFS))
+    arguments = parser.parse_args()
+    scale = min(arguments.minutes / FULL_MINUTES, 1.0)
+    if arguments.only:
+        proof = PROOFS[arguments.only]
+        cases = max(proof.least, round(proof.cases * scale))
+        sys.exit(not prove(arguments.only, arguments.seed, cases))
+    failed = []
+    for name in PROOFS:
+        command = [sys.executable, __file__, "--only", name, "--seed", str(arguments.seed)]
+        if subprocess.run([*command, "--minutes", str(arguments.minutes)]).returncode:
+            failed.append(name)
+    print(f"{len(PROOFS)} proofs, {len(failed)} failed: {', '.join(failed) or 'none'}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
