@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torture_checkpoints
+import torture_files
 import torture_kills
 from torture_runs import Outcome, Skipped
 
@@ -35,6 +37,8 @@ class Proof(NamedTuple):
 PROOFS: dict[str, Proof] = {
     "kills": Proof(torture_kills.torture_one, 50, 2),
     "kills_of_two": Proof(torture_kills.torture_two, 50),
+    "checkpoints": Proof(torture_checkpoints.torture, 300),
+    "files": Proof(torture_files.torture, 200, 5),
 }
 
 

@@ -1,28 +1,22 @@
 """Damages the newest checkpoint in many ways, and looks whether an exact state comes back.
 
-    python tools/torture_checkpoints.py [--cases 300] [--seed 0]
-
 Each case copies a folder with the steps 3 and 6, does one harm to step 6, and restores as a reader
 and as a trainer would. Right is the exact state of step 6 or of step 3, or one line that refuses.
 """
 
-import argparse
 import json
 import os
 import random
 import shutil
-import signal
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import jax
 import numpy as np
+from torture_runs import Outcome, time_limit
 
 from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.errors import UserError
@@ -32,10 +26,6 @@ from jaxcpt.update import TrainState
 OLDER, NEWEST = 3, 6
 SECONDS = 30
 """A case that takes longer hangs."""
-
-
-class Hang(BaseException):
-    """Not an Exception, which the package would take for damage."""
 
 
 def make_state(step: int) -> TrainState:
@@ -156,20 +146,13 @@ def restore(folder: Path, keep: int | None) -> tuple[int, TrainState] | None:
 
 def judge(folder: Path, keep: int | None, forged: bool) -> str:
     """What came back. `WRONG ...` is a fault. forged: the manifest was written after the harm."""
-
-    def hang(*_: object) -> None:
-        raise Hang
-
-    signal.signal(signal.SIGALRM, hang)
-    signal.alarm(SECONDS)
     try:
-        found = restore(folder, keep)
+        with time_limit(SECONDS):
+            found = restore(folder, keep)
     except UserError as refusal:
         return "refused" if "\n" not in str(refusal) else f"WRONG: {refusal}"
     except BaseException as error:
         return f"WRONG: {type(error).__name__}: {str(error)[:200]}"
-    finally:
-        signal.alarm(0)
     if found is None:
         return "WRONG: a new start"
     step, state = found
@@ -179,19 +162,17 @@ def judge(folder: Path, keep: int | None, forged: bool) -> str:
     return "forged numbers" if forged else f"WRONG: other numbers of step {step}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    rng = random.Random(arguments.seed)
-    seen: Counter[tuple[str, str]] = Counter()
+def torture(seed: int, cases: int) -> Outcome:
+    """Does `cases` harms, each of which a reader and a trainer meet."""
+    rng = random.Random(seed)
+    seen: Counter[str] = Counter()
+    failures = []
     with tempfile.TemporaryDirectory() as scratch:
         saved = Path(scratch, "saved", "checkpoints")
         with CheckpointStore(saved, keep=2) as store:
             for step in (OLDER, NEWEST):
                 store.save(make_state(step), {"tokenizer": "a" * 64})
-        for case in range(arguments.cases):
+        for case in range(cases):
             name, forged = rng.choice(list(HARMS)), False
             folder = Path(shutil.copytree(saved, Path(scratch, str(case), "checkpoints")))
             HARMS[name](folder / str(NEWEST), rng)
@@ -199,14 +180,10 @@ def main() -> None:
                 write_manifest(folder / str(NEWEST))
                 name, forged = f"{name}, and its manifest with it", True
             for keep in (None, 2):
-                seen[name, judge(folder, keep, forged)] += 1
+                outcome = judge(folder, keep, forged)
+                seen[outcome] += 1
+                if outcome.startswith("WRONG"):
+                    failures.append(f"case {case}, {name}: {outcome}")
             shutil.rmtree(folder.parent)
-    for (name, outcome), count in sorted(seen.items()):
-        print(f"{count:4} {name}: {outcome}")
-    wrong = sum(count for (_, outcome), count in seen.items() if outcome.startswith("WRONG"))
-    print(f"{arguments.cases} cases, each as reader and trainer: {wrong} wrong")
-    sys.exit(wrong > 0)
-
-
-if __name__ == "__main__":
-    main()
+    note = ", ".join(f"{count} {outcome}" for outcome, count in sorted(seen.items()))
+    return Outcome(cases=cases, failures=failures, note=f"as reader and trainer: {note}")

@@ -1,6 +1,9 @@
-"""Random damage, each a function of a seeded generator: to bytes, and to JSON trees."""
+"""Random damage, each a function of a seeded generator: to bytes, to JSON trees, and to files."""
 
+import json
+import os
 import random
+from pathlib import Path
 from typing import Any
 
 
@@ -61,3 +64,54 @@ def change_leaf(tree: Any, rng: random.Random) -> str:
     elif isinstance(node, dict) or keys:
         node[key] = make_value(rng)
     return f"{action} {path}.{key}"
+
+
+def damage_file(path: Path, rng: random.Random) -> str:
+    """Does one harm to a file. Its size and date may stay as they were, as with failing memory."""
+    content = path.read_bytes()
+    date = path.stat().st_mtime_ns
+    kinds = ["bytes", "bytes", "flip", "entry", "lost", "empty", "half", "random"]
+    kind = rng.choice([*kinds, "folder", "pipe", "link loop"])
+    told = kind
+    if kind == "bytes":
+        told, changed = damage(content, rng)
+        path.write_bytes(changed)
+    elif kind == "flip" and content:
+        at = rng.randrange(len(content))
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :])
+    elif kind == "entry":
+        told = change_line(path, rng)
+    elif kind in ("empty", "half"):
+        os.truncate(path, len(content) // 2 if kind == "half" else 0)
+    elif kind == "random":
+        path.write_bytes(rng.randbytes(len(content)))
+    else:
+        path.unlink()
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "link loop":
+            path.symlink_to(path.name)
+    if path.is_file():
+        os.utime(path, ns=(date, date))
+    return told
+
+
+def change_line(path: Path, rng: random.Random) -> str:
+    """Changes an entry of one line of JSON, or of a file that is one JSON value."""
+    lines = path.read_bytes().splitlines()
+    at = rng.randrange(len(lines)) if lines else 0
+    for first, last in ((at, at + 1), (0, len(lines))):
+        try:
+            tree = json.loads(b"\n".join(lines[first:last]))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(tree, dict | list) and tree:
+            told = change_leaf(tree, rng)
+            lines[first:last] = [json.dumps(tree).encode()]
+            path.write_bytes(b"\n".join(lines) + b"\n")
+            return f"line {first + 1}: {told}"
+    told, content = damage(path.read_bytes(), rng)
+    path.write_bytes(content)
+    return told

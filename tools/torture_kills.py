@@ -7,13 +7,13 @@ which one is killed at a time; the other must end by itself with the exit code o
 """
 
 import random
-import subprocess
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from torture_fork import Forked
 from torture_runs import EVAL_EVERY, Outcome, Scene, compare, kill_all, wait_for_step
 
 from jaxcpt.errors import LOST_PEER
@@ -46,7 +46,7 @@ TURNS = ("inside a save", "inside an eval", "anywhere", "inside a save", "anywhe
 
 
 def wait_for_moment(
-    run_dir: Path, processes: list[subprocess.Popen[str]], moment: str, draw: random.Random
+    run_dir: Path, processes: list[Forked], moment: str, draw: random.Random
 ) -> None:
     wait_for_step(run_dir, processes, draw)
     while all(process.poll() is None for process in processes) and not MOMENTS[moment](run_dir):

@@ -8,12 +8,12 @@ run is trained first. Its compiled programs are kept, so that later starts of it
 import json
 import os
 import random
+import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
+from torture_fork import Forked
 
 from jaxcpt.embed import Embedder
 from jaxcpt.rows import read_rows
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SAVE_EVERY, EVAL_EVERY = 3, 10
 CLOCKED = {"pairs_per_s", "tokens_per_s", "data_wait", "mfu"}
 """Numbers that differ from run to run, because a clock measures them."""
@@ -63,6 +63,25 @@ class Skipped(Exception):
     """The machine does not allow a proof. The text says what it lacks."""
 
 
+class Hang(BaseException):
+    """Not an Exception, which the package would take for damage."""
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raises Hang in the block where it takes longer."""
+
+    def hang(*_: object) -> None:
+        raise Hang(f"took more than {seconds} s")
+
+    signal.signal(signal.SIGALRM, hang)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
 @dataclass
 class Scene:
     """A scratch folder with an experiment file and the programs that its run compiled."""
@@ -73,7 +92,6 @@ class Scene:
     """`PATH=VALUE` of --set, for every start."""
     save_every: int = SAVE_EVERY
     eval_every: int = EVAL_EVERY
-    environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,28 +102,14 @@ class Scene:
         values = {"save_every": self.save_every, "eval_every": self.eval_every}
         self.experiment.write_text(EXPERIMENT.format(steps=self.steps, pairs=pairs, **values))
 
-    def start(
-        self, run_dir: Path, *options: str, prefix: Sequence[str] = ()
-    ) -> subprocess.Popen[str]:
-        """A process that trains. prefix: the command that starts it, such as `ip netns exec`."""
+    def start(self, run_dir: Path, *options: str) -> Forked:
+        """A process that trains, on one device unless the options say otherwise."""
         changes = [part for change in self.changes for part in ("--set", change)]
-        command = [*prefix, sys.executable, "-m", "jaxcpt", "train"]
-        command += ["--experiment", str(self.experiment), "--run-dir", str(run_dir)]
-        kept = {
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            "PYTHONPATH": str(REPOSITORY),
-        }
-        return subprocess.Popen(
-            [*command, *changes, *options],
-            env={**os.environ, **kept, **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = ["--experiment", str(self.experiment), "--run-dir", str(run_dir)]
+        command += ["--set", "mesh.data=1"]
+        return Forked([*command, *changes, *options], self.folder / "compiled")
 
-    def start_two(self, run_dir: Path, *options: str) -> list[subprocess.Popen[str]]:
+    def start_two(self, run_dir: Path, *options: str) -> list[Forked]:
         """Both processes of one run, with a device each."""
         port = find_port()
         together = ["--coordinator", f"localhost:{port}", "--num-processes", "2"]
@@ -140,7 +144,7 @@ def count_rows(run_dir: Path) -> int:
 
 
 def wait_for_step(
-    run_dir: Path, processes: Sequence[subprocess.Popen[str]], draw: random.Random
+    run_dir: Path, processes: Sequence[Forked], draw: random.Random
 ) -> None:
     """Returns soon after the run has taken a step, or once a process has ended."""
     count = count_rows(run_dir)
@@ -149,7 +153,7 @@ def wait_for_step(
     time.sleep(draw.uniform(0.0, 0.3))
 
 
-def kill_all(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[str, str]]:
+def kill_all(processes: Sequence[Forked]) -> list[tuple[str, str]]:
     """Ends all processes and returns what each has written."""
     for process in processes:
         process.kill()
