@@ -59,6 +59,8 @@ T = TypeVar("T")
 MOST_TRIES = 100
 """A reader beside a run that saves faster than it can read gives up after so many steps."""
 LARGEST_STEP = 2**31 - 1
+ORBAX_MARK = "_CHECKPOINT_METADATA"
+"""The file that orbax writes into the folder of each step."""
 
 
 class DamagedCheckpoint(UserError):
@@ -175,12 +177,14 @@ class CheckpointStore:
         ]:
             # First the manifest, so that a reader never takes half a step for a whole one.
             manifest_of(self._folder_of(old)).unlink(missing_ok=True)
-            remove_tree(self._folder_of(old))
+            _remove_step(self._folder_of(old))
 
     def _is_ours(self, step: int) -> bool:
-        """Whether orbax wrote the folder, or a manifest says that this run did."""
+        """Whether orbax wrote the folder, or a manifest says that this run did, or it is empty."""
         folder = self._folder_of(step)
-        return (folder / "_CHECKPOINT_METADATA").is_file() or manifest_of(folder).is_file()
+        if (folder / ORBAX_MARK).is_file() or manifest_of(folder).is_file():
+            return True
+        return not any(folder.iterdir())
 
     def steps(self) -> list[int]:
         """Steps that claim to be saved, oldest first; `find` and `read` look which are whole."""
@@ -348,6 +352,15 @@ class CheckpointStore:
 
     def _folder_of(self, step: int) -> Path:
         return self.folder / str(step)
+
+
+def _remove_step(folder: Path) -> None:
+    """Deletes a step. What tells that orbax wrote it goes last, so that a run that was killed here
+    deletes the rest after its next start."""
+    for path in folder.iterdir():
+        if path.name != ORBAX_MARK:
+            remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    remove_tree(folder)
 
 
 def save_params(folder: Path, params: Any, meta: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import chex
 import jax
@@ -17,6 +18,7 @@ import pytest
 from conftest import REPOSITORY
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxcpt import checkpoint as checkpoint_module
 from jaxcpt.checkpoint import CheckpointStore, save_params
 from jaxcpt.config import Mesh
 from jaxcpt.errors import UserError
@@ -343,14 +345,17 @@ def test_parameters_alone_are_saved_from_mapped_files(mesh, tmp_path):
 
 def test_fifteen_damages_fall_back_exactly_or_are_refused(tmp_path):
     """A short form of tools/torture_checkpoints.py, which holds the kinds."""
+    minutes = 15 / 300 * 120
+    command = [sys.executable, "tools/torture.py", "--only", "checkpoints", "--seed", "3"]
     done = subprocess.run(
-        [sys.executable, "tools/torture_checkpoints.py", "--cases", "15", "--seed", "3"],
+        [*command, "--minutes", str(minutes)],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""},
         capture_output=True,
         text=True,
     )
-    assert done.stdout.endswith("15 cases, each as reader and trainer: 0 wrong\n"), done.stdout
+    assert done.stdout.startswith("checkpoints: 15 cases (as reader and trainer: "), done.stdout
+    assert ", holds, " in done.stdout
     assert done.returncode == 0
     assert done.stderr == ""
 
@@ -410,3 +415,28 @@ def test_a_pipe_that_no_manifest_names_does_not_hang_a_restore(folder):
     name = path.relative_to(folder / "6").as_posix()
     assert check_manifest(folder / "6") == f"{name} is not a file"
     assert find_newest(folder) == 3
+
+
+def test_what_a_kill_left_of_a_deletion_is_deleted(mesh, tmp_path, monkeypatch):
+    """However far the deletion of an old step has come."""
+    folder = tmp_path / "checkpoints"
+    removed = []
+
+    def remove_only(path):  # as if killed after this one
+        removed.append(path.name)
+        shutil.rmtree(path)
+        raise KeyboardInterrupt
+
+    with CheckpointStore(folder, keep=1) as store:
+        for step in (1, 2):
+            monkeypatch.setattr(checkpoint_module, "remove_tree", remove_only)
+            store.save(make_state(mesh, step), {})
+            with suppress(KeyboardInterrupt):
+                store.finish()
+    assert removed in (["params"], ["opt_state"], ["meta"])
+    assert (folder / "1").is_dir()
+    monkeypatch.undo()
+    (folder / "0").mkdir()  # killed before the last call of all
+    with CheckpointStore(folder, keep=1) as store:
+        store.save(make_state(mesh, 3), {})
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "3.sha256.json"]

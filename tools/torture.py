@@ -9,21 +9,27 @@ needs and the machine does not have, such as the right to mount a file system, i
 """
 
 import argparse
+import contextlib
+import io
+import resource
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torture_checkpoints
 import torture_files
+import torture_inputs
 import torture_kills
 from torture_runs import Outcome, Skipped
 
 FULL_MINUTES = 120
 """Of all proofs with all their cases, on two cores."""
 FAILURES_SHOWN = 20
+MEMORY_BYTES = 1 << 30
 
 
 class Proof(NamedTuple):
@@ -34,11 +40,30 @@ class Proof(NamedTuple):
     least: int = 1
 
 
+def fuzz(torture: Callable[[int, int], list[str]], seed: int, cases: int) -> Outcome:
+    """Damaged input, which may not make the process large either."""
+    failures = torture(seed, cases)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if peak > MEMORY_BYTES:
+        failures.append(f"the process grew to {peak / 2**20:.0f} MiB")
+    return Outcome(cases=cases, failures=failures, note=f"{peak / 2**20:.0f} MiB at most")
+
+
+def fuzz_evals(seed: int, cases: int) -> list[str]:
+    try:
+        import torture_evals
+    except ImportError as error:
+        raise Skipped(f"needs {error.name}: pip install 'jaxcpt[evals]'") from None
+    return torture_evals.torture(seed, cases)
+
+
 PROOFS: dict[str, Proof] = {
     "kills": Proof(torture_kills.torture_one, 50, 2),
     "kills_of_two": Proof(torture_kills.torture_two, 50),
     "checkpoints": Proof(torture_checkpoints.torture, 300),
     "files": Proof(torture_files.torture, 200, 5),
+    **{name: Proof(partial(fuzz, run), 5000) for name, run in torture_inputs.FUZZES.items()},
+    "evals": Proof(partial(fuzz, fuzz_evals), 5000),
 }
 
 
@@ -46,7 +71,8 @@ def prove(name: str, seed: int, cases: int) -> bool:
     """Runs one proof and prints its line. Returns whether it holds."""
     begin = time.monotonic()
     try:
-        outcome = PROOFS[name].run(seed, cases)
+        with contextlib.redirect_stdout(io.StringIO()):
+            outcome = PROOFS[name].run(seed, cases)
     except Skipped as reason:
         print(f"{name}: SKIPPED: {reason}", flush=True)
         return True

@@ -66,42 +66,19 @@ def change_leaf(tree: Any, rng: random.Random) -> str:
     return f"{action} {path}.{key}"
 
 
-def damage_file(path: Path, rng: random.Random) -> str:
-    """Does one harm to a file. Its size and date may stay as they were, as with failing memory."""
-    content = path.read_bytes()
-    date = path.stat().st_mtime_ns
-    kinds = ["bytes", "bytes", "flip", "entry", "lost", "empty", "half", "random"]
-    kind = rng.choice([*kinds, "folder", "pipe", "link loop"])
-    told = kind
-    if kind == "bytes":
-        told, changed = damage(content, rng)
-        path.write_bytes(changed)
-    elif kind == "flip" and content:
-        at = rng.randrange(len(content))
-        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :])
-    elif kind == "entry":
-        told = change_line(path, rng)
-    elif kind in ("empty", "half"):
-        os.truncate(path, len(content) // 2 if kind == "half" else 0)
-    elif kind == "random":
-        path.write_bytes(rng.randbytes(len(content)))
-    else:
-        path.unlink()
-        if kind == "folder":
-            path.mkdir()
-        elif kind == "pipe":
-            os.mkfifo(path)
-        elif kind == "link loop":
-            path.symlink_to(path.name)
-    if path.is_file():
-        os.utime(path, ns=(date, date))
-    return told
+HOSTILE = (
+    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\t", b"\n", b"\r\n", b'"', b"{", b"]", b"[" * 2_000,
+    b"null", b"true", b"NaN", b"1e400", b"-1e308", b"1e308", b"9" * 400, b"9" * 5_000, b"-0",
+    b"\\ud800", b"\xe2\x80\xa8", b"1_0", b"\xef\xbc\x91", b"nan", b"['']", b"x" * 200_000,
+)  # fmt: skip
+"""Texts that a parser may stumble over, in place of a field of a tab-separated line."""
 
 
-def change_line(path: Path, rng: random.Random) -> str:
-    """Changes an entry of one line of JSON, or of a file that is one JSON value."""
-    lines = path.read_bytes().splitlines()
-    at = rng.randrange(len(lines)) if lines else 0
+def change_line(content: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """Changes an entry of one line, which is JSON or has fields between tabs, or of a file that is
+    one JSON value. Says which, and returns the changed bytes."""
+    lines = content.split(b"\n")
+    at = rng.randrange(len(lines))
     for first, last in ((at, at + 1), (0, len(lines))):
         try:
             tree = json.loads(b"\n".join(lines[first:last]))
@@ -110,8 +87,33 @@ def change_line(path: Path, rng: random.Random) -> str:
         if isinstance(tree, dict | list) and tree:
             told = change_leaf(tree, rng)
             lines[first:last] = [json.dumps(tree).encode()]
-            path.write_bytes(b"\n".join(lines) + b"\n")
-            return f"line {first + 1}: {told}"
-    told, content = damage(path.read_bytes(), rng)
-    path.write_bytes(content)
-    return told
+            return f"line {first + 1}: {told}", b"\n".join(lines)
+    fields = lines[at].split(b"\t")
+    fields[rng.randrange(len(fields))] = rng.choice(HOSTILE)
+    lines[at] = b"\t".join(fields)
+    return f"line {at + 1}: a hostile field", b"\n".join(lines)
+
+
+def damage_file(path: Path, rng: random.Random) -> str:
+    """Does one harm to a file. What stays a file keeps its date, as with failing memory."""
+    content, date = path.read_bytes(), path.stat().st_mtime_ns
+    kind = rng.choice(
+        ["bytes", "bytes", "entry", "lost", "empty", "half", "random", "folder", "loop"]
+    )
+    if kind == "bytes":
+        kind, content = damage(content, rng)
+    elif kind == "entry":
+        kind, content = change_line(content, rng)
+    elif kind == "random":
+        content = rng.randbytes(len(content))
+    elif kind in ("empty", "half"):
+        content = content[: len(content) // 2 if kind == "half" else 0]
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path.name)
+    elif kind != "lost":
+        path.write_bytes(content)
+        os.utime(path, ns=(date, date))
+    return kind

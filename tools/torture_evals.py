@@ -3,18 +3,14 @@
 Each case plants small good files, changes one of them at random, and reads it. It holds where the
 reader gives finite scores, or a page, or refuses in one UserError. Anything else is a failure: a
 traceback, a score that is not finite, or more than ten seconds of processor time.
-
-    python tools/torture_evals.py [--seed S] [--count N]
 """
 
-import argparse
 import contextlib
 import gzip
 import io
 import json
 import math
 import random
-import sys
 import tempfile
 import time
 import warnings
@@ -23,21 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torture_damage import change_line, damage
 
 from jaxcpt.errors import UserError
 from jaxcpt.evals import code_search, linear_probe, open_qa, retrieval, sts
 from jaxcpt.report import write_report
 
 LONGEST_SECONDS = 10
-HOSTILE = (
-    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\t", b"\n", b"\r\n", b'"', b"{", b"]", b"[" * 2_000,
-    b"null", b"true", b"NaN", b"1e400", b"-1e308", b"1e308", b"9" * 400, b"9" * 5_000, b"-0",
-    b"\\ud800", b"\xe2\x80\xa8", b"1_0", b"\xef\xbc\x91", b"nan", b"['']", b"x" * 200_000,
-)  # fmt: skip
-VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, 2.5, 1e308, 10**400, math.nan, "", "the", "nan", "\ud800", [], [[]], {},
-    {"a": 1}, [None], "x" * 100_000,
-)  # fmt: skip
 
 
 def embed(texts: Sequence[str], side: str) -> np.ndarray:
@@ -45,54 +33,6 @@ def embed(texts: Sequence[str], side: str) -> np.ndarray:
     seeds = [sum(text.encode(errors="replace")) for text in texts]
     vectors_nd = np.array([[math.cos(s), math.sin(s), 0.1] for s in seeds], np.float32)
     return vectors_nd.reshape(-1, 3) / np.float32(math.hypot(1, 0.1))
-
-
-def damage(content: bytes, chance: random.Random) -> bytes:
-    """The content with one to three changes."""
-    for _ in range(chance.randint(1, 3)):
-        start = chance.randrange(len(content) + 1)
-        end = min(len(content), start + chance.choice((0, 1, 3, 40)))
-        lines = content.split(b"\n")
-        kind = chance.randrange(6)
-        if kind == 0:
-            content = content[:start] + chance.choice(HOSTILE) + content[end:]
-        elif kind == 1:
-            content = content[:start]
-        elif kind == 2:
-            content = content[:start] + bytes([chance.randrange(256)]) + content[start + 1 :]
-        elif kind == 3:
-            lines.insert(chance.randrange(len(lines) + 1), chance.choice(lines))
-            content = b"\n".join(lines)
-        elif kind == 4:
-            del lines[chance.randrange(len(lines))]
-            content = b"\n".join(lines)
-        else:
-            content = _change_value(content, chance)
-    return content
-
-
-def _change_value(content: bytes, chance: random.Random) -> bytes:
-    """Gives a field of one JSON line another value, or leaves it out. Others stay as they are."""
-    lines = content.split(b"\n")
-    place = chance.randrange(len(lines))
-    try:
-        row = json.loads(lines[place])
-    except (ValueError, RecursionError):
-        fields = lines[place].split(b"\t")
-        fields[chance.randrange(len(fields))] = chance.choice(HOSTILE)
-        lines[place] = b"\t".join(fields)
-        return b"\n".join(lines)
-    above: Any = None
-    item, key = row, None
-    while isinstance(item, dict | list) and item and (above is None or chance.random() < 0.7):
-        key = chance.choice(list(item) if isinstance(item, dict) else range(len(item)))
-        above, item = item, item[key]
-    if above is not None and chance.random() < 0.8:
-        above[key] = chance.choice(VALUES)
-    elif above is not None:
-        del above[key]
-    lines[place] = json.dumps(row).encode()
-    return b"\n".join(lines)
 
 
 def plant(folder: Path, files: dict[str, str]) -> None:
@@ -183,10 +123,12 @@ def run_case(name: str, seed: int) -> str | None:
         plant(data, files)
         path = data / chance.choice(list(files))
         content = path.read_bytes()
+        harm = chance.choice((damage, change_line))
         if path.suffix == ".gz" and chance.random() < 0.8:
-            path.write_bytes(gzip.compress(damage(gzip.decompress(content), chance), mtime=0))
+            _, changed = harm(gzip.decompress(content), chance)
+            path.write_bytes(gzip.compress(changed, mtime=0))
         else:
-            path.write_bytes(damage(content, chance))
+            path.write_bytes(harm(content, chance)[1])
         start = time.process_time()
         try:
             for scores in read(data):
@@ -216,18 +158,3 @@ def torture(seed: int, count: int) -> list[str]:
     finally:
         code_search.CODESEARCHNET = protocol
     return failures
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=5_000)
-    arguments = parser.parse_args()
-    failures = torture(arguments.seed, arguments.count)
-    print(*failures, sep="\n")
-    print(f"{arguments.count} cases, {len(failures)} failures")
-    sys.exit(bool(failures))
-
-
-if __name__ == "__main__":
-    main()

@@ -27,11 +27,10 @@ from torture_damage import damage_file
 from torture_runs import Outcome, compare, describe_run, time_limit
 
 from jaxcpt import bad_steps, config, run_lock
-from jaxcpt.config import Batching, Checkpoints, Data, Evals, Experiment, Model, Optimizer
+from jaxcpt.config import Batching, Checkpoints, Data, Evals, Experiment, Mesh, Model, Optimizer
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError
 from jaxcpt.report import write_report
-from jaxcpt.rows import read_rows
 from jaxcpt.sources import ArrayRecordPairs, JsonlPairs, ParquetPairs, TokenizedPairs
 from jaxcpt.train import train
 from jaxcpt.vectors import Storage, TextWithId, VectorFolder, fill
@@ -67,6 +66,7 @@ def make_experiment(folder: Path) -> Experiment:
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=1),
         checkpoints=Checkpoints(every_steps=3, keep=4),
         evals=Evals(every_steps=3),
+        mesh=Mesh(data=1),
         log_every_steps=1,
     )
 
@@ -155,7 +155,8 @@ def prepare(folder: Path) -> Bench:
     work.mkdir(parents=True)
     write_sources(work)
     experiment, run_dir = make_experiment(work), work / "run"
-    read_quietly(lambda: train(experiment, run_dir, run_dir))
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(experiment, run_dir, run_dir)
     whole = describe_run(run_dir)
     forget_later_steps(run_dir)
     shutil.copytree(work, folder / "good")

@@ -3,17 +3,12 @@
 Each fuzz is a function `(seed, count) -> failures`. A case fails if it ends in anything else than
 an answer or a UserError of one line, or if it takes longer than SECONDS. The same seed gives the
 same cases.
-
-    python tools/torture_inputs.py [--seed N] [--count N] [--only NAME]
 """
 
-import argparse
 import contextlib
 import gzip
 import json
 import random
-import resource
-import sys
 import tempfile
 import time
 import traceback
@@ -38,7 +33,6 @@ from jaxcpt.tokenizer import Tokenizer, read_model
 
 SECONDS = 10.0
 """Of processor time, so that a busy machine fails no case."""
-MEMORY_BYTES = 1 << 30
 
 Case = Callable[[], Any]
 
@@ -329,29 +323,3 @@ FUZZES: dict[str, Callable[[int, int], list[str]]] = {
     "token_ids": fuzz_token_ids,
     "tokenizers": fuzz_tokenizers,
 }
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=5000, help="cases of each; default: 5000")
-    parser.add_argument("--only", choices=FUZZES, help="run one fuzz")
-    arguments = parser.parse_args(argv)
-    failures = []
-    for name, fuzz in FUZZES.items():
-        if arguments.only in (None, name):
-            start = time.monotonic()
-            found = fuzz(arguments.seed, arguments.count)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            if peak > MEMORY_BYTES:
-                found.append(f"{name}: the process grew to {peak / 2**20:.0f} MiB")
-            took = time.monotonic() - start
-            print(f"{name}: {arguments.count} cases, {len(found)} failures, {took:.0f} s, "
-                  f"{peak / 2**20:.0f} MiB", flush=True)  # fmt: skip
-            print("\n".join(found[:20]), flush=True)
-            failures += found
-    sys.exit(bool(failures))
-
-
-if __name__ == "__main__":
-    main()

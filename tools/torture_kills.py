@@ -24,10 +24,23 @@ LATEST_END = 15.0
 """Seconds within which a process must notice that the other one is gone."""
 
 
+def list_unproven(run_dir: Path) -> tuple[list[int], int]:
+    """Steps on the disk that have no manifest, also under a temporary name, and the newest step."""
+    names = [path.name for path in (run_dir / "checkpoints").glob("[0-9]*")]
+    steps = {int(name.partition(".")[0]) for name in names}
+    proven = {int(name.partition(".")[0]) for name in names if name.endswith(".sha256.json")}
+    return sorted(steps - proven), max(steps, default=0)
+
+
 def is_saving(run_dir: Path) -> bool:
-    """Whether a step is on the disk without its manifest, or under its temporary name."""
-    folders = [path.name for path in (run_dir / "checkpoints").glob("[0-9]*") if path.is_dir()]
-    return any(not (run_dir / "checkpoints" / f"{n}.sha256.json").is_file() for n in folders)
+    unproven, newest = list_unproven(run_dir)
+    return newest in unproven
+
+
+def is_deleting(run_dir: Path) -> bool:
+    """Whether an older step is being deleted. What an earlier kill left lies there too."""
+    unproven, newest = list_unproven(run_dir)
+    return any(step < newest for step in unproven)
 
 
 def is_evaluating(run_dir: Path) -> bool:
@@ -41,8 +54,9 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
     "inside a save": is_saving,
     "anywhere": lambda _: True,
     "inside an eval": is_evaluating,
+    "inside a deletion": is_deleting,
 }
-TURNS = ("inside a save", "inside an eval", "anywhere", "inside a save", "anywhere")
+TURNS = ("inside a save", "inside an eval", "anywhere", "inside a save", "inside a deletion")
 
 
 def wait_for_moment(

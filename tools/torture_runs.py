@@ -143,9 +143,7 @@ def count_rows(run_dir: Path) -> int:
     return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
-def wait_for_step(
-    run_dir: Path, processes: Sequence[Forked], draw: random.Random
-) -> None:
+def wait_for_step(run_dir: Path, processes: Sequence[Forked], draw: random.Random) -> None:
     """Returns soon after the run has taken a step, or once a process has ended."""
     count = count_rows(run_dir)
     while all(process.poll() is None for process in processes) and count_rows(run_dir) <= count:
@@ -183,4 +181,14 @@ def describe_run(run_dir: Path) -> dict[str, Any]:
 
 def compare(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """One line for each part of `describe_run` that differs."""
-    return [f"other {name}" for name, value in wanted.items() if found[name] != value]
+    differs = [name for name, value in wanted.items() if found[name] != value]
+    return [f"other {name}{describe_difference(wanted[name], found[name])}" for name in differs]
+
+
+def describe_difference(wanted: Any, found: Any) -> str:
+    """The first entries that only one of two lists has."""
+    if not isinstance(wanted, list):
+        return f": {found} instead of {wanted}"
+    missing = [entry for entry in wanted if entry not in found]
+    more = [entry for entry in found if entry not in wanted]
+    return f": missing {str(missing[:3])[:300]}, too many {str(more[:3])[:300]}"
