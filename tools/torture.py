@@ -1,6 +1,6 @@
 """Proves that faults and hostile input lose nothing and change no number.
 
-    python tools/torture.py [--minutes N] [--seed S] [--only NAME]
+    python tools/torture.py [--minutes N] [--seed S] [--only NAME]...
 
 Runs every proof of PROOFS, each in a process of its own, and prints a line of result for each. A
 proof that fails prints its failures, and the exit code is 1. --minutes scales the number of cases
@@ -21,9 +21,14 @@ from functools import partial
 from typing import NamedTuple
 
 import torture_checkpoints
+import torture_devices
+import torture_disk
 import torture_files
 import torture_inputs
 import torture_kills
+import torture_processes
+import torture_readers
+import torture_soak
 from torture_runs import Outcome, Skipped
 
 FULL_MINUTES = 120
@@ -62,8 +67,14 @@ PROOFS: dict[str, Proof] = {
     "kills_of_two": Proof(torture_kills.torture_two, 50),
     "checkpoints": Proof(torture_checkpoints.torture, 300),
     "files": Proof(torture_files.torture, 200, 5),
+    "disk": Proof(torture_disk.torture, 20, 4),
+    "devices": Proof(torture_devices.torture, 3),
+    "lost_process": Proof(torture_processes.torture_loss, 12, 3),
+    "one_folder": Proof(torture_processes.torture_folder, 12, 3),
+    "readers": Proof(torture_readers.torture, 200, 5),
     **{name: Proof(partial(fuzz, run), 5000) for name, run in torture_inputs.FUZZES.items()},
     "evals": Proof(partial(fuzz, fuzz_evals), 5000),
+    "soak": Proof(torture_soak.torture, 1800, 20),
 }
 
 
@@ -91,19 +102,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=FULL_MINUTES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=PROOFS, metavar="NAME", help=", ".join(PROOFS))
+    names = f"run this proof; may be repeated: {', '.join(PROOFS)}"
+    parser.add_argument("--only", action="append", choices=PROOFS, metavar="NAME", help=names)
     arguments = parser.parse_args()
     scale = min(arguments.minutes / FULL_MINUTES, 1.0)
-    if arguments.only:
-        proof = PROOFS[arguments.only]
+    chosen = arguments.only or list(PROOFS)
+    if len(chosen) == 1:
+        proof = PROOFS[chosen[0]]
         cases = max(proof.least, round(proof.cases * scale))
-        sys.exit(not prove(arguments.only, arguments.seed, cases))
+        sys.exit(not prove(chosen[0], arguments.seed, cases))
     failed = []
-    for name in PROOFS:
+    for name in chosen:
         command = [sys.executable, __file__, "--only", name, "--seed", str(arguments.seed)]
         if subprocess.run([*command, "--minutes", str(arguments.minutes)]).returncode:
             failed.append(name)
-    print(f"{len(PROOFS)} proofs, {len(failed)} failed: {', '.join(failed) or 'none'}")
+    print(f"{len(chosen)} proofs, {len(failed)} failed: {', '.join(failed) or 'none'}")
     sys.exit(bool(failed))
 
 

@@ -102,12 +102,24 @@ class Scene:
         values = {"save_every": self.save_every, "eval_every": self.eval_every}
         self.experiment.write_text(EXPERIMENT.format(steps=self.steps, pairs=pairs, **values))
 
-    def start(self, run_dir: Path, *options: str) -> Forked:
-        """A process that trains, on one device unless the options say otherwise."""
+    def make_command(self, run_dir: Path) -> list[str]:
         changes = [part for change in self.changes for part in ("--set", change)]
         command = ["--experiment", str(self.experiment), "--run-dir", str(run_dir)]
-        command += ["--set", "mesh.data=1"]
-        return Forked([*command, *changes, *options], self.folder / "compiled")
+        return [*command, "--set", "mesh.data=1", *changes]
+
+    def start(self, run_dir: Path, *options: str) -> Forked:
+        """A process that trains, on one device unless the options say otherwise."""
+        return Forked([*self.make_command(run_dir), *options], self.folder / "compiled")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Makes a process that is not forked use the compiled programs too."""
+        return {
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        }
 
     def start_two(self, run_dir: Path, *options: str) -> list[Forked]:
         """Both processes of one run, with a device each."""
