@@ -1,6 +1,6 @@
 """Inputs of the kinds that other systems write, and damaged ones: read right, or refused in a line.
 
-The fuzzes of tools/torture_inputs.py run here with few cases; the tool runs thousands.
+The fuzzes of tools/torture_inputs.py run here with few cases; tools/torture.py runs thousands.
 """
 
 import gzip

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY
@@ -16,7 +17,7 @@ from test_evals_sts import write_subset
 
 from jaxcpt.errors import LOST_PEER, STOPPED, UserError
 from jaxcpt.metrics import read_rows
-from jaxcpt.processes import join
+from jaxcpt.processes import is_loss, join
 
 EXPERIMENT = "experiments/cpt_text_s.py"
 FLOAT32 = ["--set", "model.compute_dtype=float32"]
@@ -159,6 +160,22 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(hangups, tmp_path, n
         for process in several:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), True),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: connection reset"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), False),
+        (OSError("gs://bucket: connection reset by the store"), False),
+    ],
+)
+def test_a_lost_process_is_told_from_a_failure_of_the_disk(monkeypatch, error, lost):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert is_loss(error) == lost
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    assert not is_loss(error)
 
 
 def test_says_who_did_not_come():

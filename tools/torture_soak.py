@@ -13,8 +13,8 @@ import numpy as np
 from torture_runs import Outcome, Scene, count_rows, kill_all, wait_for_step
 
 READ_SECONDS = 1.0
-MOST_GROWTH = {"bytes": 20_000.0, "handles": 0.02, "threads": 0.02, "shared": 1000.0}
-"""Of each save."""
+MOST_GROWTH = {"bytes": 100_000.0, "handles": 0.02, "threads": 0.02, "shared": 1000.0}
+"""Of each save. Why some memory grows is told in docs/reliability.md."""
 ENDLESS = 1_000_000
 
 
