@@ -31,7 +31,7 @@ from jaxcpt.run_folder import own_folder
 
 HEARTBEAT_SECONDS = 10
 _SIGNS_OF_LOSS = re.compile(r"(?i)gloo|nccl|unavailable|deadline|heartbeat|connection|coordinat")
-_SURE_SIGNS_OF_LOSS = re.compile(r"(?i)gloo|nccl|coordination service|heartbeat")
+_SURE_SIGNS_OF_LOSS = re.compile(r"(?i)gloo|nccl|coordination service|heartbeat|barrier")
 _LOST = "another process is gone; start all of them again to resume at the last checkpoint"
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -279,6 +279,8 @@ def run_together(work: Callable[[], None]) -> None:
     except (UserError, OSError, Stopped) as end:
         if jax.process_count() == 1:
             raise
+        if isinstance(end, OSError) and is_loss(end):  # orbax waited for it in vain
+            leave(LOST_PEER, f"{_LOST} ({' '.join(str(end).split())[:200]})")
         leave(STOPPED if isinstance(end, Stopped) else USER_ERROR, " ".join(str(end).split()))
     except KeyboardInterrupt:
         if jax.process_count() == 1:

@@ -166,6 +166,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(hangups, tmp_path, n
     ("error", "lost"),
     [
         (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), True),
+        (TimeoutError("Timed out while waiting for async_write_complete barrier."), True),
         (jax.errors.JaxRuntimeError("UNAVAILABLE: connection reset"), True),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), False),
         (OSError("gs://bucket: connection reset by the store"), False),

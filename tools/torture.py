@@ -29,6 +29,7 @@ import torture_kills
 import torture_processes
 import torture_readers
 import torture_soak
+import torture_store
 from torture_runs import Outcome, Skipped
 
 FULL_MINUTES = 120
@@ -72,6 +73,7 @@ PROOFS: dict[str, Proof] = {
     "lost_process": Proof(torture_processes.torture_loss, 12, 3),
     "one_folder": Proof(torture_processes.torture_folder, 12, 3),
     "readers": Proof(torture_readers.torture, 200, 5),
+    "store": Proof(torture_store.torture, 5),
     **{name: Proof(partial(fuzz, run), 5000) for name, run in torture_inputs.FUZZES.items()},
     "evals": Proof(partial(fuzz, fuzz_evals), 5000),
     "soak": Proof(torture_soak.torture, 1800, 20),
