@@ -39,18 +39,21 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 
 @functools.cache  # once for a process
-def _hush_failed_save() -> None:
-    """Keeps what follows a failed save off the terminal: one line has told it.
-
-    Writes that were under way report to an event loop that is closed by now, each in a traceback.
-    """
+def _hush_lost_coroutines() -> None:
+    """Hides the traceback of each piece that Orbax drops after a failure that one line has told."""
     show = sys.unraisablehook
+    known = ("Event loop is closed", "Encountered error while reading array index")
 
     def show_others(raised: Any) -> None:
-        if str(raised.exc_value) != "Event loop is closed":
+        if not str(raised.exc_value).startswith(known):
             show(raised)
 
     sys.unraisablehook = show_others
+
+
+@functools.cache
+def _hush_failed_save() -> None:
+    """Does the same for what asyncio says of writes that report to a closed event loop."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
@@ -59,8 +62,7 @@ T = TypeVar("T")
 MOST_TRIES = 100
 """A reader beside a run that saves faster than it can read gives up after so many steps."""
 LARGEST_STEP = 2**31 - 1
-ORBAX_MARK = "_CHECKPOINT_METADATA"
-"""The file that orbax writes into the folder of each step."""
+ORBAX_MARK = "_CHECKPOINT_METADATA"  # a file in the folder of each step
 
 
 class DamagedCheckpoint(UserError):
@@ -78,6 +80,7 @@ class CheckpointStore:
         self.prover = ThreadPoolExecutor(max_workers=1)
         self.proof: Future[None] | None = None
         self.newest_whole: int | None = None
+        _hush_lost_coroutines()
         if keep is not None:
             _hush_failed_save()
         if keep is not None and jax.process_index() == 0:

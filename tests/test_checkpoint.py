@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -440,3 +441,13 @@ def test_what_a_kill_left_of_a_deletion_is_deleted(mesh, tmp_path, monkeypatch):
     with CheckpointStore(folder, keep=1) as store:
         store.save(make_state(mesh, 3), {})
     assert sorted(path.name for path in folder.iterdir()) == ["3", "3.sha256.json"]
+
+
+def test_pieces_that_are_dropped_after_a_failure_are_hidden_and_nothing_else(monkeypatch, tmp_path):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: shown.append(str(raised.exc_value)))
+    checkpoint_module._hush_lost_coroutines.cache_clear()
+    CheckpointStore(tmp_path)
+    for text in ("Encountered error while reading array index: (0,)", "Event loop is closed", "x"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert shown == ["x"]
