@@ -240,7 +240,10 @@ def _check_sums(folder: Path, expected: str | None) -> None:
     if _hash_sums(folder) != expected:
         raise UserError(f"{folder}: its .sha256 files are not its own; delete it and fill it again")
     for shard in _list_shards(folder):
-        lines = shard.with_suffix(".sha256").read_text().splitlines()
+        sums = shard.with_suffix(".sha256")
+        lines = sums.read_text(errors="replace").splitlines()
+        if len(lines) != len(_files_of(shard)):
+            raise UserError(f"{sums}: damaged (not as it was written); delete it and fill again")
         for file, line in zip(_files_of(shard), lines, strict=True):
             if not file.is_file() or f"{hash_file(file)}  {file.name}" != line:
                 raise UserError(

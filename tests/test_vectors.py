@@ -376,3 +376,12 @@ def test_search_of_a_folder_takes_memory_for_a_tile_alone(tmp_path):
         check=True,
     )
     assert int(done.stdout.split()[-1]) < 100  # of the 192 MiB that the corpus has
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n\xff", b"one line\n"])
+def test_damaged_sums_are_found_when_a_folder_is_filled_again(tmp_path, content):
+    fill_some(tmp_path)
+    sums = tmp_path / "00001.sha256"
+    sums.write_bytes(content)
+    with pytest.raises(UserError, match=r"00001\.(npy|sha256): damaged \(not as it was written\)"):
+        fill_some(tmp_path)
