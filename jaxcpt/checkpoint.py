@@ -39,7 +39,7 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 
 @functools.cache  # once for a process
-def _hush_lost_coroutines() -> None:
+def _hush_orbax() -> None:
     """Hides the traceback of each piece that Orbax drops after a failure that one line has told."""
     show = sys.unraisablehook
     known = ("Event loop is closed", "Encountered error while reading array index")
@@ -49,12 +49,7 @@ def _hush_lost_coroutines() -> None:
             show(raised)
 
     sys.unraisablehook = show_others
-
-
-@functools.cache
-def _hush_failed_save() -> None:
-    """Does the same for what asyncio says of writes that report to a closed event loop."""
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes to a closed event loop
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
@@ -80,9 +75,7 @@ class CheckpointStore:
         self.prover = ThreadPoolExecutor(max_workers=1)
         self.proof: Future[None] | None = None
         self.newest_whole: int | None = None
-        _hush_lost_coroutines()
-        if keep is not None:
-            _hush_failed_save()
+        _hush_orbax()
         if keep is not None and jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.iterdir():  # what a killed save left
@@ -185,9 +178,8 @@ class CheckpointStore:
     def _is_ours(self, step: int) -> bool:
         """Whether orbax wrote the folder, or a manifest says that this run did, or it is empty."""
         folder = self._folder_of(step)
-        if (folder / ORBAX_MARK).is_file() or manifest_of(folder).is_file():
-            return True
-        return not any(folder.iterdir())
+        marked = (folder / ORBAX_MARK).is_file() or manifest_of(folder).is_file()
+        return marked or not any(folder.iterdir())
 
     def steps(self) -> list[int]:
         """Steps that claim to be saved, oldest first; `find` and `read` look which are whole."""
@@ -285,7 +277,13 @@ class CheckpointStore:
             raise UserError(f"{self.folder}: no checkpoint of step {step}; there are: {have}")
         if problem := check_manifest(self._folder_of(step)):
             raise UserError(f"{self.folder}: checkpoint of step {step} is damaged: {problem}")
-        return step, load(step)
+        try:
+            return step, load(step)
+        except (DamagedCheckpoint, OSError) as error:
+            if manifest_of(self._folder_of(step)).is_file():
+                raise
+            deleted = f"{self.folder}: the run has deleted step {step} while it was read"
+            raise UserError(f"{deleted}; choose a newer one") from error
 
     def choose(self, step: int | None = None) -> int:
         """`step` if it is saved and whole, or the newest that is. Raises UserError."""

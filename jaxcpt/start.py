@@ -6,6 +6,7 @@ Face folder is first imported into the new run's folder. Once the run has a chec
 its start is not needed any more.
 """
 
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ def resolve_start(experiment: Experiment, run_dir: Path) -> Experiment:
         return _fill(experiment, own, start.fingerprint or recorded)
     folder = find_start(start, run_dir)
     with CheckpointStore(folder / "checkpoints") as checkpoints:
-        _, fingerprint = checkpoints.read(checkpoints.fingerprint, start.step)
+        _, fingerprint = checkpoints.read(checkpoints.fingerprint, _find_step(checkpoints, start))
     if start.fingerprint not in (None, fingerprint):
         raise UserError(
             f"init_from.fingerprint: {start.fingerprint[:12]} is asked for, but {start.run} has "
@@ -116,13 +117,22 @@ def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh
                 )
             return checkpoints.restore_encoder(step, shapes)
 
-        _, params = checkpoints.read(restore, start.step)
+        _, params = checkpoints.read(restore, _find_step(checkpoints, start))
     adapter = theirs.adapter
     if adapter is None:
         return params
     merged = shard_state(replace(experiment, adapter=None), mesh).params["encoder"]
     layouts = jax.tree.map(lambda leaf: leaf.sharding, merged)
     return jax.jit(partial(merge_adapters, settings=adapter), out_shardings=layouts)(params)
+
+
+def _find_step(checkpoints: CheckpointStore, start: InitFrom) -> int | None:
+    """The step with the stated fingerprint: a start that is still trained may have saved since."""
+    for step in checkpoints.steps() if start.step is None else ():
+        with suppress(OSError):  # of a step that is being saved or deleted
+            if checkpoints.fingerprint(step) == start.fingerprint:
+                return step
+    return start.step
 
 
 def forget_start(run_dir: Path) -> None:

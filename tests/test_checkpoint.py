@@ -399,6 +399,18 @@ def test_a_reader_lists_again_where_a_step_is_deleted_meanwhile(folder, mesh):
     assert_equal(found, make_state(mesh, 9))
 
 
+def test_a_step_that_is_deleted_while_it_is_read_is_named(folder, mesh):
+    with CheckpointStore(folder, keep=1) as writing, CheckpointStore(folder) as reading:
+
+        def load(step):
+            writing.save(make_state(mesh, 9), META)
+            writing.finish()
+            return reading.restore(step, shapes_of(make_state(mesh, 6)))
+
+        with pytest.raises(UserError, match="deleted step 6 while it was read; choose a newer one"):
+            reading.read(load, 6)
+
+
 def test_a_copy_under_another_number_is_found_out(folder, capsys):
     shutil.copytree(folder / "3", folder / "9")
     shutil.copy(folder / "3.sha256.json", folder / "9.sha256.json")
@@ -446,7 +458,7 @@ def test_what_a_kill_left_of_a_deletion_is_deleted(mesh, tmp_path, monkeypatch):
 def test_pieces_that_are_dropped_after_a_failure_are_hidden_and_nothing_else(monkeypatch, tmp_path):
     shown = []
     monkeypatch.setattr(sys, "unraisablehook", lambda raised: shown.append(str(raised.exc_value)))
-    checkpoint_module._hush_lost_coroutines.cache_clear()
+    checkpoint_module._hush_orbax.cache_clear()
     CheckpointStore(tmp_path)
     for text in ("Encountered error while reading array index: (0,)", "Event loop is closed", "x"):
         sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))

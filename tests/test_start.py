@@ -80,6 +80,21 @@ def test_a_resume_does_not_need_the_start(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read_state(run_dir), whole)
 
 
+def test_a_start_that_saves_meanwhile_is_read_at_the_recorded_step(tmp_path):
+    start, run_dir = tmp_path / "start", tmp_path / "tuned"
+    shutil.copytree(tiny_run(), start)
+    forget(start, 6)
+    experiment = resolve_start(start_from(start, optimizer__learning_rate=1e-30), run_dir)
+    shutil.rmtree(start)
+    shutil.copytree(tiny_run(), start)  # with step 6
+    train(experiment, run_dir, run_dir)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        read_state(tiny_run(), 3).params["encoder"],
+        read_state(run_dir).params["encoder"],
+    )
+
+
 def test_other_devices_start_from_the_same_parameters(tmp_path):
     run_dir = tmp_path / "tuned"
     experiment = start_from(tiny_run(), optimizer__learning_rate=1e-30)
