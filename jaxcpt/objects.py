@@ -12,6 +12,8 @@ import functools
 import io
 import logging
 import os
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from jaxcpt.errors import UserError
 SCHEMES = ("gs", "s3")
 READ_BYTES = 1 << 23
 """Of one request, where a file is read from front to back."""
+SLOW_SECONDS = 10
 CREDENTIALS = {
     "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run aws configure",
@@ -102,7 +105,13 @@ def _find_credentials(bucket: str) -> None:
 
 @contextmanager
 def _explain(url: str) -> Iterator[None]:
-    """Turns the errors of the stores' libraries into those of pathlib, or into a UserError."""
+    """Turns the errors of the stores' libraries into those of pathlib, or into a UserError.
+
+    Tells after SLOW_SECONDS that the store has not answered: the libraries repeat in silence.
+    """
+    slow = threading.Timer(SLOW_SECONDS, _tell_slow, [url])
+    slow.daemon = True
+    slow.start()
     try:
         yield
     except (UserError, KeyboardInterrupt):
@@ -113,6 +122,18 @@ def _explain(url: str) -> Iterator[None]:
         raise FileExistsError(errno.EEXIST, "File exists", url) from None
     except Exception as error:  # of gcsfs, aiohttp, google.auth, s3fs, botocore
         raise UserError(f"{url}: {_describe(error, url)}") from error
+    finally:
+        slow.cancel()
+
+
+def _tell_slow(url: str) -> None:
+    host = os.environ.get("STORAGE_EMULATOR_HOST") or os.environ.get("AWS_ENDPOINT_URL")
+    where = f"the store at {host}" if host else "the store"
+    print(
+        f"{url}: no answer from {where} for {SLOW_SECONDS} s; still trying, for some minutes",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _describe(error: Exception, url: str) -> str:

@@ -17,7 +17,7 @@ import pytest
 from conftest import PAIRS, REPOSITORY
 from object_store import find_port, running_store, set_faults, use_store
 
-from jaxcpt import object_cache
+from jaxcpt import object_cache, objects
 from jaxcpt.errors import UserError
 from jaxcpt.files import hash_file, new_folder, remove_tree, to_path, write_file
 from jaxcpt.lines import read_lines
@@ -374,3 +374,18 @@ def test_parts_are_parsed(text):
     assert Part.parse("2/8") == Part(2, 8)
     with pytest.raises(UserError, match="must be I/N with I from 1 to N, such as 2/8"):
         Part.parse(text)
+
+
+def test_a_store_that_does_not_answer_is_named_while_it_is_waited_for(monkeypatch, capsys):
+    monkeypatch.setattr(objects, "SLOW_SECONDS", 0.05)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://far:1")
+    with objects._explain("gs://bucket/a"):
+        time.sleep(0.5)
+    assert capsys.readouterr().err == (
+        "gs://bucket/a: no answer from the store at http://far:1 for 0.05 s; still trying, for "
+        "some minutes\n"
+    )
+    with objects._explain("gs://bucket/a"):
+        pass
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""
