@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from jaxcpt.checks import validate
 from jaxcpt.config import Batching, Data, Evals, Experiment, JsonlPairs, Model, Optimizer, Tokenizer
@@ -29,6 +30,9 @@ from jaxcpt.errors import run_command
 from jaxcpt.pair import Pair
 from jaxcpt.pairs import PairList, write_pairs
 from jaxcpt.tokenizer import train_tokenizer
+
+settings.register_profile("busy", deadline=None)  # a busy machine fails no test
+settings.load_profile("busy")
 
 EXACT: dict[str, float] = {"rtol": 0.0, "atol": 0.0}
 CLOSE: dict[str, float] = {"rtol": 1e-5, "atol": 1e-7}  # float32; atol for values about zero

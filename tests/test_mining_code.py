@@ -218,7 +218,7 @@ WORDS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(words=WORDS, body=WORDS, language=st.sampled_from(list(LANGUAGES)), crlf=st.booleans())
 def test_no_documentation_remains_in_the_code(words, body, language, crlf):
     doc = " ".join(words)

@@ -20,7 +20,7 @@ from jaxcpt.mining.words import fold_words
 WORDS = st.lists(st.text("aäz_1数", min_size=1, max_size=3), min_size=1, max_size=20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(words=WORDS, lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3))
 def test_hashes_are_equal_if_and_only_if_the_words_are_equal(words, lengths):
     runs = [tuple(words[i : i + n]) for n in lengths for i in range(len(words) - n + 1)]

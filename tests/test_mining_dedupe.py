@@ -90,7 +90,7 @@ def test_exact_duplicates_are_found_on_either_side():
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10), order=st.randoms(use_true_random=False))
 def test_order_changes_no_duplicate(seed, order):
     rng = random.Random(seed)

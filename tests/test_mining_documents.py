@@ -472,7 +472,7 @@ def test_large_files_are_cut_into_parts_and_small_ones_grouped(tmp_path):
 LINES = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40), max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lines=LINES, count=st.integers(1, 12), last_ends=st.booleans())
 def test_the_parts_of_a_file_give_all_its_lines_once(tmp_path_factory, lines, count, last_ends):
     path = tmp_path_factory.mktemp("parts") / "a.jsonl"

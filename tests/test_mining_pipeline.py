@@ -171,7 +171,7 @@ def test_no_text_occurs_twice_in_the_output(tmp_path):
     assert card["counts"]["left out: pair of equal sides"] >= 1
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow])
 @given(order=st.randoms(use_true_random=False), files=st.integers(1, 5))
 def test_order_and_number_of_files_change_only_the_names(tmp_path_factory, order, files):
     texts = [*DOCUMENTS[:20], *DOCUMENTS[:5], NEAR]

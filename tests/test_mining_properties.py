@@ -78,7 +78,7 @@ FORMS = st.lists(
 )
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(texts=corpora(), forms=st.tuples(FORMS, FORMS), order=st.randoms(use_true_random=False))
 def test_all_documents_in_all_file_forms_give_the_same_pairs(tmp_path_factory, texts, forms, order):
     folder = tmp_path_factory.mktemp("corpus")
@@ -153,7 +153,7 @@ def sources(draw):
     return language, text.replace("\n", draw(st.sampled_from(["\n", "\r\n"]))), expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(made=sources())
 def test_all_documented_functions_of_a_file_are_mined(made):
     language, source, expected = made

@@ -30,7 +30,7 @@ def mine(text, options):
     return list(mine_text(RawDocument("d", text), drops, options)), drops
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     text=TEXTS,
     gap=st.integers(0, 3),
@@ -52,7 +52,7 @@ def test_pairs_are_slices_of_their_document(text, gap, count, lengths):
         assert normal.find(y, normal.find(x) + len(x)) >= 0  # y comes after x.
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=TEXTS, gap=st.integers(0, 3))
 def test_no_piece_is_used_twice_and_the_gap_is_exact(text, gap):
     normal, spans = cut_pieces(text, (20, 60))

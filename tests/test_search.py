@@ -52,7 +52,7 @@ def test_equals_stable_argsort_on_ties(queries, documents, k, tile_rows, query_r
     assert rows_qk.shape == (queries, min(k, documents))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     cuts=st.lists(st.integers(0, 30), max_size=4),
     k=st.sampled_from([3, 12]),

@@ -125,7 +125,7 @@ written = st.lists(st.sampled_from([*SPECIAL, *"[]{}", " ", "a", "b c"]) | st.te
 
 
 @needs_minilm
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=written.map("".join))
 @example(text="".join(SPECIAL))
 def test_no_text_injects_a_delimiter_of_minilm(minilm, text):
@@ -135,7 +135,7 @@ def test_no_text_injects_a_delimiter_of_minilm(minilm, text):
     assert not {0, 101, 102, 103} & set(ids[1:-1].tolist())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=written.map("".join))
 @example(text="".join(SPECIAL))
 def test_no_text_injects_a_delimiter_of_byte_level_bpe(text, tmp_path_factory):
