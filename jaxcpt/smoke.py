@@ -10,7 +10,8 @@ from jaxcpt.config import Baseline, Checkpoints, Data, Evals, Experiment, Mesh, 
 def shrink(experiment: Experiment) -> Experiment:
     """The same run with tiny sizes and embedded data (`--smoke`): every code path, a minute.
 
-    Each mesh axis in use keeps two devices, so sharding is exercised as the experiment has it.
+    Each mesh axis in use keeps two devices, so sharding is exercised as the experiment has it. The
+    embedded data has no hard negatives, so none are used.
     """
     packages = ("argparse", "email", "json")
     baseline, few = experiment.baseline, min(len(experiment.loss.prefixes), 3)
@@ -48,7 +49,12 @@ def _shrink_parts(part: Experiment | Baseline) -> dict[str, Any]:
     return {
         "train_steps": 4,
         "batching": replace(
-            b, pairs_per_batch=30, chunks=min(b.chunks, 2), row_tokens=64, rows_per_cell=None
+            b,
+            pairs_per_batch=30,
+            chunks=min(b.chunks, 2),
+            row_tokens=64,
+            rows_per_cell=None,
+            negatives=0,
         ),
         "model": replace(
             m,
