@@ -51,7 +51,7 @@ def read_losses(run_dir) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
-def wait_for(path, processes, seconds=240):
+def wait_for(path, processes, seconds=600):
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not come"
