@@ -65,14 +65,8 @@ def embed_corpus(
 ) -> VectorFolder:
     """Vectors of the documents, kept in the run folder for the next search."""
     named = json.dumps({**about, "path": "", "storage": dataclasses.astuple(storage)})
-    digest = hashlib.sha256(named.encode()).hexdigest()[:16]
-    return fill(
-        run_dir / "search" / digest,
-        about,
-        documents,
-        lambda texts: embedder.embed(texts, "y", progress=True),
-        storage,
-    )
+    folder = run_dir / "search" / hash_text(named)[:16]
+    return fill(folder, about, documents, _embed_y(embedder), storage)
 
 
 class Corpus(NamedTuple):
@@ -103,10 +97,7 @@ def search_code(run_dir: Path, embedder: Embedder, folder: Path, storage: Storag
     documents = [TextWithId(f"{hash_text(f.text)} {f.id}", f.text) for f in functions]
     about["input"] = hash_text(json.dumps(documents))
     kept = home / hash_text(json.dumps([about, dataclasses.astuple(storage)]))[:16]
-    if kept.is_dir():
-        vectors = fill(kept, about, documents, _embed_y(embedder), storage)
-        return Corpus(vectors, lambda: functions)
-    known = _read_known(home, about, storage)
+    known = {} if kept.is_dir() else _read_known(home, about, storage)
     vectors = fill(kept, about, documents, _reuse(known, _embed_y(embedder)), storage)
     for other in home.iterdir():
         if other != kept:
