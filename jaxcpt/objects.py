@@ -107,7 +107,7 @@ def _find_credentials(bucket: str) -> None:
 def _explain(url: str) -> Iterator[None]:
     """Turns the errors of the stores' libraries into those of pathlib, or into a UserError.
 
-    Tells after SLOW_SECONDS that the store has not answered: the libraries repeat in silence.
+    Tells after SLOW_SECONDS that a request is not done: the libraries repeat it in silence.
     """
     slow = threading.Timer(SLOW_SECONDS, _tell_slow, [url])
     slow.daemon = True
@@ -130,7 +130,8 @@ def _tell_slow(url: str) -> None:
     host = os.environ.get("STORAGE_EMULATOR_HOST") or os.environ.get("AWS_ENDPOINT_URL")
     where = f"the store at {host}" if host else "the store"
     print(
-        f"{url}: no answer from {where} for {SLOW_SECONDS} s; still trying, for some minutes",
+        f"{url}: a request to {where} is not done after {SLOW_SECONDS} s; still trying, for some "
+        "minutes",
         file=sys.stderr,
         flush=True,
     )

@@ -66,6 +66,7 @@ def serve(port: int, bucket: str) -> None:
             if url.path == "/faults":
                 faults.update({"share": float(query.get("share", ["0"])[0])})
                 faults.update({"token": query.get("token", [""])[0]})
+                chance.seed(0)
                 return self.answer(200, faults)
             with lock:
                 if chance.random() < faults["share"]:
