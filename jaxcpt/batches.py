@@ -5,6 +5,7 @@ and hosts. Each process reads, tokenises and packs only the pairs of its own dat
 knows neither the formats of pairs nor the layers of the model.
 """
 
+import heapq
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +24,15 @@ from jaxcpt.pairs import EncodedPairs
 from jaxcpt.pairs.interface import Encoded
 from jaxcpt.sharding import count_data_shards, named
 from jaxcpt.tokenizer import Tokenizer
+
+ROW_MULTIPLES = {"tpu": 128, "gpu": 64, "cpu": 8}
+"""Lengths of rows are shorter than `row_tokens` by multiples of what the attention kernels like."""
+SMALL_PART = 0.005
+"""A row that is a smaller part of its cell may be empty."""
+SAMPLES = 8
+"""Batches, of each source if they are homogeneous, that the rows are measured on."""
+SAMPLED_PAIRS = 4096
+"""More batches are sampled until they hold so many pairs, if the pairs are in memory."""
 
 
 @jax.tree_util.register_dataclass
@@ -132,9 +142,10 @@ class Batches:
         totals = [self._count_tokens(i) for i in range(len(sources))]
         weights = experiment.data.weights or [len(source) for source in sources]
         slots = self.settings.pairs_per_batch
+        self.is_homogeneous = experiment.data.homogeneous
         self.order = (
             make_homogeneous_order(self.seed, slots, weights, totals)
-            if experiment.data.homogeneous
+            if self.is_homogeneous
             else make_order(self.seed, slots, share_out(slots, weights), totals)
         )
         self.shards = _own_data_shards(mesh)
@@ -147,33 +158,72 @@ class Batches:
         return np.array([sum(map(len, pair.ids)) for pair in self.encoded[first:last]])
 
     @cached_property
-    def sizes(self) -> Sizes:
-        """The shape of every batch.
+    def sizes_by_source(self) -> list[Sizes]:
+        """The shape of the batches of each source, if batches are homogeneous; otherwise one shape.
 
-        If the experiment sets no rows, they are the fewest that hold eight sampled batches, or
-        eight of each source if batches are homogeneous. All processes find the same shape, because
-        each samples the same shares of the same steps.
+        If the experiment sets no rows, they are the smallest that hold some sampled batches. All
+        processes find the same shapes, because each samples the same shares of the same steps.
         """
-        settings, data_shards = self.settings, count_data_shards(self.mesh)
-        fixed = size_batches(settings, data_shards)
+        in_memory = 0 if self.encoded is None else SAMPLED_PAIRS // self.settings.pairs_per_batch
+        samples = self.order.samples(max(SAMPLES, in_memory))
+        fixed = size_batches(self.settings, count_data_shards(self.mesh))
         if fixed is not None:
-            return fixed
-        together = len(self.shards)
-        sizes = size_batches(replace(settings, rows_per_cell=1), data_shards)
-        assert sizes is not None
-        for sample in self.order.samples():
-            group = np.arange(together) + sample % (data_shards // together) * together
-            lengths_pt = self._lengths(self._drop(self._draw(sample, group), sample, group))
-            cell_tokens = settings.chunks * together * settings.row_tokens
-            needed = -(-int(lengths_pt.sum()) // cell_tokens)
-            sizes = replace(sizes, rows_per_cell=max(sizes.rows_per_cell, needed))
-            while self._pack(lengths_pt, together, sizes).overflow:
-                sizes = replace(sizes, rows_per_cell=sizes.rows_per_cell + 1)
-        return sizes
+            return [fixed] * len(samples)
+        return [self._measure(source, steps) for source, steps in enumerate(samples)]
+
+    def _measure(self, source: int, steps: Sequence[int]) -> Sizes:
+        """The smallest cells that hold the batches of these steps: first those that are filled to
+        the last token, then larger ones."""
+        settings, together = self.settings, len(self.shards)
+        data_shards = count_data_shards(self.mesh)
+        one_row = size_batches(replace(settings, rows_per_cell=1), data_shards)
+        assert one_row is not None
+        sampled = []
+        for step in steps:
+            group = np.arange(together) + step % (data_shards // together) * together
+            sampled.append(self._lengths(self._drop(self._draw(step, group), step, group)))
+        sampled.sort(key=lambda lengths_pt: -int(lengths_pt.sum()))
+        tokens = -(-int(sampled[0].sum()) // (settings.chunks * together))
+        shapes = [
+            (-(-tokens // row_tokens) * row_tokens, row_tokens)
+            for row_tokens in self._list_row_tokens(source, tokens)
+        ]
+        heapq.heapify(shapes)
+        while True:
+            cell_tokens, row_tokens = heapq.heappop(shapes)
+            rows = cell_tokens // row_tokens
+            sizes = replace(one_row, rows_per_cell=rows, row_tokens=row_tokens)
+            if not any(self._pack(lengths, together, sizes).overflow for lengths in sampled):
+                return sizes
+            heapq.heappush(shapes, (cell_tokens + row_tokens, row_tokens))
+
+    def _list_row_tokens(self, source: int, cell_tokens: int) -> list[int]:
+        """The lengths of rows to choose from, so that the last row of a cell is not left half
+        empty. Only one where a row is a small part of a cell, or must hold the longest text."""
+        longest = self.settings.row_tokens
+        shortest = longest
+        multiple = ROW_MULTIPLES[self.mesh.devices.flat[0].platform]
+        if self.encoded is not None and longest > SMALL_PART * cell_tokens:
+            first, last = self.starts[source], self.starts[source + 1]
+            pairs = self.encoded[first:last] if self.is_homogeneous else self.encoded
+            shortest = max(len(text) for pair in pairs for text in pair.ids)
+        return list(range(longest, shortest - 1, -multiple))
+
+    @property
+    def sizes(self) -> Sizes:
+        """The largest shape of a batch."""
+        return max(self.sizes_by_source, key=lambda sizes: sizes.tokens_per_batch)
+
+    @property
+    def shapes(self) -> list[Batch]:
+        """Batches of each shape, as `shape_batch` makes them, largest first."""
+        different = set(self.sizes_by_source)
+        largest_first = sorted(different, key=lambda sizes: -sizes.tokens_per_batch)
+        return [shape_batch(sizes, self.mesh) for sizes in largest_first]
 
     def make(self, step: int) -> Batch:
         """The batch of a step, on the devices of the mesh."""
-        sizes, shards = self.sizes, self.shards
+        sizes, shards = self.sizes_by_source[self.order.source_at(step)], self.shards
         drawn = self._drop(self._draw(step, shards), step, shards)
         packing = self._pack(self._lengths(drawn), len(shards), sizes)
         local = _fill(drawn, packing, sizes, len(shards))

@@ -5,16 +5,18 @@ allocates nothing.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from jaxcpt.batches import Sizes
+from jaxcpt.chips import FLOPS_BY_DEVICE_KIND
 from jaxcpt.config import Experiment
 from jaxcpt.model import make_encoder, name_axes
 from jaxcpt.optimizer import is_table, mark
-from jaxcpt.update import build_state
+from jaxcpt.update import shape_state
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
     """Model FLOPs: 6 per weight and token (4 for a frozen weight, which has no gradient), attention
     over rows, and the loss's products. What is computed again, in the second of two passes or under
     remat, does not count."""
-    state = jax.eval_shape(lambda: build_state(experiment))
+    state = shape_state(experiment)
     m = experiment.model
     tables = jax.tree.map(
         lambda leaf, table: leaf.size * table,
@@ -70,6 +72,12 @@ def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
     )
 
 
+def find_peak_flops(mesh: jax.sharding.Mesh) -> float | None:
+    """Published FLOP/s of all devices together. None: the device is not in jaxcpt/chips.py."""
+    flops = FLOPS_BY_DEVICE_KIND.get(mesh.devices.flat[0].device_kind)
+    return None if flops is None else flops * mesh.size
+
+
 def _count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
@@ -95,11 +103,25 @@ def describe(experiment: Experiment, sizes: Sizes, budget: Budget) -> dict[str, 
         "steps x pairs": f"{experiment.train_steps:,} x {pairs:,}",
         "pairs per data shard": f"{sizes.pairs_per_cell * sizes.chunks:,} in {sizes.chunks} chunks"
         + (f" ({free} slots masked)" if free else ""),
-        "tokens per step": f"{budget.tokens_per_step:,} = {cells} cells x {sizes.rows_per_cell} "
-        f"rows x {sizes.row_tokens}",
+        "tokens per step": f"{budget.tokens_per_step:,} = {cells} cells x {_describe_rows(sizes)}",
         "model FLOPs per step": f"{shorten(budget.model_flops_per_step)}FLOP",
         "checkpoint": f"{shorten(budget.state_bytes - budget.base_bytes)}B",
     }
+
+
+def describe_rows(labels: Sequence[str], sizes_by_source: Sequence[Sizes]) -> dict[str, str]:
+    """The rows of each source of homogeneous batches, in words, as a line of the same table."""
+    if not labels:
+        return {}
+    listed = [
+        f"{label} {_describe_rows(sizes)}"
+        for label, sizes in zip(labels, sizes_by_source, strict=True)
+    ]
+    return {"rows of each cell": ", ".join(listed)}
+
+
+def _describe_rows(sizes: Sizes) -> str:
+    return f"{sizes.rows_per_cell} rows x {sizes.row_tokens}"
 
 
 def shorten(number: float) -> str:

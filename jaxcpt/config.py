@@ -63,7 +63,7 @@ class Batching:
     chunks: int = 1
     """Parts that are encoded one after another. The loss still sees the whole batch (update.py)."""
     row_tokens: int = 512
-    """Length of a packed row."""
+    """Length of a packed row. Rows are shorter where that leaves less padding in a cell."""
     rows_per_cell: int | None = None
     """Packed rows of a (data shard, chunk) cell. None: measured on the training pairs."""
     pack: bool = True

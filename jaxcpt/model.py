@@ -7,6 +7,7 @@ for `sharding.py` to say. The encoder knows neither pairs nor losses.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import flax.linen as nn
@@ -384,6 +385,7 @@ def check_model_fits(mesh: jax.sharding.Mesh, experiment: config.Experiment) -> 
             raise UserError(f"{name}: {sizes[letter]} does not divide by the mesh axis {axis}")
 
 
+@lru_cache(maxsize=8)
 def name_axes(encoder: Encoder) -> Any:
     """The letters of every parameter: a tree like the parameters', with tuples for leaves."""
     boxed = jax.eval_shape(lambda: encoder.init(jax.random.key(0), _tiny_cells())["params"])

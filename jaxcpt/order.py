@@ -15,8 +15,6 @@ from jaxcpt.errors import UserError
 
 ROUND_STEPS = 1000
 """Homogeneous batches: in so many steps, each source has exactly its share of the batches."""
-SAMPLES = 8
-"""The number of batches, of each source if they are homogeneous, that the rows are measured on."""
 
 
 def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -72,9 +70,13 @@ class Order:
         ranks = first + permute(drawn % size, size, key)
         return (ranks if self.ranking is None else self.ranking[ranks]).astype(np.int64)
 
-    def samples(self) -> Sequence[int]:
-        """A few steps whose batches represent all batches."""
-        return range(SAMPLES)
+    def source_at(self, step: int) -> int:
+        """Each batch mixes all sources, so they count as one."""
+        return 0
+
+    def samples(self, count: int) -> list[list[int]]:
+        """So many steps whose batches represent all batches: one list, as for a single source."""
+        return [list(range(count))]
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,18 @@ class HomogeneousOrder:
         jitter = mix(key + np.arange(ROUND_STEPS, dtype=np.uint64)) / 2.0**64
         return sources[np.argsort((turns + jitter) / np.array(self.shares)[sources], kind="stable")]
 
+    def source_at(self, step: int) -> int:
+        """The source of a step's batch."""
+        return self.turn(step)[0]
+
     def pairs_at(self, step: int, slots: np.ndarray) -> np.ndarray:
         source, earlier = self.turn(step)
         return self.starts[source] + self.orders[source].pairs_at(earlier, slots)
 
-    def samples(self) -> Sequence[int]:
-        """A few steps of each source, whose batches represent all batches."""
-        turns = self._round(0)
-        firsts = [np.flatnonzero(turns == source)[:SAMPLES] for source in range(len(self.shares))]
-        return np.concatenate(firsts).tolist()
+    def samples(self, count: int) -> list[list[int]]:
+        """At most so many steps of each source, whose batches represent all of its batches."""
+        turns, sources = self._round(0), range(len(self.shares))
+        return [np.flatnonzero(turns == source)[:count].tolist() for source in sources]
 
 
 def make_order(

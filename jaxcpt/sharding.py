@@ -177,6 +177,11 @@ def count_data_shards(mesh: jax.sharding.Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in DATA_AXES)
 
 
+def describe_mesh(mesh: jax.sharding.Mesh) -> str:
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return f"{axes} on {mesh.size} {mesh.devices.flat[0].device_kind} devices"
+
+
 def named(mesh: jax.sharding.Mesh, letters: Sequence[str] = "") -> NamedSharding:
     """The sharding of an array inside the step; no letters: replicated."""
     return NamedSharding(mesh, partition_spec(letters))

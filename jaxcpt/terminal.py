@@ -131,6 +131,8 @@ def _format_numbers(scalars: Mapping[str, float]) -> Text:
         for name, form in SHOWN.items()
         if name in row
     ]
+    of_sources = [name for name in row if name.startswith("padding/")]
+    parts += [Text(f"{name.replace('/', ' ')} {row[name]:.1%}") for name in of_sources]
     return Text("  ").join(parts)
 
 

@@ -15,10 +15,9 @@ import jax
 
 from jaxcpt import bad_steps
 from jaxcpt.batches import Batches, size_full_batches
-from jaxcpt.budget import Budget, count_budget, describe
+from jaxcpt.budget import count_budget, describe, describe_rows, find_peak_flops
 from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.checks import validate
-from jaxcpt.chips import FLOPS_BY_DEVICE_KIND
 from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import CommandParser, Stopped, run_command
@@ -32,7 +31,7 @@ from jaxcpt.metrics import MetricsLog, Throughput
 from jaxcpt.model import check_model_fits
 from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair
-from jaxcpt.pairs import EncodedPairs, open_training, sample_texts
+from jaxcpt.pairs import EncodedPairs, label_sources, open_training, sample_texts
 from jaxcpt.prefixes import describe_differences
 from jaxcpt.processes import (
     add_arguments,
@@ -47,11 +46,7 @@ from jaxcpt.processes import (
 )
 from jaxcpt.run_folder import check_same_experiment, remove_run
 from jaxcpt.scoring import conclude, lacks_evals, read_heldout, score
-from jaxcpt.sharding import (
-    make_mesh,
-    size_mesh,
-    use_devices,
-)
+from jaxcpt.sharding import describe_mesh, make_mesh, size_mesh, use_devices
 from jaxcpt.smoke import shrink
 from jaxcpt.start import (
     find_start,
@@ -62,7 +57,7 @@ from jaxcpt.start import (
 )
 from jaxcpt.terminal import print_table
 from jaxcpt.tokenizer import Tokenizer, has_tokenizer, read_model, read_tokenizer, train_tokenizer
-from jaxcpt.update import TrainState, init_state, make_train_step, shard_state
+from jaxcpt.update import TrainState, compile_train_step, init_state, shard_state
 
 EXIT_CODES = (
     "Exit codes: 0 the run is done; 2 a mistake to correct, told in one line; 3 another process is "
@@ -81,7 +76,10 @@ class Prepared:
     tokenizer: Tokenizer
     heldout: list[Pair]
     batches: Batches
-    budget: Budget
+    step_flops: list[float]
+    """Model FLOPs of a step, by the source of its batch."""
+    labels: list[str]
+    """The sources of homogeneous batches; none if batches mix the sources."""
     derived: dict[str, str]
     meta: dict[str, Any]
     """What its checkpoints say of it, from `fingerprints`."""
@@ -124,8 +122,10 @@ def prepare(
         list_suites(evals_data, "all")  # refused now, not at the first eval
     data = describe_data(experiment.data, sources, heldout, tokenizer)
     batches = Batches(experiment, sources, tokenizer, mesh)
-    budget = count_budget(experiment, batches.sizes)
-    derived = describe(experiment, batches.sizes, budget)
+    labels = label_sources(experiment.data.train) if experiment.data.homogeneous else []
+    budgets = [count_budget(experiment, sizes) for sizes in batches.sizes_by_source]
+    derived = describe(experiment, batches.sizes, count_budget(experiment, batches.sizes))
+    derived |= describe_rows(labels, batches.sizes_by_source)
     derived |= {"mesh": describe_mesh(mesh), "run folder": str(run_dir)}
     if is_first():  # written last: a refused start can be retried with a changed experiment
         write_file(run_dir / EXPERIMENT_FILE, to_json(experiment))
@@ -136,7 +136,8 @@ def prepare(
         tokenizer=tokenizer,
         heldout=heldout,
         batches=batches,
-        budget=budget,
+        step_flops=[budget.model_flops_per_step for budget in budgets],
+        labels=labels,
         derived=derived,
         meta={**describe_model(experiment, tokenizer), "data": data},
         accept_changed_data=accept_changed_data,
@@ -225,7 +226,7 @@ def run_steps(
 ) -> Embedder:
     """The loop. Returns what embeds with the last state. Raises Stopped after a signal."""
     experiment, last, step = run.experiment, run.experiment.train_steps, first
-    train_step = make_train_step(experiment, run.mesh)
+    train_step = compile_train_step(experiment, run.mesh, run.batches.shapes)
     embedder = Embedder(experiment, state.encoder, run.tokenizer, run.mesh)
     speed, watch = Throughput(find_peak_flops(run.mesh)), HangWatch(experiment.safety.hang_seconds)
     waiting: list[dict[str, jax.Array]] = []
@@ -288,10 +289,15 @@ def log_steps(
     run: Prepared, step: int, rows: list[dict[str, Any]], speed: Throughput, metrics: MetricsLog
 ) -> None:
     """Records the last of `rows`, the metrics of the newest steps, and each that was bad."""
-    for row in rows:
-        speed.count(int(row["pairs"]), int(row["tokens"]), run.budget.model_flops_per_step)
-    timing = speed.read()
-    for at, row in enumerate(rows, start=step - len(rows) + 1):
+    first = step - len(rows) + 1
+    padding: dict[str, list[float]] = {}
+    for at, row in enumerate(rows, start=first):
+        source = run.batches.order.source_at(at - 1)
+        speed.count(int(row["pairs"]), int(row["tokens"]), run.step_flops[source])
+        for label in run.labels[source : source + 1]:
+            padding.setdefault(f"padding/{label}", []).append(float(row["padding"]))
+    timing = speed.read() | {name: sum(all_) / len(all_) for name, all_ in padding.items()}
+    for at, row in enumerate(rows, start=first):
         numbers = {k: v for k, v in row.items() if k not in ("pairs", "tokens", "bad_steps")}
         if row["bad_steps"]:
             numbers["bad_steps"] = row["bad_steps"]
@@ -325,17 +331,6 @@ def obtain_tokenizer(
     if experiment.tokenizer.model_file is not None:
         return read_tokenizer(experiment.tokenizer)
     return train_tokenizer(sample_texts(sources), experiment.tokenizer)
-
-
-def describe_mesh(mesh: jax.sharding.Mesh) -> str:
-    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    return f"{axes} on {mesh.size} {mesh.devices.flat[0].device_kind} devices"
-
-
-def find_peak_flops(mesh: jax.sharding.Mesh) -> float | None:
-    """Published FLOP/s of all devices together. None: the device is not in jaxcpt/chips.py."""
-    flops = FLOPS_BY_DEVICE_KIND.get(mesh.devices.flat[0].device_kind)
-    return None if flops is None else flops * mesh.size
 
 
 def show_budget(experiment: Experiment) -> None:

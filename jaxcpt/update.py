@@ -13,9 +13,9 @@ The generative loss is a mean over all predicted tokens of the global batch, so 
 exact: one pass adds up the gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -99,6 +99,12 @@ def build_state(experiment: Experiment, encoder_params: Params | None = None) ->
     return TrainState(jnp.int32(0), params, opt_state, base, jnp.int32(0))
 
 
+@lru_cache(maxsize=8)
+def shape_state(experiment: Experiment) -> TrainState:
+    """The shapes of the state at step 0. They are traced once for each experiment."""
+    return jax.eval_shape(partial(build_state, experiment))
+
+
 def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
     """A tree like the state, of ShapeDtypeStructs that carry their shardings.
 
@@ -116,7 +122,7 @@ def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
         spec = partition_spec(letters[keys], "storage") if keys else PartitionSpec()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree.map_with_path(place, jax.eval_shape(partial(build_state, experiment)))
+    return jax.tree.map_with_path(place, shape_state(experiment))
 
 
 def init_state(
@@ -142,6 +148,18 @@ def make_train_step(
         out_shardings=(shardings, named(mesh)),
         compiler_options=choose_compiler_options(mesh),
     )
+
+
+def compile_train_step(
+    experiment: Experiment, mesh: jax.sharding.Mesh, shapes: Iterable[Batch]
+) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+    """The same step, compiled now for each of these shapes of batches and for no other one."""
+    step: Any = make_train_step(experiment, mesh)
+    state = shard_state(experiment, mesh)
+    by_shape = {
+        batch.cells.tokens_grl.shape: step.lower(state, batch).compile() for batch in shapes
+    }
+    return lambda state, batch: by_shape[batch.cells.tokens_grl.shape](state, batch)
 
 
 def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | int]:

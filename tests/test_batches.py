@@ -278,6 +278,40 @@ def test_processes_share_a_homogeneous_batch(tokenizer, mesh, processes, in_memo
         assert sorted(parts) == sorted(p.hashes for p in whole._draw(step, whole.shards))
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_each_source_of_homogeneous_batches_has_a_shape_of_its_own(tokenizer, devices):
+    mesh = make_mesh(Mesh(), jax.devices()[:devices])
+    changes = {"batching__pairs_per_batch": 30, "batching__row_tokens": 64}
+    batches, _ = two_sources(tokenizer, mesh, **changes)
+    short, long = batches.sizes_by_source
+    assert short.tokens_per_batch < long.tokens_per_batch
+    assert batches.sizes == long
+    assert [b.cells.tokens_grl.shape for b in batches.shapes] == [
+        (1, devices, sizes.rows_per_cell, sizes.row_tokens) for sizes in (long, short)
+    ]
+    for step in range(12):
+        batch = batches.make(step)
+        sizes = batches.sizes_by_source[batches.order.source_at(step)]
+        segments = np.asarray(batch.cells.segments_grl)
+        assert segments.shape == (1, devices, sizes.rows_per_cell, sizes.row_tokens)
+        assert np.mean(segments == 0) < 0.06
+        assert np.asarray(batch.present_ngt).sum() == 60
+
+
+def test_rows_are_shortened_only_as_far_as_the_longest_text_and_the_kernels_allow(
+    sources, tokenizer
+):
+    one = make_mesh(Mesh(), jax.devices()[:1])
+    sizes = make_batches(sources, tokenizer, one, batching__row_tokens=256).sizes
+    longest = max(len(ids) for p in PAIRS for ids in tokenizer.encode([p.x, p.y], "y"))
+    assert longest <= sizes.row_tokens < 256
+    assert sizes.row_tokens % 8 == 0
+    fixed = {"batching__row_tokens": 256, "batching__rows_per_cell": 3}
+    assert make_batches(sources, tokenizer, one, **fixed).sizes.row_tokens == 256
+    unread = {"batching__row_tokens": 256, "batching__in_memory": False}
+    assert make_batches(sources, tokenizer, one, **unread).sizes.row_tokens == 256
+
+
 def test_pairs_without_room_are_absent_and_counted(sources, tokenizer):
     one = make_mesh(Mesh(), jax.devices()[:1])
     batches = make_batches(sources, tokenizer, one, batching__rows_per_cell=4)

@@ -206,8 +206,8 @@ def test_homogeneous_batches_are_a_function_of_seed_and_step():
 
 def test_samples_of_homogeneous_batches_hold_every_source():
     order = make_homogeneous_order(0, 4, [500.0, 500.0, 1.0], [50, 50, 50])
-    sampled = [order.turn(step)[0] for step in order.samples()]
-    assert [sampled.count(source) for source in range(3)] == [8, 8, 1]
+    sampled = [[order.source_at(step) for step in steps] for steps in order.samples(8)]
+    assert sampled == [[0] * 8, [1] * 8, [2]]
 
 
 def test_refuses_a_source_that_would_get_no_homogeneous_batch():

@@ -1,6 +1,7 @@
 """A run from start to end; stopped, killed, damaged, moved to other devices, and gone on with."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 
 import jax
@@ -21,11 +23,12 @@ from tiny_run import PAIRS_FILE, copy_run, tiny_experiment, tiny_run
 from jaxcpt import train as train_module
 from jaxcpt.batches import Batches
 from jaxcpt.checkpoint import CheckpointStore
-from jaxcpt.config import Baseline, Checkpoints, Evals, Mesh
+from jaxcpt.config import Baseline, Checkpoints, Evals, JsonlPairs, Mesh
 from jaxcpt.errors import Stopped, UserError, run_command
 from jaxcpt.evals import pair_search
 from jaxcpt.experiments import read_experiment, to_json
 from jaxcpt.metrics import read_rows
+from jaxcpt.pairs import write_pairs
 from jaxcpt.report import write_report
 from jaxcpt.sharding import make_mesh
 from jaxcpt.train import train
@@ -371,6 +374,50 @@ def test_pairs_are_read_from_where_the_experiment_says():
     assert read_experiment(tiny_run()).data.train[0].path == str(PAIRS_FILE)
 
 
+def test_nothing_is_traced_or_compiled_twice_over_a_run_with_evals_and_saves(tmp_path, caplog):
+    """Homogeneous batches of two sources have two shapes, and a step for each."""
+    short, long = tmp_path / "short.jsonl", tmp_path / "long.jsonl"
+    write_pairs(short, [replace(pair, y=" ".join(pair.y.split()[:3])) for pair in PAIRS[:45]])
+    write_pairs(long, PAIRS[45:])
+    run = make_experiment(short, name="traces", batching__pairs_per_batch=40, train_steps=8)
+    sources = (JsonlPairs(str(short)), JsonlPairs(str(long)))
+    run = replace(
+        run,
+        data=replace(run.data, train=sources, homogeneous=True),
+        mesh=Mesh(2, 2, 2),
+        checkpoints=Checkpoints(3, keep=2),
+    )
+    traced = Counter()
+
+    def note(event, seconds, **about):
+        if event == "/jax/core/compile/jaxpr_trace_duration":
+            traced[about["fun_name"]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
+            train(run, tmp_path / "run", tmp_path / "run")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    compiled = Counter(
+        (record.message.partition("(")[2], record.message)
+        for record in caplog.records
+        if record.message.startswith("Compiling ")
+    )
+    assert max(compiled.values()) == 1
+    shapes = Counter(name.partition(")")[0] for name, _ in compiled)
+    assert traced["train_step"] == shapes["train_step"] == 2
+    assert traced["embed_cells"] == shapes["embed_cells"] > 0
+    assert traced["build_state"] == 2  # once for the shapes, once for the values
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    of_source = [{n for n in row if n.startswith("padding/")} for row in rows]
+    assert (
+        sorted(map(tuple, of_source))
+        == [("padding/long.jsonl",)] * 4 + [("padding/short.jsonl",)] * 4
+    )
+    assert len(read_rows(tmp_path / "run" / "evals.jsonl")) == 3
+
+
 def test_the_log_tells_the_share_of_time_without_data(tmp_path, pairs_file, monkeypatch):
     """Batches that take longer than steps are waited for."""
     make = Batches.make
@@ -388,7 +435,7 @@ def test_the_log_tells_the_share_of_time_without_data(tmp_path, pairs_file, monk
 def test_time_that_steps_take_is_no_wait_for_data(tmp_path, pairs_file, monkeypatch):
     """Batches that take less than steps are not, though they are not there yet when the host, far
     ahead of the devices, asks for them."""
-    make, make_step = Batches.make, train_module.make_train_step
+    make, make_step = Batches.make, train_module.compile_train_step
 
     def make_batch(self, step):
         time.sleep(0.2)
@@ -412,7 +459,7 @@ def test_time_that_steps_take_is_no_wait_for_data(tmp_path, pairs_file, monkeypa
         return take
 
     monkeypatch.setattr(Batches, "make", make_batch)
-    monkeypatch.setattr(train_module, "make_train_step", make_slow_step)
+    monkeypatch.setattr(train_module, "compile_train_step", make_slow_step)
     run = make_experiment(pairs_file, log_every_steps=6)
     train(run, tmp_path / "run", tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")

@@ -7,7 +7,7 @@ are texts, or for training `EncodedPairs`, which are token ids. The package know
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -47,6 +47,7 @@ __all__ = [
     "Pairs",
     "TokenizedReader",
     "find_source",
+    "label_sources",
     "name_source",
     "open_source",
     "open_training",
@@ -187,6 +188,15 @@ def sample_texts(sources: Sequence[EncodedPairs], most_pairs: int = 1_000_000) -
     """
     for source in sources:
         yield from source.sample_texts(every=-(-len(source) // most_pairs))
+
+
+def label_sources(sources: Sequence[Source]) -> list[str]:
+    """Short names: the last parts of the paths, with a number where two are alike."""
+    names = [PurePath(name_source(source)).name for source in sources]
+    return [
+        name if names.count(name) == 1 else f"{name} {number}"
+        for number, name in enumerate(names, start=1)
+    ]
 
 
 def name_source(source: Source) -> str:

@@ -31,7 +31,10 @@ def draw_metrics(rows: Sequence[Row]) -> list[str]:
     """A figure for each chart that has at least one of its scalars in the rows of training."""
     seen = {name: None for row in rows for name in row if name != "step"}
     named = {name for chart in CHARTS for name in chart.names}
-    others = [Chart(make_label(name), (name,)) for name in seen if name not in named]
+    of_sources = tuple(name for name in seen if name.startswith("padding/"))
+    named |= set(of_sources)
+    others = [Chart("Padding by source", of_sources, percent=True)]
+    others += [Chart(make_label(name), (name,)) for name in seen if name not in named]
     figures = []
     for chart in (*CHARTS, *others):
         rows_with = {n: [row for row in rows if n in row] for n in chart.names if n in seen}
