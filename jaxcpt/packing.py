@@ -90,18 +90,68 @@ def pack_pairs(
 
 
 def _pack_cell(lengths_pt: np.ndarray, rows: int, row_tokens: int) -> list[list[Place]] | None:
-    """The places of each pair's texts, placed longest first; None if not all fit."""
+    """The places of each pair's texts; None if not all fit."""
     if lengths_pt.sum() > rows * row_tokens:
         return None
     lengths = lengths_pt.ravel().tolist()
+    places = _fit_best(lengths, rows, row_tokens) or _fill_rows(lengths, rows, row_tokens)
+    if places is None:
+        return None
+    texts = lengths_pt.shape[1]
+    return [places[first : first + texts] for first in range(0, len(places), texts)]
+
+
+def _fit_best(lengths: list[int], rows: int, row_tokens: int) -> list[Place] | None:
+    """The places of texts that are placed longest first, each by best fit."""
     cell = RowFiller(rows, row_tokens)
     places: list[Any] = [None] * len(lengths)
     for text in sorted(range(len(lengths)), key=lambda t: -lengths[t]):
         places[text] = cell.place(lengths[text])
         if places[text] is None:
             return None
-    texts = lengths_pt.shape[1]
-    return [places[first : first + texts] for first in range(0, len(places), texts)]
+    return places
+
+
+def _fill_rows(lengths: list[int], rows: int, row_tokens: int) -> list[Place] | None:
+    """The places of texts where best fit needs a row too many: each row takes the longest text that
+    is left, and the texts that fill the rest of the row fullest (minimum bin slack, Gupta and Ho
+    1999)."""
+    places = [Place(0, 0)] * len(lengths)
+    left = sorted((t for t in range(len(lengths)) if lengths[t]), key=lambda t: lengths[t])
+    for row in range(rows):
+        column = 0
+        for at in _choose_row([lengths[text] for text in left], row_tokens):
+            text = left.pop(at)
+            places[text] = Place(row, column)
+            column += lengths[text]
+    return None if left else places
+
+
+def _choose_row(lengths: list[int], row_tokens: int) -> list[int]:
+    """Which texts share the longest one's row: those that fill it fullest.
+
+    lengths: in ascending order. Returns indices from last to first. Long texts are preferred,
+    because short ones fill later rows more easily.
+    """
+    if not lengths:
+        return []
+    longest = len(lengths) - 1
+    room = row_tokens - lengths[longest]
+    first = min(bisect.bisect_right(lengths, room), longest)
+    full, sums = (
+        1 << room,
+        [1],
+    )  # bit s of sums[i]: some of the first i texts have s tokens together
+    for at in range(first - 1, -1, -1):
+        sums.append((sums[-1] | sums[-1] << lengths[at]) & (2 * full - 1))
+        if sums[-1] >= full:
+            break
+    taken, total = [longest], sums[-1].bit_length() - 1
+    for number in range(len(sums) - 1, 0, -1):
+        if not sums[number - 1] >> total & 1:
+            taken.append(first - number)
+            total -= lengths[first - number]
+    return sorted(taken, reverse=True)
 
 
 def pack_rows(

@@ -86,6 +86,11 @@ def test_fills_rows_and_balances_cells():
     assert max(totals) - min(totals) < 0.002 * sum(totals) / 4
 
 
+def test_fills_rows_to_the_last_token_where_best_fit_needs_one_more():
+    """Best fit puts 4 and 4 into one row of 10, and then needs a third row for the last 3."""
+    assert check(np.array([[4, 3, 3], [4, 3, 3]]), 1, 2, 2, 10).overflow == 0
+
+
 def test_best_fit():
     rows = RowFiller(2, 10)
     assert rows.place(6) == Place(0, 0)
