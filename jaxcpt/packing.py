@@ -138,10 +138,8 @@ def _choose_row(lengths: list[int], row_tokens: int) -> list[int]:
     longest = len(lengths) - 1
     room = row_tokens - lengths[longest]
     first = min(bisect.bisect_right(lengths, room), longest)
-    full, sums = (
-        1 << room,
-        [1],
-    )  # bit s of sums[i]: some of the first i texts have s tokens together
+    full = 1 << room
+    sums = [1]  # bit s of sums[i]: some of the first i texts have s tokens together
     for at in range(first - 1, -1, -1):
         sums.append((sums[-1] | sums[-1] << lengths[at]) & (2 * full - 1))
         if sums[-1] >= full:
