@@ -31,7 +31,7 @@ SMALL_PART = 0.005
 """A row that is a smaller part of its cell may be empty."""
 SAMPLES = 8
 """Batches, of each source if they are homogeneous, that the rows are measured on."""
-SAMPLED_PAIRS = 4096
+SAMPLED_PAIRS = 8192
 """More batches are sampled until they hold so many pairs, if the pairs are in memory."""
 
 
@@ -142,6 +142,7 @@ class Batches:
         totals = [self._count_tokens(i) for i in range(len(sources))]
         weights = experiment.data.weights or [len(source) for source in sources]
         slots = self.settings.pairs_per_batch
+        self.source_shares = [weight / sum(weights) for weight in weights]
         self.is_homogeneous = experiment.data.homogeneous
         self.order = (
             make_homogeneous_order(self.seed, slots, weights, totals)
@@ -223,9 +224,8 @@ class Batches:
 
     def make(self, step: int) -> Batch:
         """The batch of a step, on the devices of the mesh."""
-        sizes, shards = self.sizes_by_source[self.order.source_at(step)], self.shards
-        drawn = self._drop(self._draw(step, shards), step, shards)
-        packing = self._pack(self._lengths(drawn), len(shards), sizes)
+        shards = self.shards
+        drawn, packing, sizes = self.pack(step)
         local = _fill(drawn, packing, sizes, len(shards))
 
         def place(block: np.ndarray) -> jax.Array:
@@ -238,6 +238,12 @@ class Batches:
             return jax.make_array_from_callback(shape, named(self.mesh, "ng"), part)
 
         return jax.tree.map(place, local)
+
+    def pack(self, step: int) -> tuple[list[Encoded], Packing, Sizes]:
+        """This process's pairs of a step's batch, where each has its place, and the shape."""
+        sizes, shards = self.sizes_by_source[self.order.source_at(step)], self.shards
+        drawn = self._drop(self._draw(step, shards), step, shards)
+        return drawn, self._pack(self._lengths(drawn), len(shards), sizes), sizes
 
     def pair_ids(self, step: int) -> np.ndarray:
         """The numbers of the pairs of a step's batch, counted from 0 through all sources."""

@@ -6,6 +6,7 @@ Face folder is first imported into the new run's folder. Once the run has a chec
 its start is not needed any more.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields, replace
 from functools import partial
@@ -23,7 +24,8 @@ from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
 from jaxcpt.files import remove_tree, to_path
 from jaxcpt.fingerprints import COMPUTED, check_model, describe_model
 from jaxcpt.model import Params
-from jaxcpt.tokenizer import Tokenizer
+from jaxcpt.pairs import EncodedPairs, sample_texts
+from jaxcpt.tokenizer import Tokenizer, has_tokenizer, read_model, read_tokenizer, train_tokenizer
 from jaxcpt.update import shard_state
 
 Part = TypeVar("Part", Model, config.Tokenizer)
@@ -93,6 +95,22 @@ def _check_source(start: InitFrom) -> None:
         if start.prepare:
             remedy = f"make it with: {start.prepare}"
         raise UserError(f"init_from.run: {start.run}: no such folder; {remedy}")
+
+
+def obtain_tokenizer(
+    experiment: Experiment, shared_dir: Path, sources: Sequence[EncodedPairs]
+) -> Tokenizer:
+    """That of the run folder; of what the run starts from; the user's own; or a new one, trained
+    on the training pairs."""
+    own = shared_dir / "tokenizer"
+    if has_tokenizer(own):
+        return Tokenizer.load(own).check_limits(experiment.tokenizer, own)
+    if experiment.init_from is not None:
+        folder = find_start(experiment.init_from, shared_dir) / "tokenizer"
+        return read_model(str(folder), experiment.tokenizer.x_tokens, experiment.tokenizer.y_tokens)
+    if experiment.tokenizer.model_file is not None:
+        return read_tokenizer(experiment.tokenizer)
+    return train_tokenizer(sample_texts(sources), experiment.tokenizer)
 
 
 def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:

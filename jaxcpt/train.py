@@ -31,7 +31,7 @@ from jaxcpt.metrics import MetricsLog, Throughput
 from jaxcpt.model import check_model_fits
 from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair
-from jaxcpt.pairs import EncodedPairs, label_sources, open_training, sample_texts
+from jaxcpt.pairs import label_sources, open_training
 from jaxcpt.prefixes import describe_differences
 from jaxcpt.processes import (
     add_arguments,
@@ -52,11 +52,12 @@ from jaxcpt.start import (
     find_start,
     foresee_start,
     forget_start,
+    obtain_tokenizer,
     resolve_start,
     restore_start,
 )
 from jaxcpt.terminal import print_table
-from jaxcpt.tokenizer import Tokenizer, has_tokenizer, read_model, read_tokenizer, train_tokenizer
+from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import TrainState, compile_train_step, init_state, shard_state
 
 EXIT_CODES = (
@@ -315,22 +316,6 @@ def evaluate(
     """Scores the embedder's parameters and records the scores."""
     if scores := score(run.experiment, embedder, run.heldout, interruption.check):
         metrics.log_evals(embedder.step, scores)
-
-
-def obtain_tokenizer(
-    experiment: Experiment, shared_dir: Path, sources: Sequence[EncodedPairs]
-) -> Tokenizer:
-    """That of the run folder; of what the run starts from; the user's own; or a new one, trained
-    on the training pairs."""
-    own = shared_dir / "tokenizer"
-    if has_tokenizer(own):
-        return Tokenizer.load(own).check_limits(experiment.tokenizer, own)
-    if experiment.init_from is not None:
-        folder = find_start(experiment.init_from, shared_dir) / "tokenizer"
-        return read_model(str(folder), experiment.tokenizer.x_tokens, experiment.tokenizer.y_tokens)
-    if experiment.tokenizer.model_file is not None:
-        return read_tokenizer(experiment.tokenizer)
-    return train_tokenizer(sample_texts(sources), experiment.tokenizer)
 
 
 def show_budget(experiment: Experiment) -> None:

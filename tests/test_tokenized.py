@@ -22,8 +22,8 @@ from jaxcpt.pairs import TokenizedReader, find_source, open_training, write_pair
 from jaxcpt.pairs.interface import Encoded, hash_text
 from jaxcpt.pairs.tokenized import choose_dtype, decode_record, encode_record
 from jaxcpt.sharding import make_mesh
+from jaxcpt.start import obtain_tokenizer
 from jaxcpt.tokenizer import DELIMITERS, Tokenizer, read_model
-from jaxcpt.train import obtain_tokenizer
 
 
 def run_tool(tool, monkeypatch, capsys, *arguments):

