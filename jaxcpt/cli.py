@@ -22,6 +22,7 @@ VERBS = {
     "train-tokenizer": "pairs to a SentencePiece vocabulary",
     "tokenize-pairs": "pairs to token ids on disk, where tokenising limits the speed",
     "import": "a Hugging Face model to a run folder at step 0",
+    "init": "write a commented experiment for your own pairs",
     "inspect": "what a run would train on: lengths, what is cut, copies, padding, examples",
     "plan": "memory, traffic and time of a run, before you rent the machine",
     "train": "train an experiment, or resume its run",
@@ -35,7 +36,7 @@ VERBS = {
     "report": "write the HTML report of a run again",
 }
 
-MODULES = {"import": "import_model", "inspect": "inspect_pairs"}
+MODULES = {"import": "import_model", "init": "init_experiment", "inspect": "inspect_pairs"}
 """Modules of verbs that cannot be a module's name."""
 
 MINING_VERBS = ("mine-text", "mine-code", "clean-pairs")

