@@ -1,0 +1,104 @@
+"""What the documents say exists: the files they link to, and the commands with their options."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from jaxcpt import cli
+from jaxcpt.errors import UserError
+
+PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
+IDS = [str(page.relative_to(REPOSITORY)) for page in PAGES]
+PLACEHOLDERS = {"N": "1", "I/N": "1/2", "K": "1", "DATA,FSDP,TENSOR": "1,1,1", "HOST:PORT": "a:1"}
+
+
+def find_anchors(page):
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not re.match(r"https?:|mailto:", link):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in find_anchors(target), link
+
+
+def find_commands(text):
+    """The `jaxcpt` commands in blocks of code and in `code`, as one line each."""
+    text = re.sub(r" *\\\n\s*", " ", text)
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = [line for block in fenced for line in block.splitlines()]
+    blocks += re.findall(r"^ {4,}(\S.*)$", text, re.MULTILINE)
+    for line in blocks + re.findall(r"`(jaxcpt [^`]* --[^`]*)`", text):
+        for part in re.split(r" && | \| (?=head|jq)|; |  +#", line):
+            if found := re.match(r"(?:until )?((?:python -m )?jaxcpt[ .]\S.*)", part):
+                yield found[1]
+
+
+def read_arguments(command):
+    """The verb and its options, with the first of several choices and values for placeholders."""
+    command = re.sub(r"^(python -m )?jaxcpt[ .]", "", command)
+    command = re.sub(r"\\?\|", "|", command).replace("...", "")
+    command = re.sub(r"[\[\]]", " ", command)
+    command = re.sub(r" ?\| ?[^ ]+( [A-Z][^ ]*)?", "", command)
+    verb, *rest = shlex.split(command)
+    return [verb.replace("_", "-"), *(PLACEHOLDERS.get(word, word) for word in rest)]
+
+
+COMMANDS = [
+    (name, command)
+    for name, page in zip(IDS, PAGES, strict=True)
+    for command in find_commands(page.read_text())
+    if "VERB" not in command
+]
+
+
+class Parsed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_every_command_has_a_verb_and_options_that_exist(page, command, monkeypatch):
+    """A command may be shown without the options that it requires."""
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def parse_and_stop(self, *arguments):
+        try:
+            _, unknown = parse(self, *arguments)
+        except UserError as error:
+            if "the following arguments are required" not in str(error):
+                raise
+        else:
+            assert not unknown
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
+    with pytest.raises(Parsed):
+        cli.main(read_arguments(command))
+
+
+def test_commands_are_found_and_read():
+    found = list(find_commands("    jaxcpt embed --side x|y \\\n        [--part I/N]  # why\n"))
+    assert found == ["jaxcpt embed --side x|y [--part I/N]"]
+    assert read_arguments(found[0]) == ["embed", "--side", "x", "--part", "1/2"]
+    assert len(COMMANDS) > 80
+
+
+def test_the_page_of_commands_has_every_verb():
+    page = (REPOSITORY / "docs" / "commands.md").read_text()
+    listed = re.findall(r"^\| `jaxcpt (\S+)", page, re.MULTILINE)
+    assert sorted(listed) == sorted(cli.VERBS)
+
+
+def test_the_site_has_every_page():
+    listed = set(re.findall(r"(\S+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert listed == {Path(name).name for name in IDS if name.startswith("docs/")}
