@@ -235,10 +235,17 @@ def show_comparison(summary: dict[str, Any]) -> None:
     if rows:
         print_table(title, rows, [*headings.values()])
     for example in summary.get("examples", []):
-        print(f"\n{' '.join(example['query'].split())[:100]}")
+        print(f"\n{_shorten(example['query'], 100)}")
         for result in example["results"]:
             mark = "  <- right" if result["right"] else ""
-            print(f"  {result['score']:.3f}  {result['source']}{mark}")
+            shown = f"{result['source']}  {_shorten(result['text'], 60)}"
+            print(f"  {result['score']:.3f}  {shown}{mark}")
+
+
+def _shorten(text: str, characters: int) -> str:
+    """The beginning of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= characters else f"{line[: characters - 3]}..."
 
 
 def show_suites(tables: dict[str, list[Line]]) -> None:

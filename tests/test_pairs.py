@@ -52,8 +52,8 @@ def test_reads_other_keys_blank_lines_and_windows_lines(tmp_path):
         tmp_path, '\n  \r\n{"q": "a\u2028b", "code": "", "z": 1}\r\n\n{"q": "", "code": "c"}'
     )
     assert list(read_pairs(path, "q", "code")) == [
-        Pair("a\u2028b", "", "pairs.jsonl"),
-        Pair("", "c", "pairs.jsonl"),
+        Pair("a\u2028b", "", "pairs.jsonl:3"),
+        Pair("", "c", "pairs.jsonl:5"),
     ]
     assert [number for number, _ in read_jsonl(path)] == [3, 5]
 

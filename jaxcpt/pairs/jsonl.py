@@ -89,4 +89,4 @@ def _make_pair(row: dict[str, Any], source: JsonlPairs, number: int) -> Pair:
             raise UserError(f"{where}: no text under '{key}'; keys: {list_columns(row)}")
     if isinstance(row.get(source.negatives), str):
         raise UserError(f"{where}: '{source.negatives}' must be a list of texts, found str")
-    return make_pair(row, source, where, Path(source.path).name)
+    return make_pair(row, source, where, f"{Path(source.path).name}:{number}")
