@@ -6,7 +6,7 @@ Started again on its run folder, a run goes on where its newest whole checkpoint
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jaxcpt import bad_steps
-from jaxcpt.batches import Batches, size_full_batches
+from jaxcpt.batches import Batch, Batches, size_full_batches
 from jaxcpt.budget import count_budget, describe, describe_rows, find_peak_flops
 from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.checks import validate
@@ -27,6 +27,7 @@ from jaxcpt.files import to_path, write_file
 from jaxcpt.fingerprints import check_data, check_model, describe_data, describe_model
 from jaxcpt.hang_watch import HangWatch
 from jaxcpt.interruption import Interruption
+from jaxcpt.loss import Scalars
 from jaxcpt.metrics import MetricsLog, Throughput
 from jaxcpt.model import check_model_fits
 from jaxcpt.object_cache import fetch
@@ -44,6 +45,7 @@ from jaxcpt.processes import (
     own_together,
     run_together,
 )
+from jaxcpt.profiling import trace_steps
 from jaxcpt.run_folder import check_same_experiment, remove_run
 from jaxcpt.scoring import conclude, lacks_evals, read_heldout, score
 from jaxcpt.sharding import describe_mesh, make_mesh, size_mesh, use_devices
@@ -146,21 +148,25 @@ def prepare(
 
 
 def train(
-    experiment: Experiment, run_dir: Path, shared_dir: Path, accept_changed_data: bool = False
+    experiment: Experiment,
+    run_dir: Path,
+    shared_dir: Path,
+    accept_changed_data: bool = False,
+    profile_steps: int = 0,
 ) -> None:
     """Trains to the last step and evaluates.
 
     shared_dir: the run folder that keeps mined pairs and the tokenizer. A baseline uses those of
     the run that it is the baseline of. accept_changed_data: goes on although the pairs are not
-    those that the run was trained on so far.
+    those that the run was trained on so far. profile_steps: how many steps are traced.
     """
     mesh = open_mesh(experiment)
     with own_together(run_dir):
         run = prepare(experiment, run_dir, shared_dir, mesh, accept_changed_data)
-        train_in(run, shared_dir)
+        train_in(run, shared_dir, profile_steps)
 
 
-def train_in(run: Prepared, shared_dir: Path) -> None:
+def train_in(run: Prepared, shared_dir: Path, profile_steps: int) -> None:
     """`train`, in a run folder that is this run's and locked."""
     run_dir, experiment = run.run_dir, run.experiment
     if (baseline := derive_baseline(experiment)) is not None:
@@ -179,7 +185,10 @@ def train_in(run: Prepared, shared_dir: Path) -> None:
         if is_first():
             bad_steps.forget_from(run_dir, first + 1)
         with MetricsLog(run_dir, experiment.train_steps, first, is_first()) as metrics:
-            embedder = run_steps(run, state, first, checkpoints, interruption, metrics)
+            train_step = compile_train_step(experiment, run.mesh, run.batches.shapes)
+            left = experiment.train_steps - first
+            train_step = trace_steps(train_step, profile_steps, run_dir / "profile", left)
+            embedder = run_steps(run, train_step, state, first, checkpoints, interruption, metrics)
     if run_dir == shared_dir:  # a baseline is shown with its run
         with Interruption() as interruption:
             if interruption.run(lambda: conclude(run_dir, embedder, run.heldout, run.derived)):
@@ -219,6 +228,7 @@ def begin(run: Prepared, checkpoints: CheckpointStore) -> tuple[int, TrainState]
 
 def run_steps(
     run: Prepared,
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Scalars]],
     state: TrainState,
     first: int,
     checkpoints: CheckpointStore,
@@ -227,7 +237,6 @@ def run_steps(
 ) -> Embedder:
     """The loop. Returns what embeds with the last state. Raises Stopped after a signal."""
     experiment, last, step = run.experiment, run.experiment.train_steps, first
-    train_step = compile_train_step(experiment, run.mesh, run.batches.shapes)
     embedder = Embedder(experiment, state.encoder, run.tokenizer, run.mesh)
     speed, watch = Throughput(find_peak_flops(run.mesh)), HangWatch(experiment.safety.hang_seconds)
     waiting: list[dict[str, jax.Array]] = []
@@ -349,6 +358,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="go on although the pairs have changed since the last checkpoint",
     )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="trace so many steps into the folder profile of the run",
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and data, on the CPU")
     parser.add_argument("--dry-run", action="store_true", help="print the derived numbers and stop")
     add_arguments(parser)
@@ -371,7 +387,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_dir = arguments.run_dir or Path("runs") / name
     if arguments.smoke and arguments.run_dir is None and is_first():
         remove_run(run_dir)  # a smoke run that resumes shows nothing
-    run_together(lambda: train(experiment, run_dir, run_dir, arguments.accept_changed_data))
+    accept, profile_steps = arguments.accept_changed_data, arguments.profile
+    run_together(lambda: train(experiment, run_dir, run_dir, accept, profile_steps))
 
 
 if __name__ == "__main__":

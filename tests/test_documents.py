@@ -13,7 +13,14 @@ from jaxcpt.errors import UserError
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 IDS = [str(page.relative_to(REPOSITORY)) for page in PAGES]
-PLACEHOLDERS = {"N": "1", "I/N": "1/2", "K": "1", "DATA,FSDP,TENSOR": "1,1,1", "HOST:PORT": "a:1"}
+PLACEHOLDERS = {
+    "N": "1",
+    "I/N": "1/2",
+    "K": "1",
+    "DATA,FSDP,TENSOR": "1,1,1",
+    "HOST:PORT": "a:1",
+    "STEPS": "3",
+}
 
 
 def find_anchors(page):

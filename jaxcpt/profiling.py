@@ -1,0 +1,56 @@
+"""Records what the devices and the host do during some training steps, by JAX's profiler.
+
+In: the function that takes a step. Out: the same function, which writes a trace once, and the
+trace in a folder, for https://ui.perfetto.dev, TensorBoard or XProf.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+
+from jaxcpt.errors import UserError
+from jaxcpt.files import is_object
+
+State = TypeVar("State")
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
+STEPS_BEFORE = 2
+"""The first steps of a start also wait for the first batches."""
+
+
+def trace_steps(
+    step: Callable[[State, Batch], tuple[State, Result]], count: int, folder: Path, left: int
+) -> Callable[[State, Batch], tuple[State, Result]]:
+    """`step`, which traces `count` of its calls into the folder. 0: it traces none.
+
+    left: how many calls there will be. Raises UserError where they are too few, and for a folder in
+    a store, into which the profiler cannot write.
+    """
+    if not count:
+        return step
+    if count < 0:
+        raise UserError(f"--profile {count}: must be at least 0")
+    if is_object(folder):
+        raise UserError(f"--profile: the profiler cannot write to {folder}; use a local --run-dir")
+    if left < STEPS_BEFORE + count:
+        raise UserError(
+            f"--profile {count}: {STEPS_BEFORE} steps come before, and only {left} steps are left"
+        )
+    calls = 0
+
+    def step_and_trace(state: State, batch: Batch) -> tuple[State, Result]:
+        nonlocal calls
+        calls += 1
+        if calls == STEPS_BEFORE + 1:
+            jax.block_until_ready((state, batch))
+            jax.profiler.start_trace(folder, create_perfetto_trace=True)
+        state, scalars = step(state, batch)
+        if calls == STEPS_BEFORE + count:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+        return state, scalars
+
+    return step_and_trace
