@@ -1,9 +1,11 @@
 """Searches texts with a trained run: embeds a corpus, or opens its vectors, and shows the nearest.
 
-    jaxcpt search --run-dir DIR [--code FOLDER | --corpus FILE.jsonl | --vectors FOLDER] QUERY...
+    jaxcpt search --run-dir DIR [--code FOLDER | --text FOLDER | --corpus FILE.jsonl |
+        --vectors FOLDER] QUERY...
 
-What is searched is embedded once and kept in the run folder. Of a folder of code, only functions
-that changed since are embedded again.
+What is searched is embedded once and kept in the run folder. Of a folder of code or of texts, only
+what has changed since is embedded again. A hit is marked as weak if the best of so many texts would
+score as much by chance.
 """
 
 import argparse
@@ -11,10 +13,11 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,11 +30,15 @@ from jaxcpt.files import hash_file, remove_tree, to_path
 from jaxcpt.lines import read_lines
 from jaxcpt.pairs import JoinedPairs, open_source, read_all
 from jaxcpt.sharding import use_cpu_cores
+from jaxcpt.text_folder import read_pieces
 from jaxcpt.top_k import top_k
-from jaxcpt.vectors import Storage, TextWithId, VectorFolder, fill, truncate
+from jaxcpt.vectors import Storage, TextWithId, VectorFolder, fill, normalise_rows, truncate
 
 MOST_OWN_PAIRS = 1_000_000
 """A run's own texts are held in memory, and embedded before the first answer."""
+LEAST_TEXTS = 100
+"""In a smaller corpus, chance is not estimated."""
+SAMPLED_TEXTS = 2000
 
 
 def read_own_texts(run_dir: Path) -> list[TextWithId]:
@@ -76,25 +83,36 @@ class Corpus(NamedTuple):
     read: Callable[[], Iterable[TextWithId]]
 
 
-def search_code(run_dir: Path, embedder: Embedder, folder: Path, storage: Storage) -> Corpus:
-    """The functions of a folder of source code. Raises UserError where there are none.
-
-    Vectors of functions whose text has not changed since the last search are taken from there.
-    """
+def read_code(folder: Path) -> tuple[list[TextWithId], Counter[str]]:
+    """The functions of a folder, and what was left out. Raises UserError where there are none."""
     try:
         from jaxcpt.repository import read_functions  # needs the libraries of an extra
     except ModuleNotFoundError as error:
         raise UserError(
             f"--code: needs {error.name}, which is not installed; run: pip install 'jaxcpt[mining]'"
         ) from None
-    functions, left_out = read_functions(folder)
+    return read_functions(folder)
+
+
+def search_folder(
+    run_dir: Path,
+    embedder: Embedder,
+    kind: Literal["code", "text"],
+    folder: Path,
+    storage: Storage,
+) -> Corpus:
+    """The functions or the texts of a folder. Raises UserError where there are none.
+
+    Vectors of texts that have not changed since the last search are taken from there.
+    """
+    found, left_out = read_code(folder) if kind == "code" else read_pieces(folder)
     for reason, count in left_out.items():
         print(f"left out: {count:,} x {reason}", file=sys.stderr)
     place = str(folder.resolve())
-    home = run_dir / "search" / f"code-{hash_text(place)[:16]}"
+    home = run_dir / "search" / f"{kind}-{hash_text(place)[:16]}"
     about = {"checkpoint": embedder.fingerprint, "step": embedder.step, "path": place}
     about |= {"prefix": embedder.prefixes["y"]}
-    documents = [TextWithId(f"{hash_text(f.text)} {f.id}", f.text) for f in functions]
+    documents = [TextWithId(f"{hash_text(text.text)} {text.id}", text.text) for text in found]
     about["input"] = hash_text(json.dumps(documents))
     kept = home / hash_text(json.dumps([about, dataclasses.astuple(storage)]))[:16]
     known = {} if kept.is_dir() else _read_known(home, about, storage)
@@ -102,7 +120,7 @@ def search_code(run_dir: Path, embedder: Embedder, folder: Path, storage: Storag
     for other in home.iterdir():
         if other != kept:
             remove_tree(other)
-    return Corpus(vectors, lambda: functions)
+    return Corpus(vectors, lambda: found)
 
 
 def hash_text(text: str) -> str:
@@ -186,11 +204,12 @@ def find_texts(documents: Iterable[TextWithId], rows: Container[int]) -> dict[in
 
 
 class Hit(NamedTuple):
-    """A text that was found. score: the cosine, from -1 to 1."""
+    """A text that was found. score: the cosine, from -1 to 1. is_weak: see `find_chance`."""
 
     score: float
     id: str
     text: str
+    is_weak: bool
 
 
 def find(
@@ -201,15 +220,33 @@ def find(
     if corpus.vectors.storage.width is not None:
         queries_qd = truncate(queries_qd, corpus.vectors.storage.width)
     scores_qk, rows_qk = top_k(queries_qd, corpus.vectors.shards(), top)
+    chance_q = find_chance(queries_qd, corpus.vectors).tolist()
     texts = find_texts(corpus.read(), set(rows_qk.ravel().tolist()))
-    for query, scores_k, rows_k in zip(queries, scores_qk.tolist(), rows_qk.tolist(), strict=True):
-        yield query, [Hit(s, *texts[row]) for s, row in zip(scores_k, rows_k, strict=True)]
+    for at, query in enumerate(queries):
+        rows_and_scores = zip(rows_qk[at].tolist(), scores_qk[at].tolist(), strict=True)
+        yield query, [Hit(s, *texts[row], s <= chance_q[at]) for row, s in rows_and_scores]
+
+
+def find_chance(queries_qd: np.ndarray, vectors: VectorFolder) -> np.ndarray:
+    """For each query, the score that the best of so many texts reaches by chance: [q].
+
+    The scores of texts that do not answer a query are taken as normally distributed. The largest
+    of n such scores is about their mean plus sqrt(2 ln n) deviations. Both are estimated on texts
+    spread evenly over the corpus. Minus infinity where the corpus is too small to tell.
+    """
+    if len(vectors) < LEAST_TEXTS:
+        return np.full(len(queries_qd), -np.inf)
+    every = -(-len(vectors) // SAMPLED_TEXTS)
+    sample_nd = np.concatenate([shard_nd[::every] for shard_nd in vectors.shards()])
+    scores_qn = queries_qd @ normalise_rows(sample_nd).T
+    deviations = np.sqrt(2 * np.log(len(vectors)))
+    return scores_qn.mean(axis=1) + deviations * scores_qn.std(axis=1)
 
 
 def show(query: str, total: int, found: Iterable[Hit], shown_lines: int) -> None:
     print(f"{query}  (of {total:,} texts)")
     for hit in found:
-        print(f"\n{hit.score:.3f}  {hit.id}")
+        print(f"\n{hit.score:.3f}  {hit.id}{'  (weak)' if hit.is_weak else ''}")
         lines = hit.text.strip().split("\n")
         print("".join(f"    {line}\n" for line in lines[:shown_lines]), end="")
         if shown_lines and len(lines) > shown_lines:
@@ -242,7 +279,9 @@ def open_corpus(arguments: argparse.Namespace, embedder: Embedder) -> Corpus:
         return Corpus(vectors, lambda: read_documents(to_path(vectors.about["path"]), "y"))
     storage.check(embedder.width)
     if arguments.code:
-        return search_code(run_dir, embedder, arguments.code, storage)
+        return search_folder(run_dir, embedder, "code", arguments.code, storage)
+    if arguments.text:
+        return search_folder(run_dir, embedder, "text", arguments.text, storage)
     if arguments.corpus:
         about = describe(embedder, "y", arguments.corpus)
         documents = read_documents(arguments.corpus, "y")
@@ -278,6 +317,8 @@ def _make_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     code = "folder of source code whose functions are searched; needs [mining]"
     what.add_argument("--code", type=Path, metavar="FOLDER", help=code)
+    text = "folder of texts, such as .md and .txt, which are searched in pieces"
+    what.add_argument("--text", type=Path, metavar="FOLDER", help=text)
     corpus = "JSONL with 'text'; default: the run's own y"
     what.add_argument("--corpus", type=to_path, metavar="FILE", help=corpus)
     vectors = "folder filled by jaxcpt embed"
