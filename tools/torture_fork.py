@@ -1,11 +1,12 @@
 """Starts `jaxcpt train` without its five seconds of imports: forks a process that has them done.
 
-In: the options of the command, and a folder for compiled programs and for what it writes. Out: an
-object with the methods of `subprocess.Popen`. The child runs the command as `python -m jaxcpt` does
-and ends as that does, its exit handlers included.
+In: the options of the command, and a folder for compiled programs. Out: an object with the methods
+of `subprocess.Popen`. The child runs the command as `python -m jaxcpt` does and ends as that does,
+its exit handlers included.
 """
 
 import atexit
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -16,12 +17,13 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
+PIPE_BYTES = 1 << 20
 FORKS.set_forkserver_preload(["jaxcpt.train", "jaxcpt.embed", "torture_fork"])
 
 
 def _run(arguments: Sequence[str], compiled: str, outputs: tuple[str, str]) -> None:
     for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY), descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import jax
 
@@ -42,14 +44,13 @@ def _run(arguments: Sequence[str], compiled: str, outputs: tuple[str, str]) -> N
 
 
 class Forked:
-    """A process that trains."""
+    """A process that trains. It writes to pipes, which no full disk and no limit on files stops."""
 
     def __init__(self, arguments: Sequence[str], compiled: Path) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self._outputs = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
-        for path in self._outputs:
-            path.touch()
-        names = tuple(map(str, self._outputs))
+        names = tuple(str(Path(self._folder.name, name)) for name in ("stdout", "stderr"))
+        self._pipes = [_open_pipe(name) for name in names]
+        self._written = [b"", b""]
         self._process: ForkServerProcess = FORKS.Process(
             target=_run, args=(list(arguments), str(compiled), names), daemon=True
         )
@@ -78,5 +79,18 @@ class Forked:
     def communicate(self) -> tuple[str, str]:
         """Waits for the end. Returns what the process has written."""
         self._process.join()
-        output, errors = (path.read_text(errors="replace") for path in self._outputs)
+        for number, pipe in enumerate(self._pipes):
+            while part := os.read(pipe, PIPE_BYTES):
+                self._written[number] += part
+            os.close(pipe)
+        self._pipes = []
+        output, errors = (written.decode(errors="replace") for written in self._written)
         return output, errors
+
+
+def _open_pipe(name: str) -> int:
+    """A pipe of that name that holds all that a process writes until it has ended."""
+    os.mkfifo(name)
+    pipe = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return pipe
