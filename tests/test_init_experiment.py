@@ -61,6 +61,7 @@ def test_writes_an_experiment_that_can_be_inspected_and_trained(folder, capsys):
 
 
 def test_the_file_is_formatted_and_has_no_default(folder):
+    pytest.importorskip("ruff", reason="needs the extra dev")
     main(["mine", *NAMES])
     lines = ["--line-length=100", "mine.py"]
     for command in (["format", "--check", *lines], ["check", "--select=E,F,I", *lines]):
