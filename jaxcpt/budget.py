@@ -16,6 +16,7 @@ from jaxcpt.chips import FLOPS_BY_DEVICE_KIND
 from jaxcpt.config import Experiment
 from jaxcpt.model import make_encoder, name_axes
 from jaxcpt.optimizer import is_table, mark
+from jaxcpt.quantities import shorten
 from jaxcpt.update import shape_state
 
 
@@ -122,11 +123,3 @@ def describe_rows(labels: Sequence[str], sizes_by_source: Sequence[Sizes]) -> di
 
 def _describe_rows(sizes: Sizes) -> str:
     return f"{sizes.rows_per_cell} rows x {sizes.row_tokens}"
-
-
-def shorten(number: float) -> str:
-    """1234567 -> '1.23 M'."""
-    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {letter}"
-    return f"{number:.3g} "

@@ -33,7 +33,7 @@ VERBS = {
     "embed": "texts to unit vectors, in shards on disk",
     "vectors": "shards of vectors to one file for another index",
     "export": "a run to a folder that sentence-transformers and transformers load",
-    "report": "write the HTML report of a run again",
+    "report": "write the HTML report of a run again, or compare several runs",
 }
 
 MODULES = {"import": "import_model", "init": "init_experiment", "inspect": "inspect_pairs"}

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from jaxcpt.budget import shorten
 from jaxcpt.checks import validate
 from jaxcpt.config import Experiment
 from jaxcpt.errors import CommandParser, UserError, run_command
@@ -25,6 +24,7 @@ from jaxcpt.planning.layouts import Layout, list_layouts
 from jaxcpt.planning.parallel import plan_all
 from jaxcpt.planning.step import Plan, TooLarge, list_devices, make_plan
 from jaxcpt.planning.topology import Topology, parse_topology
+from jaxcpt.quantities import shorten
 from jaxcpt.start import foresee_start
 from jaxcpt.terminal import print_table
 

@@ -27,6 +27,7 @@ from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair, Side
 from jaxcpt.pairs import open_source
 from jaxcpt.processes import is_first
+from jaxcpt.provenance import describe_end
 from jaxcpt.report import write_report
 from jaxcpt.report.inputs import SUITES as SUITES_SHAPE
 from jaxcpt.report.inputs import read_object
@@ -122,7 +123,7 @@ def conclude(
     """
     experiment = embedder.experiment
     data, suites = fetch(to_path(experiment.evals.data)), experiment.evals.suites
-    summary: dict[str, Any] = {"derived": derived}
+    summary: dict[str, Any] = {"derived": derived, "end": describe_end()}
     before, last = (find_row(run_dir / EVALS_FILE, step) for step in (0, embedder.step))
     is_generative = experiment.objective == "generative"
     if heldout and is_generative:

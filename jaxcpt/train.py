@@ -46,6 +46,7 @@ from jaxcpt.processes import (
     run_together,
 )
 from jaxcpt.profiling import trace_steps
+from jaxcpt.provenance import record_start
 from jaxcpt.run_folder import check_same_experiment, remove_run
 from jaxcpt.scoring import conclude, lacks_evals, read_heldout, score
 from jaxcpt.sharding import describe_mesh, make_mesh, size_mesh, use_devices
@@ -184,6 +185,7 @@ def train_in(run: Prepared, shared_dir: Path, profile_steps: int) -> None:
         first, state = begin(run, checkpoints)
         if is_first():
             bad_steps.forget_from(run_dir, first + 1)
+            record_start(run_dir, first, run.derived["mesh"], run.meta["data"])
         with MetricsLog(run_dir, experiment.train_steps, first, is_first()) as metrics:
             train_step = compile_train_step(experiment, run.mesh, run.batches.shapes)
             left = experiment.train_steps - first

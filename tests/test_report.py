@@ -5,102 +5,12 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
+from planted_run import RESULT, SUMMARY, Page, charts, headings, plant, scalars_at
 
-from jaxcpt.config import Batching, Data, Experiment, Model, Optimizer, PythonPackages, Tokenizer
 from jaxcpt.errors import UserError, run_command
-from jaxcpt.experiments import to_json
-from jaxcpt.metrics import MetricsLog
 from jaxcpt.report import main, write_report
-
-EXPERIMENT = Experiment(
-    name="planted",
-    train_steps=400,
-    data=Data(train=(PythonPackages(packages=("json", "email")),)),
-    tokenizer=Tokenizer(vocabulary=600),
-    batching=Batching(pairs_per_batch=30),
-    model=Model(width=32, layers=2, heads=4),
-    optimizer=Optimizer(learning_rate=0.123),
-)
-TABLE = [
-    {"name": "this run", "mrr": 0.5432, "recall_at_1": 0.4},
-    {"name": "BM25", "mrr": 0.4711, "recall_at_1": 0.45},
-    {"name": "chance", "mrr": 0.0075},
-]
-RESULT = {"score": 0.8125, "text": "def f(a):\n    return a", "source": "m.f", "right": True}
-SUMMARY = {
-    "table": TABLE,
-    "examples": [{"query": "find f", "results": [RESULT, RESULT | {"right": False}]}],
-    "derived": {"parameters": "3.1 M"},
-}
-VOID = {"meta"}
-
-
-class Page(HTMLParser):
-    """The page's text, its tags in order and their attributes; fails where tags do not nest."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.words = [], [], [], []
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-        assert self.open == []
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
-            self.words.append(data)
-
-
-def scalars_at(step):
-    return {
-        "loss": 100 / step,
-        "accuracy_x_to_y": 0.5,
-        "accuracy_y_to_x": 0.7,
-        "scale": 14.0,
-        "learning_rate": 0.001,
-        "gradient_norm": 2.0 + math.sin(step),
-        "padding": 0.031,
-        "pairs_per_s": 10.0 if step == 1 else 400.0,
-        "tokens_per_s": 58_123.0,
-    }
-
-
-def plant(run_dir, steps, planted=None, summary=None):
-    """A run folder as training leaves it; `planted` overrides scalars of steps."""
-    run_dir.mkdir(exist_ok=True)
-    (run_dir / "experiment.json").write_text(to_json(EXPERIMENT))
-    with MetricsLog(run_dir, EXPERIMENT.train_steps, 0, writes=True) as log:
-        for step in range(1, steps + 1):
-            log.log(step, scalars_at(step) | (planted or {}).get(step, {}))
-            if step % 100 == 0:
-                log.log_evals(step, {"heldout/mrr": step / 1000, "baseline/mrr": 0.3})
-    if summary:
-        (run_dir / "summary.json").write_text(json.dumps(summary))
-    return run_dir
-
-
-def headings(page):
-    return re.findall(r"<h2>(.*?)</h2>", page.source)
-
-
-def charts(page):
-    return re.findall(r"<figcaption><b>(.*?)</b>", page.source)
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +25,15 @@ def page(tmp_path_factory):
 def test_a_finished_run_has_every_section_and_its_numbers(page):
     assert headings(page) == [
         "Held-out search",
+        "What it is for",
+        "How to use it",
+        "Settings",
+        "The pairs",
         "Training",
         "Example searches",
+        "How it was made",
         "Derived numbers",
-        "Configuration",
+        "Files",
     ]
     assert page.text.startswith("planted · jaxcpt planted Finished at step 400.")
     assert charts(page) == [
@@ -142,7 +57,7 @@ def test_a_finished_run_has_every_section_and_its_numbers(page):
         "parameters 3.1 M",
         "find f 1. m.f 0.812 ✓ right def f(a): return a 2. m.f 0.812 def f(a)",
         "learning_rate 0.123",
-        "packages json, email",
+        "data.train.0.packages json, email",
     ):
         assert shown in page.text
 
@@ -150,14 +65,18 @@ def test_a_finished_run_has_every_section_and_its_numbers(page):
 def test_the_table_marks_the_best_and_the_chart_has_its_levels(page):
     assert "MRR recall@1 this run 0.543 0.400 BM25 0.471 0.450 chance 0.007 -" in page.text
     assert re.findall(r'class="best">([\d.]+)<', page.source) == ["0.543", "0.450"]
-    assert "MRR heldout 0.4 BM25 0.4711 chance 0.0075" in page.text
+    assert (
+        "MRR Mean of 1 / rank of the right text; 1 means that it always comes first. " in page.text
+    )
+    assert "heldout 0.4 BM25 0.4711 chance 0.0075" in page.text
 
 
 def test_without_a_summary_the_baseline_is_a_curve(tmp_path):
     page = Page(write_report(plant(tmp_path, 200)))
-    assert headings(page) == ["Held-out search", "Training", "Configuration"]
+    assert {"Held-out search", "Training", "Settings"} < set(headings(page))
+    assert {"Example searches", "Derived numbers"}.isdisjoint(headings(page))
     assert "Stopped or still running at step 200." in page.text
-    assert "MRR heldout 0.2 baseline 0.3" in page.text
+    assert "heldout 0.2 baseline 0.3" in page.text
 
 
 def test_a_torn_last_line_is_left_out(tmp_path):
@@ -179,7 +98,7 @@ def test_no_step_at_all(tmp_path):
     (tmp_path / "evals.jsonl").unlink()
     page = Page(write_report(tmp_path))
     assert "No step has been logged yet." in page.text
-    assert headings(page) == ["Configuration"]
+    assert headings(page) == ["What it is for", "How to use it", "Settings", "The pairs", "Files"]
 
 
 def test_values_that_are_not_finite_are_counted_and_shown(tmp_path):
@@ -233,12 +152,15 @@ def test_the_page_loads_and_runs_nothing(page):
     assert not {"script", "link", "img", "iframe", "object", "image"} & set(page.tags)
     for name, value in page.attributes:
         assert not name.startswith("on")
-        if name in {"href", "xlink:href", "src"}:
+        if name in {"xlink:href", "src"}:
             assert value.startswith("#")
         if not name.startswith("xmlns"):
             assert "://" not in (value or "")
     assert set(re.findall(r"url\((.)", page.source)) == {"#"}
     assert "@import" not in page.source
+    links = [value for name, value in page.attributes if name == "href"]
+    assert page.tags.count("a") == len(links)  # a link loads nothing before it is clicked
+    assert links == ["experiment.json", "metrics.jsonl", "evals.jsonl", "summary.json"]
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
 
 
@@ -343,3 +265,71 @@ def test_the_command_refuses_what_is_no_run_folder(tmp_path, monkeypatch, capsys
         f"jaxcpt: {tmp_path}: not a run folder: it has no experiment.json; "
         "give the folder that jaxcpt.train wrote\n"
     )
+
+
+def hover_boxes(page, title):
+    """The texts that the boxes over the chart of that title show."""
+    figure = page.source.partition(f"<b>{title}</b>")[2].partition("</figure>")[0]
+    texts = re.findall(r'<i(?: class="r")? style="left[^"]*"><b>(.*?)</b></i>', figure)
+    return [re.sub(r"<[^>]*>", " ", text).split() for text in texts]
+
+
+def test_the_pointer_shows_the_values_of_each_step(tmp_path):
+    boxes = hover_boxes(Page(write_report(plant(tmp_path, 3))), "In-batch accuracy")
+    assert [" ".join(box) for box in boxes] == [
+        f"step {step} 50% accuracy x to y 70% accuracy y to x" for step in (1, 2, 3)
+    ]
+
+
+def test_the_boxes_of_the_pointer_lie_side_by_side_over_the_plot(page):
+    figure = page.source.partition("<b>Loss</b>")[2].partition("</figure>")[0]
+    places = re.findall(r"left:([\d.]+)%;width:([\d.]+)%", figure)
+    lefts, widths = ([float(text) for text in texts] for texts in zip(*places, strict=True))
+    assert len(lefts) == 120
+    for left, width, following in zip(lefts, widths, [*lefts[1:], 100.0], strict=True):
+        assert left + width <= following + 0.02
+    assert 5 < lefts[0] < 30
+    assert 97 < lefts[-1] + widths[-1] <= 100
+
+
+def test_of_many_steps_the_pointer_shows_means(page):
+    boxes = hover_boxes(page, "Loss")
+    mean = sum(100 / step for step in (1, 2, 3, 4)) / 4
+    assert boxes[0] == ["steps", "1", "to", "4,", "mean", f"{mean:.4g}"]
+
+
+def test_the_eval_before_training_is_the_point_at_step_0(tmp_path):
+    plant(tmp_path, 200)
+    rows = (tmp_path / "evals.jsonl").read_text()
+    (tmp_path / "evals.jsonl").write_text('{"step": 0, "heldout/mrr": 0.05}\n' + rows)
+    boxes = hover_boxes(Page(write_report(tmp_path)), "MRR")
+    assert boxes[0] == ["step", "0", "0.05", "heldout"]
+
+
+def test_axes_have_names(page):
+    for name in ("step", "nats", "share of texts", "pairs/s", "MRR"):
+        assert re.search(f"<text[^>]*>{name}</text>", page.source), name
+
+
+def test_a_slow_first_step_does_not_set_the_axis(page):
+    """At step 1 there were 10 pairs/s, and 400 afterwards."""
+    figure = page.source.partition("<b>Pairs per second</b>")[2].partition("</figure>")[0]
+    assert "pairs/s: 1 below the axis, first at step 1" in figure
+    ticks = re.findall(r"<text[^>]*>([\d.]+)</text>", figure)
+    assert {"380", "400", "420"} <= set(ticks)
+
+
+def test_a_level_far_from_the_curve_is_named_and_does_not_set_the_axis(tmp_path):
+    table = [{"name": "this run", "mrr": 0.6}, {"name": "near", "mrr": 0.55}]
+    table.append({"name": "chance", "mrr": 0.001})
+    plant(tmp_path, 0, summary={"table": table})
+    lines = [json.dumps({"step": step, "heldout/mrr": 0.5 + step / 1000}) for step in (50, 100)]
+    (tmp_path / "evals.jsonl").write_text("\n".join(lines) + "\n")
+    page = Page(write_report(tmp_path))
+    assert "heldout 0.6 near 0.55 chance 0.001 (off the axis)" in page.text
+
+
+def test_a_curve_of_zeros_lies_on_the_axis(tmp_path):
+    page = Page(write_report(plant(tmp_path, 3, {2: {"masked_overflow": 0.0}})))
+    figure = page.source.partition("<b>Left out of the loss</b>")[2].partition("</figure>")[0]
+    assert not any(text.startswith("-") for text in re.findall(r"<text[^>]*>([^<]*)<", figure))

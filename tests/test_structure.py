@@ -17,14 +17,14 @@ from jaxcpt.model import make_encoder, name_axes
 
 # A module may import only those above it; this is also the order to read them in.
 ORDER = """
-errors hang_watch pair objects files object_cache lines beir chips sources config prefixes checks
-smoke experiments run_lock run_folder mining tokenizer pairs packing order sharding processes
-profiling interruption normalise attention model calls adapter batches loss_terms loss_streaming
-loss next_token likelihood optimizer update budget manifest checkpoint bad_steps fingerprints
-interop start terminal rows metrics top_k vectors documents repository text_folder embed export
-search evals report scoring evaluate planning train replay init_experiment inspect_pairs
-import_model plan mine_text mine_code clean_pairs nli_pairs mine_negatives train_tokenizer
-tokenize_pairs cli __main__
+errors quantities hang_watch pair objects files object_cache lines beir chips sources config
+prefixes checks smoke experiments run_lock run_folder mining tokenizer pairs packing order sharding
+processes profiling interruption normalise attention model calls adapter batches loss_terms
+loss_streaming loss next_token likelihood optimizer update budget manifest checkpoint bad_steps
+fingerprints data_cards interop start terminal rows metrics top_k vectors documents repository
+text_folder embed export search evals provenance report scoring evaluate planning train replay
+init_experiment inspect_pairs import_model plan mine_text mine_code clean_pairs nli_pairs
+mine_negatives train_tokenizer tokenize_pairs cli __main__
 """.split()  # noqa: SIM905
 
 HOMES = {

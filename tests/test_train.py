@@ -30,6 +30,7 @@ from jaxcpt.experiments import read_experiment, to_json
 from jaxcpt.metrics import read_rows
 from jaxcpt.pairs import write_pairs
 from jaxcpt.report import write_report
+from jaxcpt.report.inputs import START, read_objects
 from jaxcpt.sharding import make_mesh
 from jaxcpt.train import train
 from jaxcpt.update import shard_state
@@ -43,6 +44,7 @@ FILES = {
     "experiment.json",
     "metrics.jsonl",
     "report.html",
+    "starts.jsonl",
     "summary.json",
     "tokenizer",
 }
@@ -103,7 +105,8 @@ def test_a_run_leaves_what_it_promises():
     assert table[1] == {"name": "BM25", **pair_search.bm25(PAIRS)}
     report = (run_dir / "report.html").read_text()
     assert "BM25" in report
-    assert not re.search(r'(src|href)="(?!data:|#)', report)  # loads nothing
+    assert not re.search(r'src="(?!data:|#)', report)  # loads nothing
+    assert set(re.findall(r'[ :]href="([^#][^"]*)"', report)) < names
 
 
 def test_3_steps_and_a_restart_and_3_are_6(tmp_path, capsys):
@@ -112,6 +115,11 @@ def test_3_steps_and_a_restart_and_3_are_6(tmp_path, capsys):
     train(tiny_experiment(), run_dir, run_dir)
     assert "resuming at step 3 of 6" in capsys.readouterr().out
     assert_same_run(run_dir)
+    starts = read_objects(run_dir / "starts.jsonl", START)
+    assert [start["step"] for start in starts] == [0, 3]
+    assert starts[0]["devices"] == "data 2 x fsdp 2 x tensor 2 on 8 cpu devices"
+    assert [entry["pairs"] for entry in starts[0]["data"]] == [len(PAIRS)] * 2
+    assert "from start to end" in (run_dir / "report.html").read_text()
 
 
 def test_a_damaged_newest_checkpoint(tmp_path, capsys):

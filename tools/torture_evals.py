@@ -23,7 +23,7 @@ from torture_damage import change_line, damage
 
 from jaxcpt.errors import UserError
 from jaxcpt.evals import code_search, linear_probe, open_qa, retrieval, sts
-from jaxcpt.report import write_report
+from jaxcpt.report import write_comparison, write_report
 
 LONGEST_SECONDS = 10
 
@@ -64,8 +64,29 @@ SUMMARY = {
     "table": [{"name": "this run", "mrr": 0.5}, {"name": "BM25", "mrr": 0.25}],
     "examples": [{"query": "q", "results": [RESULT]}],
     "derived": {"parameters": "3 M", "nested": {"a": [1, {"b": 2}]}},
+    "end": {"date": "2026-11-26T05:00:00+00:00", "host_memory_bytes": 10**9},
 }
-EXPERIMENT = {"name": "n", "train_steps": 9, "data": {"train": [{"type": "X", "path": "p"}]}}
+EXPERIMENT = {
+    "type": "Experiment",
+    "name": "n",
+    "train_steps": 9,
+    "data": {"train": [{"type": "JsonlPairs", "path": "p"}]},
+    "batching": {"pairs_per_batch": 8},
+    "model": {"type": "Model", "width": 64, "causal": True},
+    "tokenizer": {"x_tokens": 32, "y_tokens": 64},
+}
+START = {
+    "step": 0,
+    "date": "2026-11-26T04:00:00+00:00",
+    "command": "jaxcpt train",
+    "commit": None,
+    "versions": {"jax": "0.10.2"},
+    "host": "vm",
+    "processes": 1,
+    "devices": "cpu",
+    "data": [{"name": "p", "pairs": 9}],
+}
+NUMBERS = {"loss": 0.5, "gradient_norm": 1.0, "pairs_per_s": 9.0, "tokens_per_s": 99.0}
 
 Case = tuple[dict[str, str], Callable[[Path], list[dict[str, float]]]]
 CASES: dict[str, Case] = {
@@ -105,11 +126,15 @@ CASES: dict[str, Case] = {
         {
             "experiment.json": json.dumps(EXPERIMENT),
             "summary.json": json.dumps(SUMMARY),
-            "suites.json": json.dumps({"step": 9, "suites": {"sts": [LINE]}}),
-            "metrics.jsonl": write_lines(*({"step": i, "loss": 1 / i} for i in range(1, 10))),
+            "starts.jsonl": write_lines(START),
+            "suites.json": json.dumps({"step": 9, "suites": {"sts": [LINE], "retrieval": [LINE]}}),
+            "metrics.jsonl": write_lines(*({"step": i} | NUMBERS for i in range(1, 10))),
             "evals.jsonl": write_lines(*({"step": i, "heldout/mrr": 0.5} for i in (3, 6, 9))),
         },
-        lambda run_dir: [{"bytes": float(write_report(run_dir).stat().st_size)}],
+        lambda run_dir: [
+            {"bytes": float(write_report(run_dir).stat().st_size)},
+            {"bytes": float(write_comparison([run_dir], run_dir / "both.html").stat().st_size)},
+        ],
     ),
 }
 

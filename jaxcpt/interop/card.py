@@ -1,16 +1,10 @@
 """The model card of an exported folder: what it is, how to use it, how it was made and scored."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from jaxcpt.config import Experiment
-from jaxcpt.errors import UserError
+from jaxcpt.data_cards import CARD_TABLES, DataCard, read_data_card
 from jaxcpt.experiments import to_json
-from jaxcpt.files import to_path
-from jaxcpt.interop.safetensors import read_json
-
-DataCard = dict[str, Any]
-CARD_TABLES = ("pairs", "counts", "dropped", "options")
 
 LIBRARY_EXAMPLE = """    from sentence_transformers import SentenceTransformer
 
@@ -92,13 +86,8 @@ def read_data_cards(experiment: Experiment) -> dict[str, DataCard]:
 
     A folder that is gone, or was not mined by jaxcpt, has none. Raises UserError for a damaged one.
     """
-    cards = {}
-    for source in experiment.data.train:
-        folder = getattr(source, "directory", "") or getattr(source, "path", "")
-        file = to_path(folder) / "data_card.json"
-        if folder and file.is_file():
-            card = read_json(file)
-            if missing := [part for part in ("name", "version", *CARD_TABLES) if part not in card]:
-                raise UserError(f"{file}: damaged: it has no {missing[0]}; mine the pairs again")
-            cards[folder] = card
-    return cards
+    folders = [
+        getattr(source, "directory", "") or getattr(source, "path", "")
+        for source in experiment.data.train
+    ]
+    return {f: card for f in folders if (card := read_data_card(f)) is not None}

@@ -1,6 +1,7 @@
-"""Curves in, SVG elements for a page out. Only this module imports matplotlib.
+"""Curves in, figures of a page out: an SVG drawing, and the values where the pointer is.
 
-It knows no run and no file.
+Only this module imports matplotlib. It knows no run and no file. The page runs no script: above
+each drawing lies a row of narrow boxes, and a box shows its values while the pointer is over it.
 """
 
 import io
@@ -9,17 +10,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 LARGEST = 1e100
 """Larger values are counted and not drawn: axes that reach farther overflow."""
-POINTS = 400
-"""Most points that a curve is drawn with. A screen does not show more."""
+POINTS = 120
+"""Most points that a curve is drawn with. Where it has more steps, a point is the mean of some."""
+FAR, FAR_OF_VALUE = 1.5, 0.1
+"""A level is drawn where it lies at most so many times the range of the curves away from them, or
+at most this share of their values."""
+OUTLIERS = 0.05
+"""Share of the values of a curve that may lie below the axis of a chart with outliers."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,15 @@ class Chart:
 
     title: str
     names: tuple[str, ...]
+    unit: str = ""
+    """Name of the vertical axis."""
     percent: bool = False
     logarithmic: bool = False
     smooth: bool = True
+    has_outliers: bool = False
+    """A few values lie far below the others, such as the rate of a step that compiles."""
+    meaning: str = ""
+    """A line of text below the title."""
 
 
 COLOURS = ("#3b82f6", "#e8710a", "#12a37a", "#a855f7", "#db2777", "#64748b")
@@ -41,6 +54,7 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "font.size": 10,
     "text.color": INK,
+    "axes.labelcolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
     "axes.edgecolor": INK,
@@ -57,6 +71,27 @@ Curve = tuple[Sequence[float], Sequence[float]]
 """Steps, and the value at each step."""
 
 
+class Point(NamedTuple):
+    """What is drawn at one place of the horizontal axis: the means over some neighbouring steps."""
+
+    first: float
+    last: float
+    means: dict[str, float]
+    """By curve. A curve that has no step there is missing; NaN: it has no value to draw."""
+
+    @property
+    def middle(self) -> float:
+        return (self.first + self.last) / 2
+
+
+class Range(NamedTuple):
+    """Of the vertical axis."""
+
+    low: float
+    high: float
+    is_logarithmic: bool = False
+
+
 def format_number(value: float, percent: bool = False) -> str:
     """At least three digits; whole numbers from 1,000 on, and powers of ten from 1e15 on."""
     if percent:
@@ -71,58 +106,115 @@ def format_score(value: float) -> str:
 
 def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, float]) -> str:
     """A figure with its legend. `levels`: values drawn as dashed horizontal lines."""
-    legend, notes = [], []
+    arrays = {name: (np.array(xs), np.array(ys)) for name, (xs, ys) in curves.items()}
+    points = _gather(arrays)
+    reach = _choose_range(chart, arrays, levels)
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate([*curves, *levels])}
+    legend, missing = [], ""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 2.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.patch.set_visible(False)
-        figure.patch.set_visible(False)
-        axes.grid(axis="y")
-        axes.set_xlim(0, 1.02 * max(1, *(step for steps, _ in curves.values() for step in steps)))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        every = np.array([value for _, values in curves.values() for value in values])
-        finite = every[_can_draw(every)]
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        if chart.logarithmic and len(finite) and finite.min() > 0:
-            axes.set_yscale("log", subs=())
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: format_number(value, chart.percent))
-        for index, (name, (steps, values)) in enumerate(curves.items()):
-            colour = COLOURS[index % len(COLOURS)]
-            _draw_curve(axes, np.array(steps), np.array(values), colour, chart.smooth)
-            legend.append((colour, "solid", name, format_number(values[-1], chart.percent)))
-            notes += _mark_bad(axes, name, np.array(steps), np.array(values))
-        for index, (name, level) in enumerate(levels.items(), start=len(curves)):
-            colour = COLOURS[index % len(COLOURS)]
-            if _can_draw(level):
-                axes.axhline(level, color=colour, linestyle=(0, (4, 3)), linewidth=1.3)
-            legend.append((colour, "dashed", name, format_number(level, chart.percent)))
+        figure = Figure(figsize=(4.6, 2.6), layout="constrained")
+        axes = _make_axes(figure, chart, max(1.0, points[-1].last), reach)
+        for name, (steps, values) in arrays.items():
+            _draw_curve(axes, name, points, colours[name], chart.smooth)
+            missing += _mark_missing(axes, name, steps, values, reach)
+            legend.append((name, "solid", format_number(float(values[-1]), chart.percent)))
+        for name, level in levels.items():
+            value = format_number(level, chart.percent)
+            if reach.low <= level <= reach.high:
+                axes.axhline(level, color=colours[name], linestyle=(0, (4, 3)), linewidth=1.3)
+            else:
+                value += " (off the axis)"
+            legend.append((name, "dashed", value))
         drawing = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(drawing, format="svg", metadata=nothing)
+        boxes = _draw_boxes(axes, points, chart.percent, colours)
     keys = "".join(
-        f'<span><i style="border-top:3px {dash} {colour}"></i>{escape(name)} {value}</span>'
-        for colour, dash, name, value in legend
+        f'<span><i style="border-top:3px {dash} {colours[name]}"></i>{escape(name)} {value}</span>'
+        for name, dash, value in legend
     )
-    warnings = "".join(f'<span class="bad">{escape(note)}</span>' for note in notes)
+    meaning = f"<p>{escape(chart.meaning)}</p>" if chart.meaning else ""
     title = escape(chart.title)
     return (
-        f"<figure><figcaption><b>{title}</b>{keys}{warnings}</figcaption>"
-        f"{_to_inline(drawing.getvalue(), title)}</figure>"
+        f"<figure><figcaption><b>{title}</b>{meaning}{keys}{missing}</figcaption>"
+        f'<div class="plot">{_to_inline(drawing.getvalue(), title)}{boxes}</div></figure>'
     )
 
 
-def _draw_curve(
-    axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, smooth: bool
-) -> None:
-    """Draws the means of at most POINTS equal stretches of the curve.
+def _make_axes(figure: Figure, chart: Chart, last: float, reach: Range) -> Any:
+    """Axes from step 0 to `last` and over `reach`, with their names and ticks."""
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    axes.grid(axis="y")
+    axes.set_xlim(-0.02 * last, 1.02 * last)  # so that a point at step 0 is seen whole
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.set_ylabel(chart.unit)
+    if reach.is_logarithmic:
+        axes.set_yscale("log", subs=())
+    axes.set_ylim(reach.low, reach.high)
+    axes.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5)) if reach.is_logarithmic else MaxNLocator(5)
+    )
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: format_number(value, chart.percent))
+    )
+    return axes
 
-    Where there are many and `smooth` is set, they are faint, and a running mean is drawn over them.
-    """
-    stretches = np.array_split(np.arange(len(steps)), min(len(steps), POINTS))
-    xs = [steps[stretch].mean() for stretch in stretches]
-    ys = [_mean(values[stretch]) for stretch in stretches]
+
+def _gather(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[Point]:
+    """At most POINTS points over the steps of all curves together, in their order."""
+    every = np.unique(np.concatenate([steps for steps, _ in arrays.values()]))
+    points = []
+    for stretch in np.array_split(every, min(len(every), POINTS)):
+        first, last = stretch[0], stretch[-1]
+        means = {}
+        for name, (steps, values) in arrays.items():
+            inside = values[(first <= steps) & (steps <= last)]
+            if len(inside):
+                means[name] = _mean(inside)
+        points.append(Point(float(first), float(last), means))
+    return points
+
+
+def _choose_range(
+    chart: Chart,
+    arrays: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    levels: Mapping[str, float],
+) -> Range:
+    """From the least to the greatest value of the curves and of levels that are near them, with a
+    margin. The axis is logarithmic where the chart says so and the values differ tenfold."""
+    values = np.concatenate([values for _, values in arrays.values()])
+    values = values[_can_draw(values)]
+    if not len(values):
+        return Range(0.0, 1.0)
+    low, high = float(values.min()), float(values.max())
+    if chart.has_outliers:
+        low = min(_find_usual_low(own) for _, own in arrays.values())
+    far = max(FAR * (high - low), FAR_OF_VALUE * abs(high))
+    near = [v for v in levels.values() if _can_draw(v) and low - far <= v <= high + far]
+    low, high = min([low, *near]), max([high, *near])
+    if chart.logarithmic and 0 < 10 * low <= high:
+        return Range(low / 1.1, high * 1.1, is_logarithmic=True)
+    margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    return Range(0.0 if 0 <= low < margin else low - margin, high + margin)
+
+
+def _find_usual_low(values: np.ndarray) -> float:
+    """The least value of a curve without its outliers. Of a short curve: the least of all."""
+    values = values[_can_draw(values)]
+    if not len(values):
+        return math.inf
+    return float(np.quantile(values, OUTLIERS) if len(values) >= 10 else values.min())
+
+
+def _draw_curve(axes: Any, name: str, points: Sequence[Point], colour: str, smooth: bool) -> None:
+    """Where there are many points and `smooth` is set, they are faint, and a running mean is drawn
+    over them."""
+    own = [point for point in points if name in point.means]
+    xs, ys = [point.middle for point in own], [point.means[name] for point in own]
     if smooth and len(ys) >= 40:
         axes.plot(xs, ys, color=colour, alpha=0.3, linewidth=0.9)
         reach = len(ys) // 40
@@ -130,19 +222,50 @@ def _draw_curve(
     axes.plot(xs, ys, color=colour, linewidth=1.7, marker="o" if len(ys) < 20 else "", markersize=4)
 
 
-def _mark_bad(axes: Any, name: str, steps: np.ndarray, values: np.ndarray) -> list[str]:
-    """Marks the steps whose values are not drawn. Returns lines that count them."""
-    notes = []
-    for why, is_bad in (
-        ("not finite", ~np.isfinite(values)),
-        (f"above {LARGEST:g}", np.isfinite(values) & ~_can_draw(values)),
+def _mark_missing(axes: Any, name: str, steps: np.ndarray, values: np.ndarray, reach: Range) -> str:
+    """Marks the steps whose values are not drawn. Returns the lines that count them."""
+    lines = ""
+    across, can_draw = axes.get_xaxis_transform(), _can_draw(values)
+    for why, is_missing, kind in (
+        ("not finite", ~np.isfinite(values), "bad"),
+        (f"above {LARGEST:g}", np.isfinite(values) & ~can_draw, "bad"),
+        ("below the axis", can_draw & (values < reach.low), "outside"),
     ):
-        if len(bad := steps[is_bad]):
-            marks = bad[:: math.ceil(len(bad) / POINTS)]
-            across = axes.get_xaxis_transform()
-            axes.plot(marks, [0.02] * len(marks), "|", color="#e11d48", transform=across)
-            notes.append(f"{name}: {len(bad)} {why}, first at step {bad[0]:,.0f}")
-    return notes
+        if len(missing := steps[is_missing]):
+            marks = missing[:: math.ceil(len(missing) / POINTS)]
+            colour = "#e11d48" if kind == "bad" else INK
+            axes.plot(marks, [0.02] * len(marks), "|", color=colour, transform=across)
+            line = f"{name}: {len(missing)} {why}, first at step {missing[0]:,.0f}"
+            lines += f'<span class="{kind}">{escape(line)}</span>'
+    return lines
+
+
+def _draw_boxes(
+    axes: Any, points: Sequence[Point], percent: bool, colours: Mapping[str, str]
+) -> str:
+    """A box for each point, from half way to the point before it to half way to the next one.
+
+    Call it when the figure has been saved, because its layout is computed then.
+    """
+    area, (start, end) = axes.get_position(), axes.get_xlim()
+    middles = [point.middle for point in points]
+    edges = [start, *((a + b) / 2 for a, b in pairwise(middles)), end]
+    boxes = []
+    for point, left, right in zip(points, edges[:-1], edges[1:], strict=True):
+        place = 100 * (area.x0 + area.width * (left - start) / (end - start))
+        width = 100 * area.width * (right - left) / (end - start)
+        steps = f"step {point.first:,.0f}"
+        if point.last > point.first:
+            steps = f"steps {point.first:,.0f} to {point.last:,.0f}, mean"
+        values = "".join(
+            f'<br/><u style="color:{colours[name]}">{format_number(mean, percent)}</u>'
+            f"{'' if len(colours) == 1 else ' ' + escape(name)}"
+            for name, mean in point.means.items()
+        )
+        side = ' class="r"' if place > 50 else ""
+        style = f"left:{place:.2f}%;width:{width:.2f}%"
+        boxes.append(f'<i{side} style="{style}"><b>{steps}{values}</b></i>')
+    return "".join(boxes)
 
 
 def _can_draw(values: Any) -> Any:

@@ -1,50 +1,67 @@
 """Which charts the page has: rows of numbers in, one figure for each chart out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from jaxcpt.metrics import Row
 from jaxcpt.report.charts import Chart, Curve, draw_chart
+from jaxcpt.report.meanings import explain
 from jaxcpt.report.sections import make_label
+from jaxcpt.rows import Row
 
 ACCURACIES = ("accuracy_x_to_y", "accuracy_y_to_x")
 CHARTS = (
-    Chart("Loss", ("loss",)),
-    Chart("In-batch accuracy", ACCURACIES, percent=True),
-    Chart("In-batch MRR", ("mrr",)),
-    Chart("Scale (1 / temperature)", ("scale",), smooth=False),
-    Chart("Learning rate", ("learning_rate",), smooth=False),
-    Chart("Gradient norm", ("gradient_norm",), logarithmic=True),
-    Chart("Pairs per second", ("pairs_per_s",)),
-    Chart("Tokens per second", ("tokens_per_s",)),
-    Chart("Padding and waiting for data", ("padding", "data_wait"), percent=True),
-    Chart("Share of peak FLOP/s", ("mfu",), percent=True),
-    Chart("Alignment", ("alignment",)),
-    Chart("Uniformity", ("uniformity",)),
-    Chart("Embedding length before normalising", ("zx_norm", "zy_norm")),
-    Chart("Pairs masked", ("masked_duplicates", "masked_overflow")),
+    Chart("Loss", ("loss",), "nats"),
+    Chart("In-batch accuracy", ACCURACIES, "share of texts", percent=True),
+    Chart("In-batch MRR", ("mrr",), "MRR"),
+    Chart("Scale (1 / temperature)", ("scale",), "factor", smooth=False),
+    Chart("Learning rate", ("learning_rate",), "rate", smooth=False),
+    Chart("Gradient norm", ("gradient_norm",), "length", logarithmic=True),
+    Chart("Pairs per second", ("pairs_per_s",), "pairs/s", has_outliers=True),
+    Chart("Tokens per second", ("tokens_per_s",), "tokens/s", has_outliers=True),
+    Chart("Padding and waiting for data", ("padding", "data_wait"), "share", percent=True),
+    Chart("Share of peak FLOP/s", ("mfu",), "share", percent=True, has_outliers=True),
+    Chart("Alignment", ("alignment",), "squared distance"),
+    Chart("Uniformity", ("uniformity",), "log"),
+    Chart("Embedding length before normalising", ("zx_norm", "zy_norm"), "length"),
+    Chart("Left out of the loss", ("masked_duplicates", "masked_overflow"), "count"),
 )
 """In the order of the page. Scalars that are not named here follow, with one chart each."""
 
 
-def draw_metrics(rows: Sequence[Row]) -> list[str]:
-    """A figure for each chart that has at least one of its scalars in the rows of training."""
+def list_charts(rows: Iterable[Row], is_generative: bool) -> list[Chart]:
+    """The charts that have at least one of their scalars in the rows, with their meanings."""
     seen = {name: None for row in rows for name in row if name != "step"}
     named = {name for chart in CHARTS for name in chart.names}
     of_sources = tuple(name for name in seen if name.startswith("padding/"))
     named |= set(of_sources)
-    others = [Chart("Padding by source", of_sources, percent=True)]
-    others += [Chart(make_label(name), (name,)) for name in seen if name not in named]
-    figures = []
+    meaning = "Share of the computed tokens of each source that are padding."
+    others = [Chart("Padding by source", of_sources, "share", percent=True, meaning=meaning)]
+    others += [Chart(make_label(n), (n,), make_label(n)) for n in seen if n not in named]
+    charts = []
     for chart in (*CHARTS, *others):
-        rows_with = {n: [row for row in rows if n in row] for n in chart.names if n in seen}
-        curves = {
-            make_label(name): ([row["step"] for row in those], [row[name] for row in those])
-            for name, those in rows_with.items()
-        }
-        if curves:
-            figures.append(draw_chart(chart, curves, {}))
-    return figures
+        names = tuple(name for name in chart.names if name in seen)
+        meanings = {name: explain(name, is_generative) for name in names}
+        if len(names) > 1:
+            meanings = {n: f"{make_label(n)}: {text}" for n, text in meanings.items() if text}
+        if names:
+            meaning = " ".join(meanings.values()).strip() or chart.meaning
+            charts.append(replace(chart, names=names, meaning=meaning))
+    return charts
+
+
+def find_curve(rows: Sequence[Row], name: str) -> Curve:
+    """The steps and the values of the rows that have the scalar."""
+    own = [row for row in rows if name in row]
+    return [row["step"] for row in own], [row[name] for row in own]
+
+
+def draw_metrics(rows: Sequence[Row], is_generative: bool) -> list[str]:
+    """A figure for each chart of the rows of training."""
+    return [
+        draw_chart(chart, {make_label(n): find_curve(rows, n) for n in chart.names}, {})
+        for chart in list_charts(rows, is_generative)
+    ]
 
 
 def draw_evals(evals: Sequence[Row], table: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -68,18 +85,16 @@ def draw_evals(evals: Sequence[Row], table: Sequence[Mapping[str, Any]]) -> list
             for name, curve in curves.items()
             if name == "heldout" or (len(curve[0]) > 1 and not (levels and name == "baseline"))
         }
-        figures.append(draw_chart(Chart(make_label(score), (), smooth=False), shown, levels))
+        label = make_label(score)
+        chart = Chart(label, (), label, smooth=False, meaning=explain(score))
+        figures.append(draw_chart(chart, shown, levels))
     return figures
 
 
 def _collect_curves(evals: Sequence[Row]) -> dict[str, dict[str, Curve]]:
     """By score, then by data set: rows have scores under `<data set>/<score>`."""
-    curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for row in evals:
-        for name, value in row.items():
-            data, _, score = name.rpartition("/")
-            if name != "step":
-                steps, values = curves.setdefault(score, {}).setdefault(data, ([], []))
-                steps.append(row["step"])
-                values.append(value)
-    return {score: dict(of_data) for score, of_data in curves.items()}
+    curves: dict[str, dict[str, Curve]] = {}
+    for name in dict.fromkeys(name for row in evals for name in row if name != "step"):
+        data, _, score = name.rpartition("/")
+        curves.setdefault(score, {})[data] = find_curve(evals, name)
+    return curves

@@ -1,4 +1,4 @@
-"""The JSON files of a run folder in, checked objects out. It draws nothing.
+"""The files of a run folder in, checked objects out. It draws nothing.
 
 A file that is not JSON, or in which a field has another type than `jaxcpt train` writes, raises
 UserError with the file, the field and what was found.
@@ -8,10 +8,15 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcpt.errors import UserError
+from jaxcpt.provenance import STARTS_FILE
+from jaxcpt.rows import EVALS_FILE, METRICS_FILE, Row, read_rows
 
 DEEPEST = 50
 """Objects in objects. A whole experiment has five."""
@@ -31,16 +36,45 @@ def _is_number(value: Any) -> bool:
     return not math.isinf(value) if isinstance(value, float) else abs(value) < sys.float_info.max
 
 
+def _is_date(value: Any) -> bool:
+    with suppress(TypeError, ValueError):
+        return datetime.fromisoformat(value).tzinfo is not None
+    return False
+
+
 NUMBER = Kind("a number", _is_number)
 NUMBER_OR_NULL = Kind("a number or null", lambda value: value is None or _is_number(value))
 TEXT = Kind("a text", lambda value: isinstance(value, str))
+TEXT_OR_NULL = Kind("a text or null", lambda value: value is None or isinstance(value, str))
+DATE = Kind("a date with its time zone", _is_date)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number", lambda value: type(value) is int and 0 <= value < 10**15)
 ANYTHING = Kind("anything", lambda _: True)
 
 # A "?" marks a field that may be missing. ANY stands for all fields that are not named.
-EXPERIMENT = {"name?": TEXT, "train_steps?": COUNT}
+SOURCE = {"type?": TEXT, "path?": TEXT, "directory?": TEXT, ANY: ANYTHING}
+EXPERIMENT = {
+    "name?": TEXT,
+    "train_steps?": COUNT,
+    "objective?": TEXT,
+    "batching?": {"pairs_per_batch?": COUNT, ANY: ANYTHING},
+    "model?": {"width?": COUNT, ANY: ANYTHING},
+    "tokenizer?": {"x_tokens?": COUNT, "y_tokens?": COUNT, ANY: ANYTHING},
+    "data?": {"train?": [SOURCE], ANY: ANYTHING},
+}
+START = {
+    "step": COUNT,
+    "date": DATE,
+    "command": TEXT,
+    "commit": TEXT_OR_NULL,
+    "versions": {ANY: TEXT},
+    "host": TEXT,
+    "processes": COUNT,
+    "devices": TEXT,
+    "data": [{"name": TEXT, "pairs": COUNT}],
+}
 SUMMARY = {
+    "end?": {"date": DATE, "host_memory_bytes": COUNT, "device_memory_bytes?": COUNT},
     "table?": [{"name": TEXT, ANY: NUMBER}],
     "examples?": [
         {
@@ -61,20 +95,75 @@ LINE = {
 SUITES = {"step": COUNT, "suites": {ANY: [LINE]}}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the files of a run folder say. Files that a run lacks are empty here."""
+
+    folder: Path
+    experiment: dict[str, Any]
+    rows: list[Row]
+    evals: list[Row]
+    starts: list[dict[str, Any]]
+    """Runs of older versions recorded none."""
+    summary: dict[str, Any]
+    suites: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.experiment.get("name", self.folder.name))
+
+    @property
+    def step(self) -> int:
+        """The last step that has numbers."""
+        return int(max((row["step"] for row in self.rows[-1:] + self.evals[-1:]), default=0))
+
+    @property
+    def is_generative(self) -> bool:
+        return self.experiment.get("objective") == "generative"
+
+
+def read_run(folder: Path) -> Run:
+    """Raises UserError if the folder is not a run folder, or if a file in it does not fit."""
+    experiment = read_object(folder / "experiment.json", EXPERIMENT)
+    if experiment is None:
+        raise UserError(
+            f"{folder}: not a run folder: it has no experiment.json; "
+            "give the folder that jaxcpt.train wrote"
+        )
+    return Run(
+        folder=folder,
+        experiment=experiment,
+        rows=read_rows(folder / METRICS_FILE),
+        evals=read_rows(folder / EVALS_FILE),
+        starts=read_objects(folder / STARTS_FILE, START),
+        summary=read_object(folder / "summary.json", SUMMARY) or {},
+        suites=read_object(folder / "suites.json", SUITES) or {},
+    )
+
+
 def read_object(path: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
     """The object in the file; None where there is no such file."""
-    if not path.is_file():
-        return None
+    return _parse(path.read_bytes(), shape, str(path)) if path.is_file() else None
+
+
+def read_objects(path: Path, shape: dict[str, Any]) -> list[dict[str, Any]]:
+    """The object in each line of the file. A file that does not exist has none."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [_parse(line, shape, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _parse(content: bytes, shape: dict[str, Any], where: str) -> dict[str, Any]:
+    """Raises UserError, which begins with `where`."""
     try:
-        value = json.loads(path.read_bytes(), parse_float=_parse_float)
+        value = json.loads(content, parse_float=_parse_float)
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be shown
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: not JSON: {error}; put back the file that jaxcpt.train wrote"
+            f"{where}: not JSON: {error}; put back the file that jaxcpt.train wrote"
         ) from error
-    _check(value, shape, path, [])
+    _check(value, shape, where, [])
     if _is_deeper(value, DEEPEST):
-        raise UserError(f"{path}: more than {DEEPEST} objects in one another")
+        raise UserError(f"{where}: more than {DEEPEST} objects in one another")
     return value
 
 
@@ -84,14 +173,14 @@ def _parse_float(text: str) -> float:
     return value
 
 
-def _check(value: Any, shape: Any, path: Path, place: list[str]) -> None:
+def _check(value: Any, shape: Any, where: str, place: list[str]) -> None:
     """Raises UserError for the first field that does not fit. `place`: the names above it."""
 
     def refuse(expected: str) -> None:
         field = f"{'.'.join(place)}: " if place else ""
         found = json.dumps(value, ensure_ascii=False)[:60]
         raise UserError(
-            f"{path}: {field}expected {expected}, found {found}; "
+            f"{where}: {field}expected {expected}, found {found}; "
             "put back the file that jaxcpt.train wrote"
         )
 
@@ -102,7 +191,7 @@ def _check(value: Any, shape: Any, path: Path, place: list[str]) -> None:
         if not isinstance(value, list):
             refuse("a list")
         for index, item in enumerate(value):
-            _check(item, shape[0], path, [*place, str(index)])
+            _check(item, shape[0], where, [*place, str(index)])
     else:
         if not isinstance(value, dict):
             refuse("an object")
@@ -111,7 +200,7 @@ def _check(value: Any, shape: Any, path: Path, place: list[str]) -> None:
             if name in shape:
                 refuse(f"an object with '{name}'")
         for name, item in value.items():
-            _check(item, named.get(name, shape.get(ANY, ANYTHING)), path, [*place, name])
+            _check(item, named.get(name, shape.get(ANY, ANYTHING)), where, [*place, name])
 
 
 def _is_deeper(value: Any, most: int) -> bool:

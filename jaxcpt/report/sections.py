@@ -5,12 +5,14 @@ All text is escaped here, whatever file it comes from.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from jaxcpt.evals.suites import SUITES, Suite
 from jaxcpt.report.charts import format_score
+from jaxcpt.report.meanings import explain
+from jaxcpt.report.settings import Setting
 
 LOWER_IS_BETTER = ("bits_per_byte", "perplexity")
 
@@ -24,26 +26,28 @@ def make_label(name: str) -> str:
     return name
 
 
-def draw_table(table: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with a name and scores. The best score of each column is bold: the largest, but for
-    LOWER_IS_BETTER."""
+def draw_table(table: Sequence[Mapping[str, Any]], turned: bool = False) -> str:
+    """Rows with a name and scores. The best value of each score is bold: the largest, but for
+    LOWER_IS_BETTER. turned: a column for each row of `table`."""
     if not table:
         return ""
     names = list(dict.fromkeys(name for row in table for name in row if name != "name"))
-    best = {
-        name: (min if name in LOWER_IS_BETTER else max)(float(r[name]) for r in table if name in r)
-        for name in names
-    }
-    lines = []
-    for row in table:
-        cells = [f"<th>{escape(str(row.get('name', '')))}</th>"]
-        for name in names:
-            value = float(row[name]) if name in row else math.nan
-            mark = ' class="best"' if value == best[name] else ""
-            cells.append(f"<td{mark}>{format_score(value)}</td>" if name in row else "<td>-</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{escape(make_label(name))}</th>" for name in names)
-    return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+    columns = [["<th></th>"] + [f"<th>{escape(str(row.get('name', '')))}</th>" for row in table]]
+    for name in names:
+        values = [float(row[name]) if name in row else math.nan for row in table]
+        there = [value for value in values if not math.isnan(value)]
+        pick = min if name.rpartition("/")[2] in LOWER_IS_BETTER else max
+        best = pick(there, default=math.nan)
+        column = [f"<th>{escape(make_label(name))}</th>"]
+        for value in values:
+            mark = ' class="best"' if value == best else ""
+            column.append(
+                "<td>-</td>" if math.isnan(value) else f"<td{mark}>{format_score(value)}</td>"
+            )
+        columns.append(column)
+    lines = columns if turned else list(zip(*columns, strict=True))
+    rows = "".join(f"<tr>{''.join(line)}</tr>" for line in lines)
+    return f"<table>{rows}</table>"
 
 
 def draw_suites(recorded: Mapping[str, Any]) -> str:
@@ -54,7 +58,9 @@ def draw_suites(recorded: Mapping[str, Any]) -> str:
         for suite in SUITES.values()
         if (lines := tables.get(suite.name))
     ]
-    return f'<div class="suites">{"".join(parts)}</div>' if parts else ""
+    names = [line["name"] for lines in tables.values() for line in lines]
+    meanings = draw_meanings(names)
+    return f'<div class="suites">{"".join(parts)}</div>{meanings}' if parts else ""
 
 
 def _draw_suite(suite: Suite, lines: Sequence[Mapping[str, Any]], step: int) -> str:
@@ -96,18 +102,28 @@ def draw_examples(examples: Sequence[Mapping[str, Any]]) -> str:
     return "".join(parts)
 
 
-def draw_tree(value: Mapping[str, Any]) -> str:
-    """Nested objects and lists as nested lists of names and values."""
-    leaves, branches = [], []
-    for name, item in value.items():
-        if isinstance(item, list) and any(isinstance(entry, dict) for entry in item):
-            item = {str(index): entry for index, entry in enumerate(item)}
-        if isinstance(item, dict):
-            kind = escape(str(item.get("type", "")))
-            head = f"<summary>{escape(name)} <span>{kind}</span></summary>"
-            branches.append(f"<details open>{head}{draw_tree(item)}</details>")
-        elif name != "type":
-            text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
-            leaves.append(f"<dt>{escape(name)}</dt><dd>{escape(text) or '-'}</dd>")
-    listed = f"<dl>{''.join(leaves)}</dl>" if leaves else ""
-    return f'{listed}<div class="tree">{"".join(branches)}</div>' if branches else listed
+def draw_list(facts: Iterable[tuple[str, str]]) -> str:
+    """Names and values below one another. Nothing where there are none."""
+    items = "".join(f"<dt>{escape(n)}</dt><dd>{escape(text) or '-'}</dd>" for n, text in facts)
+    return f"<dl>{items}</dl>" if items else ""
+
+
+def draw_settings(settings: Sequence[Setting]) -> str:
+    """The values that the experiment chose, then the defaults, folded."""
+    chosen = [(s.path, s.value) for s in settings if not s.is_default]
+    defaults = [(s.path, s.value) for s in settings if s.is_default]
+    if not defaults:
+        return draw_list(chosen)
+    head = f"<summary>{len(defaults)} values that are the default</summary>"
+    return f"{draw_list(chosen)}<details>{head}{draw_list(defaults)}</details>"
+
+
+def draw_meanings(names: Iterable[str], is_generative: bool = False) -> str:
+    """A folded list of what the scores mean. Names of the same kind of score stand once."""
+    kinds = dict.fromkeys(name.rpartition("/")[2] for name in names)
+    meanings = {make_label(k): m for k in kinds if (m := explain(k, is_generative))}
+    if not meanings:
+        return ""
+    return (
+        f"<details><summary>What the scores mean</summary>{draw_list(meanings.items())}</details>"
+    )

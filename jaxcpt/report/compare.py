@@ -1,0 +1,132 @@
+"""Several runs in, one page out: what differs in their settings, their scores, and their curves."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+from jaxcpt.errors import UserError
+from jaxcpt.files import write_file
+from jaxcpt.report.charts import Chart, Curve, draw_chart
+from jaxcpt.report.curves import find_curve, list_charts
+from jaxcpt.report.inputs import Run, read_run
+from jaxcpt.report.meanings import explain
+from jaxcpt.report.page import arrange, fill_page
+from jaxcpt.report.sections import draw_meanings, draw_table, make_label
+from jaxcpt.report.settings import list_settings
+from jaxcpt.rows import Row
+
+
+def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
+    """Writes the page and returns its path. Raises UserError as `read_run` does."""
+    runs = dict(zip(name_runs(run_dirs), map(read_run, run_dirs), strict=True))
+    sections = {
+        "Runs": draw_runs(runs),
+        "Settings that differ": draw_differences(runs),
+        "Last scores": draw_scores(runs),
+        "Scores by step": arrange(draw_eval_curves(runs)),
+        "Training": arrange(draw_training_curves(runs)),
+    }
+    title = " and ".join(runs) if len(runs) < 3 else f"{len(runs)} runs compared"
+    write_file(output, fill_page(title, "", sections))
+    return output
+
+
+def name_runs(run_dirs: Sequence[Path]) -> list[str]:
+    """The name of each folder, with as many folders above it as tell the runs apart.
+
+    Raises UserError where a folder is named twice.
+    """
+    whole = [str(path) if "://" in str(path) else os.path.abspath(path) for path in run_dirs]
+    if twice := [name for name in whole if whole.count(name) > 1]:
+        raise UserError(f"{twice[0]}: named twice; name each run once")
+    parts = [name.split("/") for name in whole]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def draw_runs(runs: Mapping[str, Run]) -> str:
+    """A row for each run: its experiment, how far it is, and when and where it ran."""
+    lines = ""
+    for name, run in runs.items():
+        last = run.starts[-1] if run.starts else {}
+        commit = (last.get("commit") or "-")[:12]
+        cells = [
+            run.name,
+            f"{run.step:,} of {run.experiment.get('train_steps', 0):,}",
+            run.starts[0]["date"][:10] if run.starts else "-",
+            commit,
+            last.get("devices", "-"),
+        ]
+        row = "".join(f'<td class="text">{escape(cell)}</td>' for cell in cells)
+        lines += f"<tr><th>{escape(name)}</th>{row}</tr>"
+    titles = ("experiment", "step", "started", "commit", "devices")
+    head = "".join(f'<th class="text">{title}</th>' for title in titles)
+    return f"<table><tr><th>run</th>{head}</tr>{lines}</table>"
+
+
+def draw_differences(runs: Mapping[str, Run]) -> str:
+    """A row for each value of the experiments that is not the same in all runs.
+
+    Runs with other parts, such as a baseline, lack some values. Of those, the defaults have no row.
+    """
+    values = [{s.path: s for s in list_settings(run.experiment)} for run in runs.values()]
+    lines = ""
+    for path in dict.fromkeys(path for found in values for path in found):
+        settings = [found[path] for found in values if path in found]
+        missing = len(settings) < len(values)
+        if missing and all(setting.is_default for setting in settings):
+            continue
+        if missing or len({setting.value for setting in settings}) > 1:
+            cells = [found[path].value if path in found else "-" for found in values]
+            row = "".join(f'<td class="text">{escape(cell)}</td>' for cell in cells)
+            lines += f"<tr><th>{escape(path)}</th>{row}</tr>"
+    if not lines:
+        return "<p>The runs have the same settings.</p>"
+    head = "".join(f'<th class="text">{escape(name)}</th>' for name in runs)
+    return f"<table><tr><th></th>{head}</tr>{lines}</table>"
+
+
+def draw_scores(runs: Mapping[str, Run]) -> str:
+    """Each run's newest value of each score, with the best of each score in bold."""
+    table = []
+    for name, run in runs.items():
+        table.append({k: v for row in run.evals for k, v in row.items()} | {"name": name})
+        table[-1].pop("step", None)
+    names = {name: None for row in table for name in row if name != "name"}
+    return draw_table(table, turned=True) + draw_meanings(names) if names else ""
+
+
+def draw_eval_curves(runs: Mapping[str, Run]) -> list[str]:
+    """A figure for each score that a run has at two steps or more."""
+    figures = []
+    for name in dict.fromkeys(name for run in runs.values() for row in run.evals for name in row):
+        curves = _find_curves({key: run.evals for key, run in runs.items()}, name)
+        if name != "step" and any(len(steps) > 1 for steps, _ in curves.values()):
+            label = make_label(name)
+            chart = Chart(label, (), label, smooth=False, meaning=explain(name))
+            figures.append(draw_chart(chart, curves, {}))
+    return figures
+
+
+def draw_training_curves(runs: Mapping[str, Run]) -> list[str]:
+    """A figure for each scalar of training, with a curve for each run that has it."""
+    generative = any(run.is_generative for run in runs.values())
+    figures = []
+    for chart in list_charts((row for run in runs.values() for row in run.rows), generative):
+        for name in chart.names:
+            curves = _find_curves({key: run.rows for key, run in runs.items()}, name)
+            title = chart.title if len(chart.names) == 1 else make_label(name)
+            own = replace(chart, title=title, meaning=explain(name, generative) or chart.meaning)
+            figures.append(draw_chart(own, curves, {}))
+    return figures
+
+
+def _find_curves(rows: Mapping[str, Sequence[Row]], name: str) -> dict[str, Curve]:
+    """The curve of each run that has the scalar."""
+    curves = {key: find_curve(own, name) for key, own in rows.items()}
+    return {key: curve for key, curve in curves.items() if curve[0]}

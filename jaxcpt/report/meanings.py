@@ -1,0 +1,52 @@
+"""What each number of the page means, in one line each: its name in, a sentence out."""
+
+import re
+
+RATES = "The first reading of each start includes compilation."
+MEANINGS = {
+    "loss": "Mean cross-entropy of finding the partner of each text among all texts of the batch, "
+    "in both directions. It starts near ln(pairs in a batch), which is chance.",
+    "accuracy_x_to_y": "Share of x whose own y is nearest among all y of the batch.",
+    "accuracy_y_to_x": "Share of y whose own x is nearest among all x of the batch.",
+    "mrr": "Mean of 1 / rank of the right text; 1 means that it always comes first.",
+    "scale": "Cosines are multiplied by it before the softmax. It is learnt.",
+    "learning_rate": "The size of the optimizer's steps.",
+    "gradient_norm": "Length of the whole gradient before clipping. A jump shows an unstable step.",
+    "pairs_per_s": f"Pairs that all devices train on in a second. {RATES}",
+    "tokens_per_s": f"The same in tokens, without padding. {RATES}",
+    "padding": "Share of the computed tokens that are padding and so are wasted.",
+    "data_wait": "Share of the time in which the devices wait for the next batch.",
+    "mfu": "Useful arithmetic as a share of what the devices can do at most.",
+    "alignment": "Mean squared distance between the two texts of a pair. Lower is closer.",
+    "uniformity": "Log of how near the texts of different pairs lie. Lower is more spread out.",
+    "zx_norm": "Mean length of the vectors of x before they are scaled to length 1.",
+    "zy_norm": "Mean length of the vectors of y before they are scaled to length 1.",
+    "masked_duplicates": "Comparisons left out because both texts are equal.",
+    "masked_overflow": "Pairs of the batch that did not fit into its rows and were left out.",
+    "predicted": "Tokens that the step predicted.",
+    "bad_steps": "Steps in a row whose loss or gradient was not finite. They changed nothing.",
+    "bits_per_byte": "Bits that the model needs for a byte of text. Lower is better.",
+    "perplexity": "Among how many tokens the model hesitates on average. Lower is better.",
+    "map": "Mean average precision: how early all right texts come. 1 is best.",
+    "spearman": "How well the order of the cosines agrees with people's ratings. 1 is best.",
+    "pearson": "Linear correlation of the cosines with people's ratings. 1 is best.",
+}
+GENERATIVE_LOSS = "Mean cross-entropy of the next token, in nats. Lower is better."
+PATTERNS = {
+    r"recall_at_(\d+)": "Share of the right texts that stand among the first {}.",
+    r"mrr_at_(\d+)": "As MRR; a right text after place {} counts as 0.",
+    r"ndcg_at_(\d+)": "How early the right texts stand among the first {}, the earlier the better. "
+    "1 is best.",
+    r"answer_recall_at_(\d+)": "Share of questions whose answer is in one of the first {} texts.",
+}
+
+
+def explain(name: str, is_generative: bool = False) -> str:
+    """The sentence for a scalar or a score, such as `heldout/mrr`. Empty for an unknown name."""
+    name = name.rpartition("/")[2]
+    if name == "loss" and is_generative:
+        return GENERATIVE_LOSS
+    for pattern, meaning in PATTERNS.items():
+        if found := re.fullmatch(pattern, name):
+            return meaning.format(found[1])
+    return MEANINGS.get(name, "")
