@@ -233,6 +233,7 @@ def test_every_number_of_training_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("name", "start"),
     [
+        ("heldout/recall_at_1", "Share of the searches whose first text is right."),
         ("retrieval/x/recall_at_100", "Share of the right texts that stand among the first 100."),
         ("retrieval/x/ndcg_at_10", "How early the right texts stand among the first 10,"),
         ("open_qa/nq/answer_recall_at_20", "Share of questions whose answer is in one of the"),

@@ -27,6 +27,7 @@ MEANINGS = {
     "bad_steps": "Steps in a row whose loss or gradient was not finite. They changed nothing.",
     "bits_per_byte": "Bits that the model needs for a byte of text. Lower is better.",
     "perplexity": "Among how many tokens the model hesitates on average. Lower is better.",
+    "recall_at_1": "Share of the searches whose first text is right.",
     "map": "Mean average precision: how early all right texts come. 1 is best.",
     "spearman": "How well the order of the cosines agrees with people's ratings. 1 is best.",
     "pearson": "Linear correlation of the cosines with people's ratings. 1 is best.",
@@ -46,7 +47,9 @@ def explain(name: str, is_generative: bool = False) -> str:
     name = name.rpartition("/")[2]
     if name == "loss" and is_generative:
         return GENERATIVE_LOSS
+    if name in MEANINGS:
+        return MEANINGS[name]
     for pattern, meaning in PATTERNS.items():
         if found := re.fullmatch(pattern, name):
             return meaning.format(found[1])
-    return MEANINGS.get(name, "")
+    return ""
