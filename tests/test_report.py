@@ -292,6 +292,15 @@ def test_the_boxes_of_the_pointer_lie_side_by_side_over_the_plot(page):
     assert 97 < lefts[-1] + widths[-1] <= 100
 
 
+def test_the_line_of_the_pointer_lies_at_the_step(tmp_path):
+    """The box of a step reaches half way to the next one, so the step need not be in its middle."""
+    plant(tmp_path, 0)
+    lines = [json.dumps({"step": step, "heldout/mrr": 0.5}) for step in (0, 10, 100)]
+    (tmp_path / "evals.jsonl").write_text("\n".join(lines) + "\n")
+    source = write_report(tmp_path).read_text()
+    assert re.findall(r"--at:(\d+)%", source) == ["29", "10", "96"]
+
+
 def test_of_many_steps_the_pointer_shows_means(page):
     boxes = hover_boxes(page, "Loss")
     mean = sum(100 / step for step in (1, 2, 3, 4)) / 4

@@ -262,8 +262,9 @@ def _draw_boxes(
             f"{'' if len(colours) == 1 else ' ' + escape(name)}"
             for name, mean in point.means.items()
         )
-        side = ' class="r"' if place > 50 else ""
-        style = f"left:{place:.2f}%;width:{width:.2f}%"
+        inside = 100 * (point.middle - left) / (right - left)
+        side = ' class="r"' if place + width * inside / 100 > 50 else ""
+        style = f"left:{place:.2f}%;width:{width:.2f}%;--at:{inside:.0f}%"
         boxes.append(f'<i{side} style="{style}"><b>{steps}{values}</b></i>')
     return "".join(boxes)
 
