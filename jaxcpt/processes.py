@@ -161,7 +161,8 @@ def _await_others(port: int, count: int, wait: int, deadline: float) -> None:
 
 # JAX ends a process that loses the coordinator, or hears nothing of a peer for HEARTBEAT_SECONDS,
 # by an abort with a stack trace of its own, before Python can say anything. What that writes is
-# read by a small process of its own, which says the one line that matters instead.
+# read by a small process of its own, which says the one line that matters instead. An error of the
+# coordination service goes on over lines that have no prefix.
 _STDERR_FILTER = """
 import re, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -170,7 +171,7 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 lost = said = False
 for line in sys.stdin:
     lost = lost or bool(re.match(r"[EF]\\d{4} .*(coordination_service|client\\.h)", line))
-    stop = re.match(r"[IWE]\\d{4} .*preemption_", line)
+    stop = re.match(r"[IWE]\\d{4} .*preemption_|Additional GRPC error|:[A-Z_]+:Error", line)
     said = said or line.startswith("jaxcpt:")
     if line.startswith("jaxcpt:") or not (lost or stop or line.startswith("[Gloo]")):
         print(line, end="", file=sys.stderr, flush=True)

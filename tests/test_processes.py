@@ -15,6 +15,7 @@ import pytest
 from conftest import REPOSITORY
 from test_evals_sts import write_subset
 
+from jaxcpt import processes
 from jaxcpt.errors import LOST_PEER, STOPPED, UserError
 from jaxcpt.metrics import read_rows
 from jaxcpt.processes import is_loss, join
@@ -204,3 +205,19 @@ def test_says_that_the_coordinator_did_not_come():
 def test_refuses_half_an_address(arguments, message):
     with pytest.raises(UserError, match=message):
         join(*arguments, wait=1)
+
+
+def test_what_the_coordination_service_writes_is_left_out():
+    written = (
+        "step 1\n"
+        "E1126 05:00:00.1 7 preemption_sync_manager.cc:9] UNAVAILABLE: GetKeyValue failed\n"
+        "Additional GRPC error information from remote target coordination_service:\n"
+        ':UNKNOWN:Error received from peer  {grpc_status:14, grpc_message:"reset by peer"}.\n'
+        "Traceback of something else\n"
+        "jaxcpt: another process is gone\n"
+        "F1126 05:00:00.2 7 client.h:9] Terminating process because the JAX distributed service\n"
+        "and a stack trace\n"
+    )
+    command = [sys.executable, "-c", processes._STDERR_FILTER, "the farewell"]
+    done = subprocess.run(command, input=written, capture_output=True, text=True, check=True)
+    assert done.stderr == "step 1\nTraceback of something else\njaxcpt: another process is gone\n"
