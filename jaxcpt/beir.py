@@ -4,7 +4,7 @@ In: a task's folder. Out: its judgements, queries and documents, one row at a ti
 need not fit in memory. The module knows neither training pairs nor metrics.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from jaxcpt.lines import parse_int, read_jsonl, read_tsv, require_file
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 QRELS = ("query-id", "corpus-id", "score")
 FIELDS = {"_id": str, "text": str}
+FORUMS = "cqadupstack"
 HIGHEST_GRADE = 1_000
 """trec_eval keeps an array of as many grades."""
 
@@ -39,6 +40,43 @@ def list_folders(parent: Path) -> list[Path]:
 
 def _is_corpus(path: Path) -> bool:
     return path.name in (CORPUS, f"{CORPUS}.gz")
+
+
+def add_means(
+    by_set: Mapping[str, dict[str, float]], names: Iterable[str]
+) -> dict[str, dict[str, float]]:
+    """Adds the mean of each set of several corpora, where all of its parts have scores.
+
+    names: all sets that are there. Parts are `<set>/<part>`, such as cqadupstack/android, or
+    cqadupstack-android, as MTEB distributes these forums.
+    """
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        if whole := find_whole(name):
+            parts.setdefault(whole, []).append(name)
+    means = {
+        whole: {
+            key: sum(by_set[part][key] for part in of_set) / len(of_set)
+            for key in by_set[of_set[0]]
+        }
+        for whole, of_set in parts.items()
+        if by_set.keys() >= set(of_set)
+    }
+    return {**by_set, **means}
+
+
+def find_whole(name: str) -> str:
+    """The set that a corpus is a part of. Empty: it is a set of its own."""
+    if name.startswith(f"{FORUMS}-"):
+        return FORUMS
+    return name.rpartition("/")[0]
+
+
+def name_scores(by_set: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Scores by `<set>/<score>`."""
+    return {
+        f"{name}/{key}": value for name, of_set in by_set.items() for key, value in of_set.items()
+    }
 
 
 def read_task(folder: Path, split: str) -> Task:

@@ -16,8 +16,8 @@ from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.evals import collect, finish, mteb_tasks, require_library
 from jaxcpt.evals.suites import (
     SUITES,
+    describe_unknown,
     list_suites,
-    list_unknown,
     require_libraries,
     run_suites,
     score_words,
@@ -76,8 +76,8 @@ def score_data(arguments: argparse.Namespace, embedder: Embedder, storage: Stora
     words: dict[str, float] = {}
     problems: list[str] = []
     suites = list_suites(data, arguments.suite)
-    if unknown := list_unknown(data, suites):
-        print(f"{data}: no suite reads {', '.join(unknown)}; not scored")
+    for line in describe_unknown(data, suites):
+        print(line)
     records = is_own(embedder, storage)
     for suite in suites:
         print(f"scoring {suite}", flush=True)

@@ -32,6 +32,14 @@ SHOWN = {
 """Scalars shown beside the step. `accuracy` is the mean of the two search directions."""
 
 
+class Shown:
+    """What stands on the terminal now. Two displays that redraw would mix their lines."""
+
+    run = False
+    """Whether it is a `RunDisplay`."""
+    bars: progress.Progress | None = None
+
+
 class RunDisplay:
     """Shows the progress and the numbers of a training run, as a context manager.
 
@@ -57,11 +65,13 @@ class RunDisplay:
             # Redrawn only when there is news, so no thread competes with the run for a core.
             self._live = Live(bar, console=self._console, auto_refresh=False)
             self._live.start(refresh=True)
+            Shown.run = True
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+            Shown.run = False
 
     def show_step(self, step: int, scalars: Mapping[str, float]) -> None:
         """Shows the scalars named in SHOWN, and warns of any that is not finite."""
@@ -152,22 +162,42 @@ def print_table(
 
 @contextmanager
 def show_progress(title: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Shows a bar on the terminal until the block ends.
+    """Shows a bar on the terminal until the block ends, below those that stand there already.
 
+    While a `RunDisplay` stands there, it shows nothing.
     It yields a function; call that with the number of items done since the last call.
     total: the number of items. None: not known yet.
     """
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    console = make_console()
-    shown = shown and console.is_terminal
-    with progress.Progress(*columns, console=console, disable=not shown, transient=True) as display:
-        task = display.add_task(title, total=total)
+    if Shown.run or not (shown and make_console().is_terminal):
+        yield lambda count: None
+    elif (display := Shown.bars) is not None:
+        with _show_bar(display, title, total) as advance:
+            yield advance
+    else:
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        with progress.Progress(*columns, console=make_console(), transient=True) as display:
+            Shown.bars = display
+            try:
+                with _show_bar(display, title, total) as advance:
+                    yield advance
+            finally:
+                Shown.bars = None
+
+
+@contextmanager
+def _show_bar(
+    display: progress.Progress, title: str, total: int | None
+) -> Iterator[Callable[[int], None]]:
+    task = display.add_task(title, total=total)
+    try:
         yield lambda count: display.advance(task, count)
+    finally:
+        display.remove_task(task)
 
 
 def make_console() -> Console:

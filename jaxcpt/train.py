@@ -21,7 +21,7 @@ from jaxcpt.checks import validate
 from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import CommandParser, Stopped, run_command
-from jaxcpt.evals.suites import list_suites
+from jaxcpt.evals.suites import check_suites
 from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
 from jaxcpt.files import to_path, write_file
 from jaxcpt.fingerprints import check_data, check_model, describe_data, describe_model
@@ -123,7 +123,7 @@ def prepare(
             tokenizer.save(run_dir / "tokenizer")
     if experiment.evals.suites:
         evals_data = fetch(to_path(experiment.evals.data))
-        list_suites(evals_data, "all")  # refused now, not at the first eval
+        check_suites(evals_data, experiment.evals.suites)  # refused now, not at the first eval
     data = describe_data(experiment.data, sources, heldout, tokenizer)
     batches = Batches(experiment, sources, tokenizer, mesh)
     labels = label_sources(experiment.data.train) if experiment.data.homogeneous else []

@@ -9,6 +9,7 @@ vectors on disk.
 import functools
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ import numpy as np
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Side
 from jaxcpt.processes import is_first
+from jaxcpt.terminal import show_progress
 from jaxcpt.vectors import TextWithId, cut_into_blocks
 
 DOCUMENTS_PER_BLOCK = 16_384
@@ -76,6 +78,19 @@ def read_each(
             problems.append(str(problem))
         else:
             yield value
+
+
+@contextmanager
+def show_sets(title: str, sets: Sequence[Path]) -> Iterator[Iterator[Path]]:
+    """The sets in turn, with a bar on the terminal that counts those that are done."""
+    with show_progress(title, len(sets), shown=is_first() and len(sets) > 1) as advance:
+
+        def count() -> Iterator[Path]:
+            for path in sets:
+                yield path
+                advance(1)
+
+        yield count()
 
 
 def finish(scores: dict[str, float], problems: Sequence[str]) -> dict[str, float]:

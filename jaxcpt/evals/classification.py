@@ -20,6 +20,7 @@ from jaxcpt.evals import (
     finish,
     linear_probe,
     read_each,
+    show_sets,
 )
 from jaxcpt.evals.linear_probe import CROSS_VALIDATED, Labelled, Split, cut_into_folds
 from jaxcpt.pair import Side
@@ -50,11 +51,12 @@ def run(embed_fn: EmbedFn, data: Path, folds: int = 10) -> dict[str, float]:
     probed: dict[str, float] = {}
     untrained: dict[str, float] = {}
     problems: list[str] = []
-    for folder in linear_probe.list_folders(data):
-        embed = _remember(embed_fn)
-        probed |= collect(problems, linear_probe.run, embed, data, [folder.name], folds)
-        if folder.name in LABEL_WORDS:
-            untrained |= collect(problems, run_untrained, embed, folder, folds)
+    with show_sets("linear_probe", linear_probe.list_folders(data)) as folders:
+        for folder in folders:
+            embed = _remember(embed_fn)
+            probed |= collect(problems, linear_probe.run, embed, data, [folder.name], folds)
+            if folder.name in LABEL_WORDS:
+                untrained |= collect(problems, run_untrained, embed, folder, folds)
     return finish(linear_probe.add_average(probed) | untrained, problems)
 
 

@@ -7,11 +7,19 @@ as in the paper. A query without a right answer counts as never answered. It kno
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from jaxcpt.beir import describe_judgements, list_folders, read_documents, read_task
+from jaxcpt.beir import (
+    Task,
+    describe_judgements,
+    list_folders,
+    name_scores,
+    read_documents,
+    read_task,
+)
 from jaxcpt.errors import UserError
 from jaxcpt.evals import (
     DataRefused,
@@ -22,10 +30,12 @@ from jaxcpt.evals import (
     note,
     ranks,
     read_each,
+    show_sets,
     words,
 )
 from jaxcpt.lines import read_jsonl
 
+LANGUAGES_FOLDER = "codesearchnet"
 LANGUAGES = ("go", "java", "javascript", "php", "python", "ruby")
 CODESEARCHNET = {1_000: "codesearchnet", 10_000: "codesearchnet_10k"}
 """The numbers of candidates that a function is searched among, and the names of these scores. The
@@ -71,11 +81,11 @@ def bm25(data: Path, split: str = "test") -> dict[str, float]:
 
 def _score_all(prepare: Prepare, data: Path, split: str) -> dict[str, float]:
     parent = Path(data) / "code_search"
-    folders = list_folders(parent)
+    folders = [path for path in list_folders(parent) if path.parent.name != LANGUAGES_FOLDER]
     languages = [
-        parent / "codesearchnet" / name
+        parent / LANGUAGES_FOLDER / name
         for name in LANGUAGES
-        if (parent / "codesearchnet" / name).is_dir()
+        if (parent / LANGUAGES_FOLDER / name).is_dir()
     ]
     if not folders and not languages:
         raise DataRefused(
@@ -84,25 +94,32 @@ def _score_all(prepare: Prepare, data: Path, split: str) -> dict[str, float]:
         )
     scores: dict[str, float] = {}
     problems: list[str] = []
-    for task in read_each(lambda folder: read_task(folder, split), folders, problems):
-        row = {name: i for i, name in enumerate(task.document_ids)}
-        right = [
-            [row[name] for name, grade in grades.items() if grade > 0 and name in row]
-            for grades in task.qrels.values()
-        ]
-        for text in describe_judgements(task):
-            note(text)
-        code = [text for _, text in read_documents(task.folder)]
-        rank = prepare(list(task.queries.values()), code)
-        name = task.folder.relative_to(parent).as_posix()
-        scores |= _name(name, rank(slice(None), right))
-    for language, pairs in read_each(_read_codesearchnet, languages, problems):
-        scores |= _score_language(prepare, language, pairs)
+    with show_sets("code_search", [*folders, *languages]) as sets:
+        whole = islice(sets, len(folders))
+        for task in read_each(lambda folder: read_task(folder, split), whole, problems):
+            name = task.folder.relative_to(parent).as_posix()
+            scores |= name_scores({name: _score_task(prepare, task)})
+        for language, pairs in read_each(_read_codesearchnet, sets, problems):
+            scores |= _score_language(prepare, language, pairs)
     for protocol in CODESEARCHNET.values():
         keys = [f"{protocol}/{language}/mrr" for language in LANGUAGES]
         if set(keys) <= scores.keys():
             scores[f"{protocol}/average/mrr"] = float(np.mean([scores[key] for key in keys]))
     return finish(scores, problems)
+
+
+def _score_task(prepare: Prepare, task: Task) -> dict[str, float]:
+    """Each query among the whole corpus."""
+    row = {name: i for i, name in enumerate(task.document_ids)}
+    right = [
+        [row[name] for name, grade in grades.items() if grade > 0 and name in row]
+        for grades in task.qrels.values()
+    ]
+    for text in describe_judgements(task):
+        note(text)
+    code = [text for _, text in read_documents(task.folder)]
+    rank = prepare(list(task.queries.values()), code)
+    return ranks.mean_of_ranks(rank(slice(None), right))
 
 
 def _score_language(
@@ -120,7 +137,8 @@ def _score_language(
             for start in range(0, len(pairs) - count + 1, count)
         ]
         if blocks:
-            scores |= _name(f"{protocol}/{language}", np.concatenate(blocks))
+            found = ranks.mean_of_ranks(np.concatenate(blocks))
+            scores |= name_scores({f"{protocol}/{language}": found})
         else:
             note(f"codesearchnet/{language}: {len(pairs)} functions; not ranked among {count:,}")
     return scores
@@ -147,7 +165,3 @@ def _read_codesearchnet(folder: Path) -> tuple[str, list[tuple[str, str]]]:
             f"{folder}: {len(pairs)} functions; the protocol ranks each among {min(CODESEARCHNET)}"
         )
     return folder.name, pairs
-
-
-def _name(prefix: str, ranks_q: np.ndarray) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in ranks.mean_of_ranks(ranks_q).items()}

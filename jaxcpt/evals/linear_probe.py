@@ -27,6 +27,7 @@ from jaxcpt.evals import (
     finish,
     import_extra,
     read_each,
+    show_sets,
     words,
 )
 from jaxcpt.lines import parse_int, read_tsv
@@ -105,8 +106,9 @@ def _score(
     problems: list[str] = []
     folders = list_folders(data, tasks)
     # The folds use all cores. With BLAS threads on top, a fit was up to 25 times slower.
-    with import_extra("threadpoolctl").threadpool_limits(1):
-        for task, splits in read_each(partial(read_splits, folds=folds), folders, problems):
+    limits = import_extra("threadpoolctl").threadpool_limits
+    with limits(1), show_sets("linear_probe", folders) as sets:
+        for task, splits in read_each(partial(read_splits, folds=folds), sets, problems):
             scores |= _probe(learn, task, splits, folds)
     return finish(add_average(scores), problems)
 

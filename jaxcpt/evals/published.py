@@ -4,12 +4,13 @@ In: the data folder. Out: published scores by the name of our score, and reasons
 that name. It computes nothing. Each figure was checked against its source.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from jaxcpt.beir import FORUMS, find_whole, list_folders
 from jaxcpt.errors import UserError
-from jaxcpt.evals import name_of
-from jaxcpt.lines import read_lines
+from jaxcpt.evals import sts_files
 
 CPT, GTE = "arXiv 2201.10005 (the paper)", "arXiv 2308.03281 (GTE), BEIR table"
 BY_SOURCE: dict[str, dict[str, dict[str, float]]] = {
@@ -76,7 +77,8 @@ FIGURES: dict[str, dict[str, float]] = {
 STS12_SUBSETS = {"MSRpar", "MSRvid", "OnWN", "SMTeuroparl", "SMTnews"}
 SICK_R_PAIRS = 9_927
 """Of its parts train, trial and test together."""
-FORUMS = 12
+STS12_PAIRS = 3_108
+FORUMS_COUNT = 12
 
 
 def list_caveats(data: Path) -> dict[str, str]:
@@ -86,19 +88,14 @@ def list_caveats(data: Path) -> dict[str, str]:
             "code here is code_tokens, without documentation; the paper does not say what it took"
         ),
     }
-    folder = Path(data) / "sts" / "sts12"
-    if folder.is_dir():
-        names = {name_of(path, ".tsv") for path in folder.glob("*.tsv*")}
-        if missing := sorted(STS12_SUBSETS - names):
-            reason = f"without {', '.join(missing)}, which published figures include"
-            caveats |= {"sts/sts12/mean/": reason, "sts/sts12/all/": reason}
-    with suppress(UserError):  # a set that does not fit has no scores
-        if (count := _count_pairs(Path(data) / "sts" / "sick-r")) not in (0, SICK_R_PAIRS):
-            caveats["sts/sick-r/all/"] = f"of {count:,} pairs; MTEB takes all {SICK_R_PAIRS:,}"
-    forums = Path(data) / "retrieval" / "cqadupstack"
-    if 0 < (count := len(list(forums.glob("*/corpus.jsonl*")))) < FORUMS:
+    for folder in sts_files.list_folders(Path(data) / "sts"):
+        with suppress(UserError):  # a set that does not fit has no scores
+            caveats |= _list_sts_caveats(*sts_files.read_set(folder))
+    folder = Path(data) / "retrieval"
+    names = [path.relative_to(folder).as_posix() for path in list_folders(folder)]
+    if 0 < (count := [find_whole(name) for name in names].count(FORUMS)) < FORUMS_COUNT:
         for score in ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map"):
-            caveats[f"retrieval/cqadupstack/{score}"] = f"the mean of {count} of {FORUMS} forums"
+            caveats[f"retrieval/{FORUMS}/{score}"] = f"the mean of {count} of {FORUMS_COUNT} forums"
     for name, reason in {
         "code_search/concode_java": "made from CONCODE's dev split; no published search task",
         "retrieval/nq_utd": "of Cocktail's NQ-UTD the human-written documents alone",
@@ -108,6 +105,28 @@ def list_caveats(data: Path) -> dict[str, str]:
     return caveats
 
 
-def _count_pairs(folder: Path) -> int:
-    """The lines below the headers of a folder of subsets."""
-    return sum(sum(1 for _ in read_lines(path)) - 1 for path in folder.glob("*.tsv*"))
+def _list_sts_caveats(name: str, parts: Mapping[str, sts_files.Subset]) -> dict[str, str]:
+    count = sum(len(gold_n) for gold_n, _, _ in parts.values())
+    if name == sts_files.STS_B:
+        others = sorted(parts.keys() - {"test"})
+        return {f"sts/{name}/{part}/": "published figures are of the part test" for part in others}
+    if name == sts_files.SICK_R and count != SICK_R_PAIRS:
+        return {f"sts/{name}/all/": f"of {count:,} pairs; MTEB takes all {SICK_R_PAIRS:,}"}
+    if name == "sts12" and (missing := sorted(STS12_SUBSETS - parts.keys())):
+        if len(missing) < len(STS12_SUBSETS):
+            reason = f"without {', '.join(missing)}, which published figures include"
+        elif count != STS12_PAIRS:
+            reason = f"of {count:,} pairs; MTEB takes all {STS12_PAIRS:,}"
+        else:
+            return {}
+        return {f"sts/{name}/{score}/": reason for score in (sts_files.MEAN, sts_files.ALL)}
+    return {}
+
+
+def is_published_form(name: str) -> bool:
+    """Whether MTEB and model cards publish this score of the suite sts, and not another of its set.
+
+    It is the Spearman correlation of all pairs of a set together; of STS-B, that of its test part.
+    """
+    part = "test" if name.startswith(f"sts/{sts_files.STS_B}/") else sts_files.ALL
+    return name.startswith("sts/") and name.endswith(f"/{part}/spearman")

@@ -5,7 +5,7 @@ the reference library pytrec_eval computes them. Documents are embedded and sear
 time, so a corpus need not fit in memory. Only this module imports pytrec_eval. It knows no model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ import numpy as np
 from jaxcpt.beir import (
     CORPUS,
     Task,
+    add_means,
     describe_judgements,
     list_folders,
+    name_scores,
     read_documents,
     read_task,
 )
@@ -29,6 +31,7 @@ from jaxcpt.evals import (
     note,
     ranks,
     read_each,
+    show_sets,
     words,
 )
 from jaxcpt.top_k import top_k
@@ -114,10 +117,12 @@ def _score_sets(
     def read(folder: Path) -> Task:
         return read_task(folder, split or SPLITS.get(folder.name, "test"))
 
-    for task in read_each(read, folders, problems):
-        if scores := find(task):
-            by_set[task.folder.relative_to(parent).as_posix()] = scores
-    return finish(_name(_add_means(by_set, folders, parent)), problems)
+    with show_sets("retrieval", folders) as sets:
+        for task in read_each(read, sets, problems):
+            if scores := find(task):
+                by_set[task.folder.relative_to(parent).as_posix()] = scores
+    names = [folder.relative_to(parent).as_posix() for folder in folders]
+    return finish(_name(add_means(by_set, names)), problems)
 
 
 def find_themselves(task: Task) -> dict[str, str]:
@@ -130,25 +135,6 @@ def find_themselves(task: Task) -> dict[str, str]:
     if any(task.qrels[query].get(query, 0) > 0 for query in same):
         return {}
     return {query: query for query in same}
-
-
-def _add_means(
-    by_set: dict[str, dict[str, float]], folders: Sequence[Path], parent: Path
-) -> dict[str, dict[str, float]]:
-    """Adds the mean of each set of several corpora, such as cqadupstack, where all have scores."""
-    parts: dict[str, list[str]] = {}
-    for folder in folders:
-        name = folder.relative_to(parent)
-        if len(name.parts) == 2:
-            parts.setdefault(name.parts[0], []).append(name.as_posix())
-    means = {
-        name: {
-            key: float(np.mean([by_set[part][key] for part in of_set])) for key in by_set[of_set[0]]
-        }
-        for name, of_set in parts.items()
-        if by_set.keys() >= set(of_set)
-    }
-    return by_set | means
 
 
 def measure(task: Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str, float]:
@@ -188,7 +174,7 @@ def _rate(task: Task, run_of: dict[str, list[str]], measures: set[str]) -> dict[
 def _name(by_set: dict[str, dict[str, float]]) -> dict[str, float]:
     """Scores by `<set>/<score>`, with BEIR's average where all of its sets have scores."""
     keys = [f"{name}/ndcg_at_10" for name in AVERAGED]
-    scores = {f"{name}/{key}": v for name, of_set in by_set.items() for key, v in of_set.items()}
+    scores = name_scores(by_set)
     if set(keys) <= scores.keys():
         scores["BEIR average/ndcg_at_10"] = float(np.mean([scores[key] for key in keys]))
     return scores

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxcpt.beir import list_folders
+from jaxcpt.beir import CORPUS, QUERIES, list_folders
 from jaxcpt.errors import UserError
 from jaxcpt.evals import (
     CorpusFn,
@@ -22,7 +22,9 @@ from jaxcpt.evals import (
     require_library,
     retrieval,
     sts,
+    sts_files,
 )
+from jaxcpt.lines import find_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,8 @@ SUITES = {
             words_label="bag of words",
             note=(
                 "all: the pairs of all subsets of a set together, as MTEB and model cards publish; "
-                "mean: the mean of the subsets' own scores"
+                "mean: the mean of the subsets' own scores; 'this form': the row that published "
+                "figures of the set are of"
             ),
         ),
         Suite(
@@ -147,6 +150,12 @@ def list_suites(data: Path, chosen: str) -> list[str]:
     return present
 
 
+def check_suites(data: Path, names: Sequence[str]) -> None:
+    """Raises UserError where `data` has no suite's folder, and where a library is missing."""
+    list_suites(data, "all")
+    require_libraries(names)
+
+
 def require_libraries(names: Sequence[str]) -> None:
     """Raises UserError where a library that one of the suites needs is missing."""
     for name in names:
@@ -154,28 +163,55 @@ def require_libraries(names: Sequence[str]) -> None:
             require_library(library)
 
 
-def list_unknown(data: Path, names: Sequence[str]) -> list[str]:
-    """The folders in `data`, and in the folders of the suites `names`, that no suite reads."""
+def describe_unknown(data: Path, names: Sequence[str]) -> list[str]:
+    """A line for each folder in `data`, and in the folders of the suites `names`, that no suite
+    reads. It says what was expected there."""
+    scored = {SUITES[name].folder for name in names}
+    return [
+        f"{path}: no suite reads it, so it is not scored; expected {_say_expected(data, path)}"
+        for folder, known in _list_known(data).items()
+        if not folder or folder.partition("/")[0] in scored
+        for path in sorted((data / folder).glob("[!._]*/"))
+        if path.name not in known and not (folder == "sts" and sts_files.find_set(path))
+    ]
+
+
+def _list_known(data: Path) -> dict[str, set[str]]:
+    """The names of the folders that suites read, by the folder that they are in."""
     known = {
         "": {suite.folder for suite in SUITES.values()},
         "linear_probe": set(linear_probe.TASKS),
-        "sts": set(sts.SETS),
-        "code_search/codesearchnet": set(code_search.LANGUAGES),
+        "sts": set(sts_files.SETS),
     }
     for folder in ("retrieval", "code_search"):
         sets = {path.relative_to(data / folder) for path in list_folders(data / folder)}
-        known[folder] = {path.parts[0] for path in sets} | {"codesearchnet"}
+        known[folder] = {path.parts[0] for path in sets}
         for path in sets:
             if len(path.parts) == 2:
                 known.setdefault(f"{folder}/{path.parts[0]}", set()).add(path.parts[1])
-    scored = {SUITES[name].folder for name in names}
-    return [
-        path.relative_to(data).as_posix()
-        for folder, sets in known.items()
-        if not folder or folder.partition("/")[0] in scored
-        for path in sorted((data / folder).glob("[!._]*/"))
-        if path.name not in sets
-    ]
+    known["code_search"].add("codesearchnet")
+    known["code_search/codesearchnet"] = set(code_search.LANGUAGES)
+    return known
+
+
+def _say_expected(data: Path, path: Path) -> str:
+    """What `describe_unknown` says of a folder."""
+    folder = path.parent.relative_to(data).as_posix()
+    if folder == ".":
+        if set_name := sts_files.find_set(path):
+            return f"{set_name} in the folder sts"
+        if path.name in linear_probe.TASKS:
+            return f"{path.name} in the folder linear_probe"
+        if find_file(path / CORPUS):
+            return f"a folder with a {CORPUS} in the folder retrieval or code_search"
+        return f"one of {', '.join(suite.folder for suite in SUITES.values())}"
+    if folder == "linear_probe":
+        return f"one of {', '.join(linear_probe.TASKS)}"
+    if folder == "sts":
+        return f"one of {', '.join(sts_files.SETS)}"
+    if folder == "code_search/codesearchnet":
+        return f"one of {', '.join(code_search.LANGUAGES)}"
+    return f"{CORPUS}, {QUERIES} and qrels/ in it, or in the folders in it"
 
 
 def _prefix(suite: str, scores: dict[str, float]) -> dict[str, float]:

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxcpt.evals.published import FIGURES, list_caveats
+from jaxcpt.evals.published import FIGURES, is_published_form, list_caveats
+from jaxcpt.evals.sts_files import ALL, MEAN, STS_B
+
+PUBLISHED_FORM = "this form"
+"""Marks the row that published figures are of, where a set has several."""
 
 
 class Line(NamedTuple):
@@ -18,9 +22,16 @@ class Line(NamedTuple):
     before: float | None
     """The score at step 0 of a run that starts from another model."""
     published: str
-    """Systems and their scores, as text."""
+    """Systems and their scores, as text. It begins with PUBLISHED_FORM where the row is marked."""
     caveat: str
     """Why the score cannot be compared with published ones. Empty: it can."""
+
+
+def is_shown(name: str) -> bool:
+    """Whether the table of the suite sts shows this score."""
+    part = name.split("/")[1]
+    is_whole = name.startswith(f"{STS_B}/") or part in (MEAN, ALL)
+    return is_whole and name.endswith("/spearman")
 
 
 def tabulate(
@@ -29,7 +40,8 @@ def tabulate(
     data: Path,
     before: Mapping[str, float] | None = None,
 ) -> dict[str, list[Line]]:
-    """The lines of each suite. The suite sts shows only Spearman correlations of whole sets.
+    """The lines of each suite. The suite sts shows only Spearman correlations of whole sets, and
+    of the parts of STS-B.
 
     before: the scores at step 0. None: the run did not start from another model.
     """
@@ -37,10 +49,12 @@ def tabulate(
     tables: dict[str, list[Line]] = {}
     for full_name, score in scores.items():
         suite, _, name = full_name.partition("/")
-        if suite == "sts" and not name.endswith(("/mean/spearman", "/all/spearman")):
+        is_form = is_published_form(full_name)
+        if suite == "sts" and not is_shown(name):
             continue
+        figures = FIGURES.get(full_name, {})
         published = ", ".join(
-            f"{who} {value:.3f}" for who, value in FIGURES.get(full_name, {}).items()
+            [PUBLISHED_FORM] * is_form + [f"{who} {value:.3f}" for who, value in figures.items()]
         )
         caveat = next((why for start, why in caveats.items() if full_name.startswith(start)), "")
         first = (before or {}).get(full_name)
