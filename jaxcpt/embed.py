@@ -255,6 +255,11 @@ def parse_mesh(text: str | None) -> config.Mesh | None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every command that embeds with a run."""
     parser.add_argument("--run-dir", required=True, type=to_path)
+    add_embedding_options(parser)
+
+
+def add_embedding_options(parser: argparse.ArgumentParser) -> None:
+    """How such a command embeds."""
     parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
     parser.add_argument(
         "--mesh",
@@ -266,13 +271,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="keep vectors as int8")
 
 
-def load_embedder(arguments: argparse.Namespace, embeds: bool = True) -> Embedder:
-    """The run that the options name. Prints a line where its sources have several prefixes.
+def load_embedder(
+    arguments: argparse.Namespace, run_dir: Path | None = None, embeds: bool = True
+) -> Embedder:
+    """A run, with the options of the command. Prints a line where its sources' prefixes differ.
 
-    embeds: as for `Embedder.load`."""
+    run_dir: None for that of the options. embeds: as for `Embedder.load`.
+    """
     given = read_prefix_options(arguments)
     mesh = parse_mesh(arguments.mesh)
-    embedder = Embedder.load(arguments.run_dir, arguments.step, mesh, given, embeds)
+    embedder = Embedder.load(run_dir or arguments.run_dir, arguments.step, mesh, given, embeds)
     for line in describe_differences(embedder.experiment, given):
         print(line)
     return embedder

@@ -1,47 +1,36 @@
-"""The command that scores a run on its held-out pairs, on the paper's suites, or on MTEB's tasks.
+"""The command that scores runs on their held-out pairs, the paper's suites, or MTEB's tasks.
 
 python -m jaxcpt.evaluate --run-dir DIR [--step N] [--data DIR --suite NAME] [--json FILE]
+python -m jaxcpt.evaluate --run-dir DIR... --library FOLDER... --data DIR
 python -m jaxcpt.evaluate --run-dir DIR --mteb TASK...
 """
 
 import argparse
 import dataclasses
-import json
+import functools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-from jaxcpt.embed import Embedder, add_arguments, load_embedder
+from jaxcpt.config import Experiment
+from jaxcpt.embed import Embedder, add_embedding_options, load_embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.evals import collect, finish, mteb_tasks, require_library
-from jaxcpt.evals.suites import (
-    SUITES,
-    describe_unknown,
-    list_suites,
-    require_libraries,
-    run_suites,
-    score_words,
-)
-from jaxcpt.evals.table import Line, tabulate
+from jaxcpt.evals import EmbedFn, library, mteb_tasks, require_library
+from jaxcpt.evals.suites import SUITES, check_suites, describe_unknown, list_suites
 from jaxcpt.experiments import read_experiment
-from jaxcpt.files import to_path, write_file
-from jaxcpt.metrics import record_evals
+from jaxcpt.files import to_path
 from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair
 from jaxcpt.prefixes import read_prefix_options
-from jaxcpt.report import write_report
-from jaxcpt.run_lock import FolderInUse, RunLock
 from jaxcpt.scoring import (
     compare_heldout,
     compare_likelihood,
     embed_as_stored,
     keep_corpora,
     read_heldout,
-    record_tables,
     show_comparison,
-    show_suites,
 )
 from jaxcpt.sharding import use_cpu_cores
+from jaxcpt.side_by_side import Column, record, score_suites, write_json
 from jaxcpt.terminal import print_table
 from jaxcpt.vectors import Storage
 
@@ -50,7 +39,7 @@ def score_heldout(
     arguments: argparse.Namespace, embedder: Embedder, storage: Storage, heldout: Sequence[Pair]
 ) -> None:
     """Shows the run beside its baselines, with example searches."""
-    embed_fn = embed_as_stored(embedder.of_sources, storage)
+    embed_fn = embed_as_stored(show_embedding(embedder.of_sources), storage)
     summary = compare_heldout(arguments.run_dir, embed_fn, heldout, given=embedder.given)
     show_comparison(summary)
     write_json(arguments.json, {"step": embedder.step, **summary})
@@ -65,36 +54,72 @@ def score_prediction(
     write_json(arguments.json, {"step": embedder.step, **summary})
 
 
-def score_data(arguments: argparse.Namespace, embedder: Embedder, storage: Storage) -> None:
-    """Runs the paper's suites. Each is shown and recorded, also in --json, as soon as it ends.
-
-    Raises DataRefused at the end where sets did not fit; the scores of all others are kept.
-    """
-    run_dir, data, embed_fn = arguments.run_dir, arguments.data, embed_as_stored(embedder, storage)
-    corpus_fn = keep_corpora(arguments.vectors, embedder, storage) if arguments.vectors else None
-    scores: dict[str, float] = {}
-    words: dict[str, float] = {}
-    problems: list[str] = []
-    suites = list_suites(data, arguments.suite)
-    for line in describe_unknown(data, suites):
+def score_data(arguments: argparse.Namespace, columns: Sequence[Column]) -> None:
+    """Runs the paper's suites on --data."""
+    suites = list_suites(arguments.data, arguments.suite)
+    for line in describe_unknown(arguments.data, suites):
         print(line)
-    records = is_own(embedder, storage)
-    for suite in suites:
-        print(f"scoring {suite}", flush=True)
-        of_suite = collect(problems, run_suites, embed_fn, data, [suite], corpus_fn)
-        if not of_suite:
-            continue  # no set of it fits; the problems are told at the end
-        scores |= of_suite
-        if records:  # before words are matched, which can fail without loss then
-            record(run_dir, embedder.step, of_suite)
-        write_json(arguments.json, {"step": embedder.step, "scores": scores, "words": words})
-        words |= collect(problems, score_words, data, [suite])
-        tables = tabulate(of_suite, words, data)
-        show_suites(tables)
-        if records:
-            record(run_dir, embedder.step, {}, tables)
-        write_json(arguments.json, {"step": embedder.step, "scores": scores, "words": words})
-    finish(scores, problems)
+    score_suites(columns, arguments.data, suites, arguments.json)
+
+
+def show_embedding(embedder: Embedder) -> EmbedFn:
+    """Embeds texts with a bar on the terminal."""
+    return functools.partial(embedder.embed, progress=True)
+
+
+def make_column(
+    arguments: argparse.Namespace, run_dir: Path, name: str, embedder: Embedder, storage: Storage
+) -> Column:
+    """The column of a run."""
+    kept = arguments.vectors and keep_corpora(arguments.vectors, embedder, storage)
+    limits = embedder.experiment.tokenizer
+    told = f"step {embedder.step}, at most {limits.x_tokens} tokens of x and {limits.y_tokens} of y"
+    prefixes = [f"{side} prefix {text!r}" for side, text in embedder.prefixes.items() if text]
+    return Column(
+        name=name,
+        about=", ".join([told, *prefixes]),
+        embed_fn=embed_as_stored(show_embedding(embedder), storage),
+        corpus_fn=kept or None,
+        step=embedder.step,
+        records_in=run_dir if is_own(embedder, storage) else None,
+    )
+
+
+def make_library_column(folder: Path, name: str, storage: Storage) -> Column:
+    """The column of a sentence-transformers folder."""
+    model = library.load(folder)
+    storage.check(library.get_width(model))
+    return Column(
+        name=name,
+        about=library.describe(model),
+        embed_fn=embed_as_stored(library.make_embed(model), storage),
+    )
+
+
+def compare_models(arguments: argparse.Namespace) -> None:
+    """Scores several models side by side. All are loaded before the first text is embedded."""
+    storage = Storage(arguments.width, arguments.int8)
+    folders = {name: library.find_library_folder(name) for name in arguments.library}
+    names = name_columns([*map(str, arguments.run_dir), *folders])
+    columns = []
+    for run_dir in arguments.run_dir:
+        embedder = load_embedder(arguments, run_dir)
+        storage.check(embedder.width)
+        columns.append(make_column(arguments, run_dir, names[str(run_dir)], embedder, storage))
+    for name, folder in folders.items():
+        columns.append(make_library_column(folder, f"{names[name]} (library)", storage))
+    for column in columns:
+        print(f"{column.name}: {column.about}")
+    score_data(arguments, columns)
+
+
+def name_columns(paths: Sequence[str]) -> dict[str, str]:
+    """The last part of each path; the whole path where two have the same last part."""
+    last = [PurePosixPath(path).name for path in paths]
+    return {
+        path: name if last.count(name) == 1 else path
+        for path, name in zip(paths, last, strict=True)
+    }
 
 
 def score_mteb(arguments: argparse.Namespace, embedder: Embedder, storage: Storage) -> None:
@@ -104,7 +129,7 @@ def score_mteb(arguments: argparse.Namespace, embedder: Embedder, storage: Stora
     settings = [*map(str, dataclasses.astuple(storage)), *prefixes]
     revision = "-".join([embedder.fingerprint[:12], *settings])
     by_task = mteb_tasks.run(
-        embed_as_stored(embedder, storage),
+        embed_as_stored(show_embedding(embedder), storage),
         arguments.mteb,
         run_dir / "mteb",
         embedder.experiment.name,
@@ -122,33 +147,6 @@ def is_own(embedder: Embedder, storage: Storage) -> bool:
     return storage == Storage() and not embedder.given
 
 
-def record(
-    run_dir: Path,
-    step: int,
-    scores: dict[str, float],
-    tables: dict[str, list[Line]] | None = None,
-) -> None:
-    """Records scores in the run folder. While a run trains there, says that they are not recorded.
-
-    Both would write evals.jsonl, and the later one would drop the lines of the other.
-    """
-    try:
-        with RunLock(run_dir):
-            record_evals(run_dir, step, scores)
-            if tables is None:
-                write_report(run_dir)
-            else:
-                record_tables(run_dir, step, tables)
-    except FolderInUse as refusal:
-        print(f"these scores are shown and not recorded; evaluate again for that: {refusal}")
-
-
-def write_json(path: Path | None, content: dict[str, Any]) -> None:
-    """Writes the scores to the file of --json, if it was given."""
-    if path is not None:
-        write_file(path, json.dumps(content, indent=1) + "\n")
-
-
 def check_options(arguments: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together, before a model is loaded."""
     if arguments.json and not arguments.json.parent.is_dir():
@@ -157,15 +155,55 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise UserError("--mteb: comes without --data; MTEB loads its own")
     if not arguments.data and (arguments.vectors or arguments.suite != "all"):
         raise UserError("--suite and --vectors: come with --data, the folder of the suites")
+    if not (arguments.run_dir or arguments.library):
+        raise UserError("name a run with --run-dir, or a sentence-transformers folder: --library")
+    if is_comparison(arguments):
+        check_comparison(arguments)
     if arguments.mteb:
         require_library("mteb", extra="mteb")
     if arguments.data:
-        require_libraries(list_suites(arguments.data, arguments.suite))
+        check_suites(arguments.data, list_suites(arguments.data, arguments.suite))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = CommandParser(prog="jaxcpt evaluate", description="Score a run.")
-    add_arguments(parser)
+def is_comparison(arguments: argparse.Namespace) -> bool:
+    """Whether the options name more than one run."""
+    return bool(arguments.library) or len(arguments.run_dir) > 1
+
+
+def check_comparison(arguments: argparse.Namespace) -> None:
+    """Raises UserError for what cannot be asked of several models."""
+    paths = [*map(str, arguments.run_dir), *arguments.library]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UserError(f"{twice[0]}: is named twice; name it once")
+    for option in ("mteb", "step", "vectors", "x_prefix", "y_prefix"):
+        if getattr(arguments, option) is not None:
+            name = option.replace("_", "-")
+            raise UserError(f"--{name}: comes with one --run-dir and without --library")
+    if not arguments.data:
+        raise UserError("several models are compared on --data, the folder of the suites")
+    for name in arguments.library:
+        library.find_library_folder(name)
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser(prog="jaxcpt evaluate", description="Score runs and other models.")
+    parser.add_argument(
+        "--run-dir",
+        type=to_path,
+        nargs="+",
+        action="extend",
+        default=[],
+        help="a run; several are scored side by side, on --data",
+    )
+    parser.add_argument(
+        "--library",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FOLDER",
+        help="sentence-transformers folders, scored by that library beside the runs",
+    )
+    add_embedding_options(parser)
     parser.add_argument("--data", type=to_path, help="folder that holds a folder for each suite")
     parser.add_argument("--suite", default="all", help=f"{', '.join(SUITES)}, or all")
     parser.add_argument("--mteb", nargs="+", metavar="TASK", help="names of MTEB tasks")
@@ -175,12 +213,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="folder that keeps the vectors of corpora, so that a killed evaluation resumes",
     )
     parser.add_argument("--json", type=to_path, help="also write all scores to this file")
-    arguments = parser.parse_args(argv)
-    run_dir = arguments.run_dir
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_options(argv)
     if arguments.data:
         arguments.data = fetch(arguments.data)
-    experiment = read_experiment(run_dir)
+    experiments = [read_experiment(run_dir) for run_dir in arguments.run_dir]
     check_options(arguments)
+    if is_comparison(arguments):
+        use_cpu_cores()
+        compare_models(arguments)
+    else:
+        [arguments.run_dir], [experiment] = arguments.run_dir, experiments
+        score_run(arguments, experiment)
+
+
+def score_run(arguments: argparse.Namespace, experiment: Experiment) -> None:
+    """Scores a single run on --data, by MTEB, or on its held-out pairs."""
+    run_dir = arguments.run_dir
     given = read_prefix_options(arguments)
     heldout = [] if arguments.data or arguments.mteb else read_heldout(experiment, run_dir, given)
     if not (arguments.data or arguments.mteb or heldout):
@@ -191,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     embedder = load_embedder(arguments, embeds=not predicts)
     storage = Storage(arguments.width, arguments.int8).check(embedder.width)
     if arguments.data:
-        score_data(arguments, embedder, storage)
+        score_data(arguments, [make_column(arguments, run_dir, "this run", embedder, storage)])
     elif arguments.mteb:
         score_mteb(arguments, embedder, storage)
     elif predicts:

@@ -6,6 +6,7 @@ score is computed is known to `evals`.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -266,11 +267,16 @@ def show_suites(tables: dict[str, list[Line]]) -> None:
         before = ["before training"] * started
         headings = ("", "this run", *before, SUITES[suite].words_label, "published")
         print_table(suite, rows, headings)
-        if SUITES[suite].note:
-            print(f"  {SUITES[suite].note}")
-        for caveat in dict.fromkeys(line.caveat for line in lines if line.caveat):
-            names = ", ".join(line.name for line in lines if line.caveat == caveat)
-            print(f"  * {names}: {caveat}; not to be compared with published figures")
+        print_caveats(suite, lines)
+
+
+def print_caveats(suite: str, lines: Sequence[Line]) -> None:
+    """Prints what names of a suite's scores mean, and which must not be compared."""
+    if SUITES[suite].note:
+        print(f"  {SUITES[suite].note}")
+    for caveat in dict.fromkeys(line.caveat for line in lines if line.caveat):
+        names = ", ".join(line.name for line in lines if line.caveat == caveat)
+        print(f"  * {names}: {caveat}; not to be compared with published figures")
 
 
 def show_score(score: float | None) -> str:
@@ -303,13 +309,13 @@ def _read_tables(path: Path) -> dict[str, Any]:
         return {}
 
 
-def embed_as_stored(embedder: Embedder, storage: Storage) -> EmbedFn:
-    """Embeds texts with a bar on the terminal, and changes the vectors as storing them would: cut
-    to a width, or as int8."""
+def embed_as_stored(embed_fn: EmbedFn, storage: Storage) -> EmbedFn:
+    """Embeds, and changes the vectors as storing them would: cut to a width, or as int8."""
+    if storage == Storage():
+        return embed_fn
 
     def embed(texts: Sequence[str], side: Side) -> np.ndarray:
-        vectors_nd = embedder.embed(texts, side, progress=True)
-        return vectors_nd if storage == Storage() else storage.round_trip(vectors_nd)
+        return storage.round_trip(embed_fn(texts, side))
 
     return embed
 
@@ -321,9 +327,8 @@ def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn
         file = find_file(path)
         assert file is not None  # its ids have been read
         about = describe_file(embedder, "y", file)
-        vectors = fill(
-            folder / path.parent.name, about, documents, lambda t: embedder.embed(t, "y"), storage
-        )
+        embed_shard = functools.partial(embedder.embed, side="y", progress=True)
+        vectors = fill(folder / path.parent.name, about, documents, embed_shard, storage)
         return vectors.shards()
 
     return embed

@@ -1,0 +1,138 @@
+"""Models scored by the same suites on the same texts: one column for each.
+
+In: columns, each of them a name and a function that embeds, and the data folder. Out: a table for
+each suite, the file of --json, and the scores of runs in their own folders. It knows neither how a
+model is loaded nor how a score is computed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxcpt.evals import CorpusFn, EmbedFn, collect, finish
+from jaxcpt.evals.suites import SUITES, run_suites, score_words
+from jaxcpt.evals.table import Line, tabulate
+from jaxcpt.files import write_file
+from jaxcpt.metrics import record_evals
+from jaxcpt.report import write_report
+from jaxcpt.run_lock import FolderInUse, RunLock
+from jaxcpt.scoring import print_caveats, record_tables, show_score, show_suites
+from jaxcpt.terminal import print_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A model, and its scores as they come in."""
+
+    name: str
+    about: str
+    """What the model reads of a text."""
+    embed_fn: EmbedFn
+    corpus_fn: CorpusFn | None = None
+    step: int | None = None
+    """Of a run."""
+    records_in: Path | None = None
+    """The folder of a run whose own scores these are."""
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def take(self, of_suite: dict[str, float], tables: dict[str, list[Line]] | None = None) -> None:
+        """Keeps scores, and records them, and their tables, in the folder of a run."""
+        self.scores.update(of_suite)
+        if self.records_in and self.step is not None:
+            record(self.records_in, self.step, of_suite, tables)
+
+
+def score_suites(
+    columns: Sequence[Column], data: Path, suites: Sequence[str], json_file: Path | None
+) -> None:
+    """Runs the suites. Each is shown and recorded, also in `json_file`, as soon as it ends.
+
+    Raises DataRefused at the end where sets did not fit; the scores of all others are kept.
+    """
+    words: dict[str, float] = {}
+    problems: list[str] = []
+    for suite in suites:
+        found: dict[str, dict[str, float]] = {}
+        for column in columns:
+            of_model = f" of {column.name}" if len(columns) > 1 else ""
+            print(f"scoring {suite}{of_model}", flush=True)
+            found[column.name] = collect(
+                problems, run_suites, column.embed_fn, data, [suite], column.corpus_fn
+            )
+            if found[column.name]:
+                column.take(found[column.name])
+                write_json(json_file, describe_scores(columns, words))
+        if not any(found.values()):
+            continue  # no set of it fits; the problems are told at the end
+        print(f"scoring {suite} by {SUITES[suite].words_label}", flush=True)
+        words |= collect(problems, score_words, data, [suite])  # after all scores are kept
+        tables = {name: tabulate(scores, words, data) for name, scores in found.items()}
+        if len(columns) == 1:
+            show_suites(tables[columns[0].name])
+        else:
+            show_side_by_side(suite, {name: table.get(suite, []) for name, table in tables.items()})
+        for column in columns:
+            if found[column.name]:
+                column.take({}, tables[column.name])
+        write_json(json_file, describe_scores(columns, words))
+    finish({}, problems)
+
+
+def describe_scores(columns: Sequence[Column], words: Mapping[str, float]) -> dict[str, Any]:
+    """The content of --json: of one run its step and scores, else those of each model."""
+    if len(columns) == 1:
+        return {"step": columns[0].step, "scores": columns[0].scores, "words": words}
+    models = {
+        column.name: {"about": column.about, "step": column.step, "scores": column.scores}
+        for column in columns
+    }
+    return {"models": models, "words": words}
+
+
+def show_side_by_side(suite: str, lines_of: Mapping[str, Sequence[Line]]) -> None:
+    """Prints a table of a suite with a column for each model, and what must not be compared."""
+    by_name: dict[str, dict[str, Line]] = {}
+    for model, lines in lines_of.items():
+        for line in lines:
+            by_name.setdefault(line.name, {})[model] = line
+    first = {name: next(iter(of_models.values())) for name, of_models in by_name.items()}
+    rows = [
+        [
+            name + ("*" if first[name].caveat else ""),
+            *[show_score(row[model].score if model in row else None) for model in lines_of],
+            show_score(first[name].words),
+            first[name].published,
+        ]
+        for name, row in by_name.items()
+    ]
+    print_table(suite, rows, ("", *lines_of, SUITES[suite].words_label, "published"))
+    print_caveats(suite, list(first.values()))
+
+
+def record(
+    run_dir: Path,
+    step: int,
+    scores: dict[str, float],
+    tables: dict[str, list[Line]] | None = None,
+) -> None:
+    """Records scores in the run folder. While a run trains there, says that they are not recorded.
+
+    Both would write evals.jsonl, and the later one would drop the lines of the other.
+    """
+    try:
+        with RunLock(run_dir):
+            record_evals(run_dir, step, scores)
+            if tables is None:
+                write_report(run_dir)
+            else:
+                record_tables(run_dir, step, tables)
+    except FolderInUse as refusal:
+        print(f"these scores are shown and not recorded; evaluate again for that: {refusal}")
+
+
+def write_json(path: Path | None, content: dict[str, Any]) -> None:
+    """Writes the scores to the file of --json, if it was given."""
+    if path is not None:
+        write_file(path, json.dumps(content, indent=1) + "\n")
