@@ -27,7 +27,7 @@ VERBS = {
     "plan": "memory, traffic and time of a run, before you rent the machine",
     "train": "train an experiment, or resume its run",
     "replay": "take a training step again that was not finite, and show where it began",
-    "evaluate": "score a run on held-out pairs, the paper's suites or MTEB",
+    "evaluate": "score runs on held-out pairs, the paper's suites or MTEB",
     "mine-negatives": "find hard negatives for pairs with a trained run",
     "search": "search texts with a trained run",
     "embed": "texts to unit vectors, in shards on disk",

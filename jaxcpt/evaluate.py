@@ -14,10 +14,12 @@ from pathlib import Path, PurePosixPath
 from jaxcpt.config import Experiment
 from jaxcpt.embed import Embedder, add_embedding_options, load_embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.evals import EmbedFn, library, mteb_tasks, require_library
+from jaxcpt.evals import EmbedFn, mteb_tasks, require_library
+from jaxcpt.evals import sentence_transformers_folder as library
 from jaxcpt.evals.suites import SUITES, check_suites, describe_unknown, list_suites
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import to_path
+from jaxcpt.interop.folder import find_folder
 from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair
 from jaxcpt.prefixes import read_prefix_options
@@ -30,7 +32,8 @@ from jaxcpt.scoring import (
     show_comparison,
 )
 from jaxcpt.sharding import use_cpu_cores
-from jaxcpt.side_by_side import Column, record, score_suites, write_json
+from jaxcpt.side_by_side import Column, score_suites, write_json
+from jaxcpt.suite_tables import record
 from jaxcpt.terminal import print_table
 from jaxcpt.vectors import Storage
 
@@ -99,7 +102,7 @@ def make_library_column(folder: Path, name: str, storage: Storage) -> Column:
 def compare_models(arguments: argparse.Namespace) -> None:
     """Scores several models side by side. All are loaded before the first text is embedded."""
     storage = Storage(arguments.width, arguments.int8)
-    folders = {name: library.find_library_folder(name) for name in arguments.library}
+    folders = {name: library.check_folder(find_folder(name)) for name in arguments.library}
     names = name_columns([*map(str, arguments.run_dir), *folders])
     columns = []
     for run_dir in arguments.run_dir:
@@ -182,7 +185,7 @@ def check_comparison(arguments: argparse.Namespace) -> None:
     if not arguments.data:
         raise UserError("several models are compared on --data, the folder of the suites")
     for name in arguments.library:
-        library.find_library_folder(name)
+        library.check_folder(find_folder(name))
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:

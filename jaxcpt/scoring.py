@@ -17,10 +17,9 @@ import numpy as np
 from jaxcpt import likelihood
 from jaxcpt.config import Experiment
 from jaxcpt.embed import Embedder, describe_file
-from jaxcpt.errors import UserError
 from jaxcpt.evals import CorpusFn, EmbedFn, collect, note, pair_search
-from jaxcpt.evals.suites import SUITES, run_suites, score_words
-from jaxcpt.evals.table import Line, tabulate
+from jaxcpt.evals.suites import run_suites, score_words
+from jaxcpt.evals.table import tabulate
 from jaxcpt.files import to_path, write_file
 from jaxcpt.lines import find_file
 from jaxcpt.metrics import EVALS_FILE, find_row
@@ -30,8 +29,7 @@ from jaxcpt.pairs import open_source
 from jaxcpt.processes import is_first
 from jaxcpt.provenance import describe_end
 from jaxcpt.report import write_report
-from jaxcpt.report.inputs import SUITES as SUITES_SHAPE
-from jaxcpt.report.inputs import read_object
+from jaxcpt.suite_tables import record_tables, show_suites
 from jaxcpt.terminal import print_table
 from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Storage, TextWithId, fill
@@ -248,65 +246,6 @@ def _shorten(text: str, characters: int) -> str:
     """The beginning of a text on one line."""
     line = " ".join(text.split())
     return line if len(line) <= characters else f"{line[: characters - 3]}..."
-
-
-def show_suites(tables: dict[str, list[Line]]) -> None:
-    """Prints a table for each suite, and below it the scores that must not be compared."""
-    for suite, lines in tables.items():
-        started = any(line.before is not None for line in lines)
-        rows = [
-            [
-                line.name + ("*" if line.caveat else ""),
-                show_score(line.score),
-                *[show_score(line.before)] * started,
-                show_score(line.words),
-                line.published,
-            ]
-            for line in lines
-        ]
-        before = ["before training"] * started
-        headings = ("", "this run", *before, SUITES[suite].words_label, "published")
-        print_table(suite, rows, headings)
-        print_caveats(suite, lines)
-
-
-def print_caveats(suite: str, lines: Sequence[Line]) -> None:
-    """Prints what names of a suite's scores mean, and which must not be compared."""
-    if SUITES[suite].note:
-        print(f"  {SUITES[suite].note}")
-    for caveat in dict.fromkeys(line.caveat for line in lines if line.caveat):
-        names = ", ".join(line.name for line in lines if line.caveat == caveat)
-        print(f"  * {names}: {caveat}; not to be compared with published figures")
-
-
-def show_score(score: float | None) -> str:
-    return "" if score is None else f"{score:.3f}"
-
-
-def record_tables(run_dir: Path, step: int, tables: dict[str, list[Line]]) -> None:
-    """Adds the lines of the tables to suites.json and writes the report again.
-
-    Other lines, of other suites or of sets in another data folder, stay if they are of the same
-    step; those of another step are removed.
-    """
-    path = run_dir / "suites.json"
-    recorded = _read_tables(path)
-    suites = recorded["suites"] if recorded.get("step") == step else {}
-    for suite, lines in tables.items():
-        by_name = {line["name"]: line for line in suites.get(suite, [])}
-        by_name |= {line.name: line._asdict() for line in lines}
-        suites[suite] = list(by_name.values())
-    write_file(path, json.dumps({"step": step, "suites": suites}, indent=1))
-    write_report(run_dir)
-
-
-def _read_tables(path: Path) -> dict[str, Any]:
-    """The content of suites.json. It is empty for a damaged file, which a printed line reports."""
-    try:
-        return read_object(path, SUITES_SHAPE) or {}
-    except UserError:
-        print(f"{path}: does not parse; writing it anew, without the suites that it held")
-        return {}
 
 
 def embed_as_stored(embed_fn: EmbedFn, storage: Storage) -> EmbedFn:

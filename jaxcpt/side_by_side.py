@@ -15,11 +15,7 @@ from jaxcpt.evals import CorpusFn, EmbedFn, collect, finish
 from jaxcpt.evals.suites import SUITES, run_suites, score_words
 from jaxcpt.evals.table import Line, tabulate
 from jaxcpt.files import write_file
-from jaxcpt.metrics import record_evals
-from jaxcpt.report import write_report
-from jaxcpt.run_lock import FolderInUse, RunLock
-from jaxcpt.scoring import print_caveats, record_tables, show_score, show_suites
-from jaxcpt.terminal import print_table
+from jaxcpt.suite_tables import record, show_side_by_side, show_suites
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,47 +85,6 @@ def describe_scores(columns: Sequence[Column], words: Mapping[str, float]) -> di
         for column in columns
     }
     return {"models": models, "words": words}
-
-
-def show_side_by_side(suite: str, lines_of: Mapping[str, Sequence[Line]]) -> None:
-    """Prints a table of a suite with a column for each model, and what must not be compared."""
-    by_name: dict[str, dict[str, Line]] = {}
-    for model, lines in lines_of.items():
-        for line in lines:
-            by_name.setdefault(line.name, {})[model] = line
-    first = {name: next(iter(of_models.values())) for name, of_models in by_name.items()}
-    rows = [
-        [
-            name + ("*" if first[name].caveat else ""),
-            *[show_score(row[model].score if model in row else None) for model in lines_of],
-            show_score(first[name].words),
-            first[name].published,
-        ]
-        for name, row in by_name.items()
-    ]
-    print_table(suite, rows, ("", *lines_of, SUITES[suite].words_label, "published"))
-    print_caveats(suite, list(first.values()))
-
-
-def record(
-    run_dir: Path,
-    step: int,
-    scores: dict[str, float],
-    tables: dict[str, list[Line]] | None = None,
-) -> None:
-    """Records scores in the run folder. While a run trains there, says that they are not recorded.
-
-    Both would write evals.jsonl, and the later one would drop the lines of the other.
-    """
-    try:
-        with RunLock(run_dir):
-            record_evals(run_dir, step, scores)
-            if tables is None:
-                write_report(run_dir)
-            else:
-                record_tables(run_dir, step, tables)
-    except FolderInUse as refusal:
-        print(f"these scores are shown and not recorded; evaluate again for that: {refusal}")
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:

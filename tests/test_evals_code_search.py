@@ -117,6 +117,15 @@ def test_sets_in_folders_are_searched_too(tmp_path):
     }
 
 
+def test_a_language_of_codesearchnet_is_ranked_by_its_own_protocol_alone(tmp_path):
+    """In BEIR layout it would be searched in a whole corpus, and stand beside published figures."""
+    folder = write_beir(tmp_path, [("q3", "3", "1")])
+    (tmp_path / "code_search" / "codesearchnet").mkdir()
+    language = folder.rename(tmp_path / "code_search" / "codesearchnet" / "go")
+    with refuse(f"{language}: no final/jsonl/test/*.jsonl.gz; unpack the language's archive"):
+        code_search.run(embed_number, tmp_path)
+
+
 def refuse(text):
     return pytest.raises(UserError, match=re.escape(text))
 

@@ -191,6 +191,18 @@ def test_cqadupstack_is_the_mean_of_its_forums(tmp_path):
     assert caveats["retrieval/cqadupstack/map"] == "the mean of 2 of 12 forums"
 
 
+def test_the_twelve_forums_of_mteb_are_cqadupstack_too(tmp_path):
+    documents_nd = np.eye(20, dtype=np.float32)
+    for i in range(12):
+        name = f"cqadupstack-forum{i}"
+        write_task(tmp_path, documents_nd, {"q0": {f"d{i % 2}": 1}}, name=name)
+    scores = retrieval.run(make_embed(documents_nd, documents_nd), tmp_path)
+    parts = [scores[f"cqadupstack-forum{i}/mrr_at_10"] for i in range(12)]
+    assert set(parts) == {1.0, 0.0}  # all others tie with d1, and count as before it
+    assert scores["cqadupstack/mrr_at_10"] == pytest.approx(np.mean(parts), rel=1e-12)
+    assert not [name for name in published.list_caveats(tmp_path) if "cqadupstack" in name]
+
+
 def test_a_set_that_does_not_fit_leaves_the_scores_of_the_others(tmp_path):
     documents_nd = np.eye(4, dtype=np.float32)
     for name in "abc":

@@ -1,6 +1,7 @@
 """Similarity: equal to SciPy, per subset, mean and all; a constant model follows nothing."""
 
 import gzip
+import json
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from conftest import DATA, needs_data
 from scipy import stats
 
 from jaxcpt.errors import UserError
-from jaxcpt.evals import DataRefused, published, sts, words
+from jaxcpt.evals import DataRefused, published, sts, table, words
 
 
 def embed_angle(texts, side):
@@ -110,6 +111,113 @@ def test_sick_r_is_marked_while_it_has_other_pairs_than_mteb(tmp_path):
     assert caveats["sts/sick-r/all/"] == "of 27 pairs; MTEB takes all 9,927"
     write_subset(tmp_path / "sts" / "sick-r", "train", range(9_900), range(9_900))
     assert published.list_caveats(tmp_path).keys() == {"code_search/codesearchnet/"}
+
+
+def write_lines(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join("\t".join(row) + "\n" for row in rows))
+
+
+SICK_HEADER = ("pair_ID", "sentence_A", "sentence_B", "relatedness_score", "entailment_judgment")
+SCORED = [("0", "0.1", "5"), ("0", "0.2", "3"), ("0", "0.3", "1")]
+"""Two texts and a score, as people agree with the angles."""
+
+
+def test_sick_r_as_it_is_distributed(tmp_path):
+    """SentEval's three files, and SICK.txt with all pairs in one."""
+    rows = [("1", a, b, score, "NEUTRAL") for a, b, score in SCORED]
+    for file in ("SICK_train.txt", "SICK_trial.txt", "SICK_test_annotated.txt"):
+        write_lines(tmp_path / "sts" / "SICK" / file, SICK_HEADER, *rows)
+    scores = sts.run(embed_angle, tmp_path)
+    parts = {name.split("/")[1] for name in scores}
+    assert parts == {"train", "trial", "test", "mean", "all"}
+    assert {name.split("/")[0] for name in scores} == {"sick-r"}
+    assert scores["sick-r/all/spearman"] == pytest.approx(1, abs=1e-12)
+    caveats = published.list_caveats(tmp_path)
+    assert caveats["sts/sick-r/all/"] == "of 9 pairs; MTEB takes all 9,927"
+    whole = tmp_path / "sts" / "SICK" / "SICK.txt"
+    header = ("pair_ID", "sentence_A", "sentence_B", "entailment_label", "relatedness_score")
+    write_lines(whole, header, *[("1", a, b, "N", score) for a, b, score in SCORED])
+    with refuse(f"{whole}: it holds all parts; keep it alone, or the parts"):
+        sts.run(embed_angle, tmp_path)
+    whole.rename(tmp_path / "SICK.txt")
+    (tmp_path / "sts" / "SICK").rename(tmp_path / "old")
+    (tmp_path / "sts" / "sickr").mkdir()
+    (tmp_path / "SICK.txt").rename(tmp_path / "sts" / "sickr" / "SICK.txt")
+    assert sts.run(embed_angle, tmp_path)["sick-r/whole/spearman"] == pytest.approx(1, abs=1e-12)
+
+
+def test_sts_b_as_it_is_distributed(tmp_path):
+    """Its own files without a header, and GLUE's, whose test part has no scores."""
+    rows = [("main-news", "file", "2014", "1", score, a, b, "a licence") for a, b, score in SCORED]
+    own = tmp_path / "own"
+    for part in ("train", "dev", "test"):
+        write_lines(own / "sts" / "stsbenchmark" / f"sts-{part}.csv", *rows)
+    scores = sts.run(embed_angle, own)
+    assert {name for name in scores if name.endswith("spearman")} == {
+        f"sts-b/{part}/spearman" for part in ("train", "dev", "test")
+    }
+    assert scores["sts-b/test/spearman"] == pytest.approx(1, abs=1e-12)
+    named = {f"sts/{name}": value for name, value in scores.items()}
+    lines = {line.name: line for line in table.tabulate(named, {}, own)["sts"]}
+    assert lines["sts-b/test/spearman"].published == table.PUBLISHED_FORM
+    assert lines["sts-b/test/spearman"].caveat == ""
+    assert lines["sts-b/dev/spearman"].caveat == "published figures are of the part test"
+    assert lines["sts-b/dev/spearman"].published == ""
+
+
+def test_glue_keeps_the_scores_of_its_test_part(tmp_path, capsys):
+    header = ("index", "genre", "sentence1", "sentence2", "score")
+    folder = tmp_path / "sts" / "STS-B"
+    write_lines(folder / "dev.tsv", header, *[("1", "news", *row) for row in SCORED])
+    write_lines(folder / "test.tsv", header[:-1], *[("1", "news", *row[:2]) for row in SCORED])
+    scores = sts.run(embed_angle, tmp_path)
+    assert scores.keys() == {"sts-b/dev/spearman", "sts-b/dev/pearson"}
+    said = "has no column 'score', as the test part of GLUE; not scored"
+    assert capsys.readouterr().out == f"{folder / 'test.tsv'}: {said}\n"
+    (folder / "dev.tsv").unlink()
+    with refuse(f"{folder}: no part of sts-b has scores; add one that has"):
+        sts.run(embed_angle, tmp_path)
+
+
+def test_sets_as_mteb_distributes_them(tmp_path):
+    """A file of all pairs, so that it is both a part and the whole."""
+    for name in ("sts12-sts", "sickr-sts", "stsbenchmark-sts"):
+        folder = tmp_path / "sts" / name
+        folder.mkdir(parents=True)
+        rows = [{"score": float(s), "sentence1": a, "sentence2": b} for a, b, s in SCORED]
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "test.jsonl.gz").write_bytes(gzip.compress(content.encode()))
+    scores = sts.run(embed_angle, tmp_path)
+    for name in ("sts12/all", "sick-r/all", "sts-b/test"):
+        assert scores[f"{name}/spearman"] == pytest.approx(1, abs=1e-12)
+        assert published.is_published_form(f"sts/{name}/spearman")
+        assert not published.is_published_form(f"sts/{name}/pearson")
+    assert published.list_caveats(tmp_path)["sts/sts12/all/"] == "of 3 pairs; MTEB takes all 3,108"
+
+
+def test_layouts_that_contradict_each_other_are_refused(tmp_path):
+    rows = [("main-news", "file", "2014", "1", score, a, b) for a, b, score in SCORED]
+    folder = tmp_path / "sts" / "sts-b"
+    write_lines(folder / "sts-test.csv", *rows)
+    write_subset(folder, "test", [1, 2], [0.1, 0.2])
+    with refuse(f"{folder / 'sts-test.csv'}: test.tsv is the part test too; keep one"):
+        sts.run(embed_angle, tmp_path)
+    (folder / "test.tsv").unlink()
+    write_lines(folder / "sts-dev.csv", *rows, ("main-news", "file", "2014"))
+    with refuse(f"{folder / 'sts-dev.csv'}:4: expected 7 fields or more between tabs, found 3"):
+        sts.run(embed_angle, tmp_path)
+    (folder / "sts-dev.csv").unlink()
+    other = tmp_path / "sts" / "stsbenchmark"
+    other.mkdir()
+    with refuse(f"{other}: sts-b is the set sts-b too; keep one of the two"):
+        sts.run(embed_angle, tmp_path)
+    other.rename(tmp_path / "sts" / "SICK")
+    with refuse(
+        f"{tmp_path / 'sts' / 'SICK'}: no .tsv files; expected one a subset, with score text_a "
+        "text_b, or SICK.txt, or SICK_train.txt, or SICK_trial.txt, or SICK_test_annotated.txt"
+    ):
+        sts.run(embed_angle, tmp_path)
 
 
 def refuse(text):

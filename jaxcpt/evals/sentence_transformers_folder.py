@@ -13,7 +13,6 @@ import numpy as np
 
 from jaxcpt.errors import UserError
 from jaxcpt.evals import EmbedFn, import_extra, require_library
-from jaxcpt.interop.folder import find_folder
 from jaxcpt.pair import Side
 from jaxcpt.terminal import show_progress
 
@@ -23,16 +22,13 @@ TEXTS_AT_ONCE = 1_024
 """The library sorts so many texts by length, to waste little on padding."""
 
 
-def find_library_folder(name: str) -> Path:
-    """The folder of --library. Raises UserError where it is none, or the library is missing."""
+def check_folder(folder: Path) -> Path:
+    """The folder itself. Raises UserError where it holds no model, or the library is missing."""
     require_library(LIBRARY, extra="compare")
-    folder = find_folder(name)
     if not folder.is_dir():
-        raise UserError(f"--library {name}: no such folder; nothing is downloaded")
+        raise UserError(f"--library {folder}: no such folder; nothing is downloaded")
     if not (folder / MODULES).is_file():
-        raise UserError(
-            f"--library {name}: no {MODULES}; expected the folder of a sentence-transformers model"
-        )
+        raise UserError(f"--library {folder}: no {MODULES}; expected a sentence-transformers model")
     return folder
 
 
