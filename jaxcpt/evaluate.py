@@ -16,7 +16,7 @@ from jaxcpt.embed import Embedder, add_embedding_options, load_embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
 from jaxcpt.evals import EmbedFn, mteb_tasks, require_library
 from jaxcpt.evals import sentence_transformers_folder as library
-from jaxcpt.evals.suites import SUITES, check_suites, describe_unknown, list_suites
+from jaxcpt.evals.suites import SUITES, describe_unknown, list_suites, require_libraries
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import to_path
 from jaxcpt.interop.folder import find_folder
@@ -165,7 +165,7 @@ def check_options(arguments: argparse.Namespace) -> None:
     if arguments.mteb:
         require_library("mteb", extra="mteb")
     if arguments.data:
-        check_suites(arguments.data, list_suites(arguments.data, arguments.suite))
+        require_libraries(list_suites(arguments.data, arguments.suite))
 
 
 def is_comparison(arguments: argparse.Namespace) -> bool:

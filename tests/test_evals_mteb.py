@@ -13,7 +13,7 @@ from tiny_run import copy_run, tiny_run
 from jaxcpt import beir, evaluate, lines
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import UserError, run_command
-from jaxcpt.evals import mteb_tasks, retrieval, sts
+from jaxcpt.evals import mteb_tasks, retrieval, sts, sts_files
 
 pytest.importorskip("mteb", reason="needs the mteb extra")
 from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -34,7 +34,7 @@ FACTS = {
 def make_headlines(folder):
     """A task whose data MTEB itself loads, from a folder on this machine."""
     names = ("score", "sentence1", "sentence2")
-    rows = lines.read_tsv(DATA / "sts/sts13/headlines.tsv", sts.COLUMNS)
+    rows = lines.read_tsv(DATA / "sts/sts13/headlines.tsv", sts_files.COLUMNS)
     written = [dict(zip(names, (float(s), *texts), strict=True)) for _, (s, *texts) in rows]
     (folder / "test.jsonl").write_text("\n".join(map(json.dumps, written)))
 

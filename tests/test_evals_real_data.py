@@ -8,7 +8,7 @@ import pytest
 from conftest import DATA, needs_data
 
 from jaxcpt import beir, lines
-from jaxcpt.evals import code_search, linear_probe, published, retrieval, sts
+from jaxcpt.evals import code_search, linear_probe, published, retrieval, sts, sts_files
 
 pytestmark = needs_data
 
@@ -84,7 +84,7 @@ def test_equals_sentence_transformers():
 
     model = Bag(modules=[torch.nn.Identity()])
     path = DATA / "sts" / "sts13" / "headlines.tsv"
-    rows = [row for _, row in lines.read_tsv(path, sts.COLUMNS)]
+    rows = [row for _, row in lines.read_tsv(path, sts_files.COLUMNS)]
     gold, texts_a, texts_b = zip(*rows, strict=True)
     evaluator = evaluation.EmbeddingSimilarityEvaluator(
         texts_a, texts_b, list(map(float, gold)), similarity_fn_names=["cosine"], write_csv=False
