@@ -117,10 +117,10 @@ def compare_models(arguments: argparse.Namespace) -> None:
 
 
 def name_columns(paths: Sequence[str]) -> dict[str, str]:
-    """The last part of each path; the whole path where two have the same last part."""
+    """The last part of each path; the whole path where that part is empty or not the only one."""
     last = [PurePosixPath(path).name for path in paths]
     return {
-        path: name if last.count(name) == 1 else path
+        path: name if name and last.count(name) == 1 else path
         for path, name in zip(paths, last, strict=True)
     }
 

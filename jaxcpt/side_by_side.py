@@ -65,7 +65,7 @@ def score_suites(
         print(f"scoring {suite} by {SUITES[suite].words_label}", flush=True)
         words |= collect(problems, score_words, data, [suite])  # after all scores are kept
         tables = {name: tabulate(scores, words, data) for name, scores in found.items()}
-        if len(columns) == 1:
+        if len(columns) == 1 and columns[0].step is not None:
             show_suites(tables[columns[0].name])
         else:
             show_side_by_side(suite, {name: table.get(suite, []) for name, table in tables.items()})

@@ -105,6 +105,19 @@ def test_runs_of_one_name_are_told_by_their_path(tmp_path, call):
     assert not (first / "suites.json").exists()  # of cut vectors, so not the runs' own scores
 
 
+def test_names_of_columns():
+    assert evaluate.name_columns(["runs/a", "gs://bucket/b/", "."]) == {
+        "runs/a": "a",
+        "gs://bucket/b/": "b",
+        ".": ".",
+    }
+    assert evaluate.name_columns(["runs/a", "exports/a", "b"]) == {
+        "runs/a": "runs/a",
+        "exports/a": "exports/a",
+        "b": "b",
+    }
+
+
 def test_an_exported_run_scores_as_the_run(exported, call):
     """The library routes queries and documents, and puts their prompts in front, by itself."""
     run_dir, folder = exported
@@ -116,7 +129,8 @@ def test_an_exported_run_scores_as_the_run(exported, call):
     name = "sts13/all/spearman"
     scores = [model["scores"][f"sts/{name}"] for model in (own, library)]
     assert read_cells(said, name)[1:3] == [f"{score:.3f}" for score in scores]
-    _, alone = call("--library", folder)
+    said, alone = call("--library", folder)
+    assert re.search(r"┃ exported \(library\) +┃ bag of words ┃ published +┃", said)
     assert alone["scores"] == library["scores"]
     assert alone["step"] is None
 
