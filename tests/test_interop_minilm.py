@@ -71,24 +71,14 @@ def test_embeddings_equal_those_of_sentence_transformers(run_dir):
 
 
 @needs_data
-@pytest.mark.parametrize(
-    ("folder", "score", "published"),
-    [
-        ("sts/sts13", "all/spearman", 0.8060),
-        ("sts/sts14", "all/spearman", 0.7559),
-        ("sts/sts15", "all/spearman", 0.8539),
-        ("retrieval/scifact", "ndcg_at_10", 0.6451),
-    ],
-)
-def test_scores_are_those_that_mteb_published(run_dir, tmp_path, folder, score, published):
-    """Its results for this model: Spearman of all pairs of a year together, and nDCG@10."""
-    pytest.importorskip("pytrec_eval", reason="needs the evals extra")
-    (tmp_path / folder).parent.mkdir()
-    (tmp_path / folder).symlink_to(DATA / folder)
-    suite = folder.partition("/")[0]
-    scores = run_suites(Embedder.load(run_dir).embed, tmp_path, [suite])
-    print(f"{folder}: {scores[f'{folder}/{score}']:.5f}, published {published}")
-    assert scores[f"{folder}/{score}"] == pytest.approx(published, abs=1e-3)
+@pytest.mark.parametrize(("name", "published"), [("sts13", 0.8060), ("sts15", 0.8539)])
+def test_scores_are_those_that_mteb_published(run_dir, tmp_path, name, published):
+    """Spearman of all pairs of a year together. SciFact would take eight minutes."""
+    (tmp_path / "sts").mkdir()
+    (tmp_path / "sts" / name).symlink_to(DATA / "sts" / name)
+    scores = run_suites(Embedder.load(run_dir).embed, tmp_path, ["sts"])
+    print(f"{name}: {scores[f'sts/{name}/all/spearman']:.5f}, published {published}")
+    assert scores[f"sts/{name}/all/spearman"] == pytest.approx(published, abs=1e-3)
 
 
 def test_experiment_says_what_was_imported(run_dir):
