@@ -4,7 +4,7 @@
 
 In: pairs of any kind that docs/data.md lists. Out: `mine.py`, which tunes a pretrained model on
 them, and, where no held-out pairs are given, two JSONL files into which the pairs are divided. It
-reads the pairs once, so a wrong field is told now, and it loads no model.
+reads all pairs, so a wrong field is told now, and it loads no model.
 """
 
 import importlib.util
@@ -46,7 +46,7 @@ TEMPLATE = '''"""{name}: a pretrained model, tuned on {pairs}.
 
     jaxcpt inspect --experiment {name}.py          # lengths, what is cut, copies, examples
     jaxcpt train --experiment {name}.py            # into runs/{name}; again: it goes on
-    jaxcpt search --run-dir runs/{name} "a query"  # among the held-out y
+    jaxcpt search --run-dir runs/{name} "a query"  # among the y of all pairs
     jaxcpt export --run-dir runs/{name} --output {name}-model
 
 All fields that can be set stand in docs/configuration.md.
@@ -97,16 +97,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     name, file = arguments.name, Path(f"{arguments.name}.py")
     if not name.isidentifier():
-        raise UserError(f"{name}: expected a name of letters, digits and _, such as my_model")
+        raise UserError(
+            f"{name}: expected a name of letters, digits and _ that begins with no digit, such as "
+            "my_model"
+        )
     if file.exists():
         raise UserError(f"{file}: exists; choose another name, or remove the file")
-    train = find_source(arguments.pairs, x=arguments.x, y=arguments.y)
-    pairs = open_source(train, Path(), 0)
+    train, pairs = open_pairs(arguments.pairs, arguments.x, arguments.y)
     if arguments.heldout is None:
         train, heldout, count = divide(name, arguments.pairs, pairs)
     else:
-        heldout, count = find_source(arguments.heldout, x=arguments.x, y=arguments.y), len(pairs)
-        open_source(heldout, Path(), 0)
+        heldout, _ = open_pairs(arguments.heldout, arguments.x, arguments.y)
+        count = len(pairs)
+        if heldout == train:
+            raise UserError(
+                f"--heldout {arguments.heldout}: holds the pairs of --pairs; name others, or leave "
+                "it out"
+            )
     write_file(file, fill_in(name, arguments.init_from, arguments.pairs, train, heldout, count))
     print(f"{file}: written. Next:")
     if arguments.init_from == MINILM and not importlib.util.find_spec(MINILM_PACKAGE):
@@ -114,15 +121,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"    jaxcpt inspect --experiment {file}\n    jaxcpt train --experiment {file}")
 
 
+def open_pairs(path: str, x: str, y: str) -> tuple[Source, Pairs]:
+    """The source at a path, and its pairs. Raises UserError where there are none."""
+    source = find_source(path, x=x, y=y)
+    pairs = open_source(source, Path(), 0)
+    if not len(pairs):
+        raise UserError(f"{path}: no pairs in it; write some pairs, or name another path")
+    return source, pairs
+
+
 def divide(name: str, where: str, pairs: Pairs) -> tuple[Source, Source, int]:
     """Writes training and held-out pairs. Returns both sources, and the number of training pairs.
 
-    Held-out pairs are drawn from those whose x and y are in no other pair, so that no text of
-    theirs is trained on.
+    Held-out pairs are drawn from those whose texts are neither x nor y of another pair, so that
+    none of them is trained on.
     """
     read = list(read_all(pairs))
-    xs, ys = Counter(pair.x for pair in read), Counter(pair.y for pair in read)
-    alone = [n for n, pair in enumerate(read) if xs[pair.x] == ys[pair.y] == 1]
+    uses = Counter(text for pair in read for text in {pair.x, pair.y})
+    alone = [n for n, pair in enumerate(read) if uses[pair.x] == uses[pair.y] == 1]
     wanted = min(MOST_HELDOUT, int(HELDOUT_SHARE * len(read)))
     if not 2 <= wanted <= len(alone):
         raise UserError(
@@ -155,7 +171,7 @@ def fill_in(name: str, start: str, where: str, train: Source, heldout: Source, c
     values = {
         "name": name,
         "start": _quote(start),
-        "pairs": where,
+        "pairs": _quote(where)[1:-1],  # a path may hold a backslash, which begins an escape
         "train": show_source(train),
         "heldout": show_source(heldout),
         "count": count,

@@ -79,6 +79,23 @@ def test_no_text_of_a_held_out_pair_is_trained_on(folder):
 PARTS = ("train", "heldout")
 
 
+def test_no_pair_is_held_out_whose_text_is_on_the_other_side_of_another(folder):
+    rows = [{"x": f"text {n}", "y": f"text {n + 1}"} for n in range(60)]
+    rows += [{"x": f"x {n}", "y": f"y {n}"} for n in range(20)]
+    (folder / "chain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["mine", "--pairs", "chain.jsonl"])
+    heldout = list(read_pairs(folder / "mine_pairs/heldout.jsonl"))
+    assert len(heldout) == 8
+    assert all(pair.x.startswith("x ") for pair in heldout)
+
+
+def test_a_backslash_in_the_path_stays(folder):
+    (folder / "faq.jsonl").rename(folder / "\\N{faq}.jsonl")
+    (folder / "held.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    main(["mine", "--pairs", "\\N{faq}.jsonl", *NAMES[2:], "--heldout", "held.jsonl"])
+    assert load_experiment("mine.py").data.train[0].path == "\\N{faq}.jsonl"
+
+
 def test_takes_held_out_pairs_that_are_given(folder):
     (folder / "held.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     main(["mine", *NAMES, "--heldout", "held.jsonl"])
@@ -101,11 +118,16 @@ def test_shows_a_source_without_its_defaults():
         (["mine", "--pairs", "faq.jsonl"], "faq.jsonl:1: no text under 'x'; keys: question, answ"),
         (["mine", "--pairs", "few.jsonl"], "few.jsonl: 2 pairs, of which 0 share no text with an"),
         (["there", *NAMES], "there.py: exists; choose another name, or remove the file"),
+        (["2nd", *NAMES], "2nd: expected a name of letters, digits and _ that begins with no"),
         (["mine", *NAMES, "--heldout", "no.jsonl"], "no.jsonl: no pairs; expected .jsonl"),
+        (["mine", *NAMES, "--heldout", "none.jsonl"], "none.jsonl: no pairs in it"),
+        (["mine", "--pairs", "none.jsonl", "--heldout", "few.jsonl"], "none.jsonl: no pairs in it"),
+        (["mine", *NAMES, "--heldout", "faq.jsonl"], "--heldout faq.jsonl: holds the pairs of"),
     ],
 )
 def test_refuses_and_writes_nothing(folder, arguments, said):
     (folder / "few.jsonl").write_text('{"x": "a", "y": "b"}\n' * 2)
+    (folder / "none.jsonl").touch()
     (folder / "there.py").touch()
     before = sorted(folder.rglob("*"))
     with pytest.raises(UserError) as error:
