@@ -1,7 +1,8 @@
 """Records what the devices and the host do during some training steps, by JAX's profiler.
 
 In: the function that takes a step. Out: the same function, which writes a trace once, and the
-trace in a folder, for https://ui.perfetto.dev, TensorBoard or XProf.
+trace in a folder, for https://ui.perfetto.dev, TensorBoard or XProf. Of several processes, only the
+first one writes: JAX refuses a folder that holds the traces of two.
 """
 
 from collections.abc import Callable
@@ -12,13 +13,14 @@ import jax
 
 from jaxcpt.errors import UserError
 from jaxcpt.files import is_object
+from jaxcpt.processes import is_first
 
 State = TypeVar("State")
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
 STEPS_BEFORE = 2
-"""The first steps of a start also wait for the first batches."""
+"""Steps that are not traced, because the first steps also wait for the first batches."""
 
 
 def trace_steps(
@@ -39,6 +41,8 @@ def trace_steps(
         raise UserError(
             f"--profile {count}: {STEPS_BEFORE} steps come before, and only {left} steps are left"
         )
+    if not is_first():
+        return step
     calls = 0
 
     def step_and_trace(state: State, batch: Batch) -> tuple[State, Result]:

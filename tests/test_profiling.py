@@ -36,6 +36,11 @@ def test_traces_once_after_the_first_steps(tmp_path, monkeypatch):
     assert trace_steps(count_steps, 0, tmp_path, 0) is count_steps
 
 
+def test_only_the_first_process_traces(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxcpt.profiling.is_first", lambda: False)
+    assert trace_steps(count_steps, 2, tmp_path, 5) is count_steps
+
+
 @pytest.mark.parametrize(
     ("count", "folder", "said"),
     [
