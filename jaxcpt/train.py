@@ -187,8 +187,9 @@ def train_in(run: Prepared, shared_dir: Path, profile_steps: int) -> None:
             bad_steps.forget_from(run_dir, first + 1)
             record_start(run_dir, first, run.derived["mesh"], run.meta["data"])
         with MetricsLog(run_dir, experiment.train_steps, first, is_first()) as metrics:
-            train_step = compile_train_step(experiment, run.mesh, run.batches.shapes)
             left = experiment.train_steps - first
+            shapes = run.batches.shapes if left else []  # a finished run compiles nothing
+            train_step = compile_train_step(experiment, run.mesh, shapes)
             train_step = trace_steps(train_step, profile_steps, run_dir / "profile", left)
             embedder = run_steps(run, train_step, state, first, checkpoints, interruption, metrics)
     if run_dir == shared_dir:  # a baseline is shown with its run
