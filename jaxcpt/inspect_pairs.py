@@ -24,7 +24,7 @@ from jaxcpt.pairs import label_sources, open_training
 from jaxcpt.pairs.interface import PAIRS_AT_ONCE, Encoded, EncodedPairs
 from jaxcpt.pairs.tokenized import TokenizedReader
 from jaxcpt.sharding import make_mesh, use_devices
-from jaxcpt.start import find_start, obtain_tokenizer, resolve_start
+from jaxcpt.start import obtain_tokenizer, resolve_start
 from jaxcpt.terminal import print_table, show_progress
 from jaxcpt.tokenizer import Tokenizer
 
@@ -60,8 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_batches(experiment: Experiment, run_dir: Path) -> Batches:
     """The batches of a run that would begin in this folder."""
-    if experiment.init_from is not None:
-        find_start(experiment.init_from, run_dir)
     experiment = validate(resolve_start(experiment, run_dir))
     sources = open_training(experiment.data, run_dir, experiment.seed)
     tokenizer = obtain_tokenizer(experiment, run_dir, sources)

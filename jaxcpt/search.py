@@ -237,7 +237,11 @@ def find_chance(queries_qd: np.ndarray, vectors: VectorFolder) -> np.ndarray:
     if len(vectors) < LEAST_TEXTS:
         return np.full(len(queries_qd), -np.inf)
     every = -(-len(vectors) // SAMPLED_TEXTS)
-    sample_nd = np.concatenate([shard_nd[::every] for shard_nd in vectors.shards()])
+    start, sample = 0, []
+    for shard_nd in vectors.shards():
+        sample.append(shard_nd[-start % every :: every])
+        start += len(shard_nd)
+    sample_nd = np.concatenate(sample)
     scores_qn = queries_qd @ normalise_rows(sample_nd).T
     deviations = np.sqrt(2 * np.log(len(vectors)))
     return scores_qn.mean(axis=1) + deviations * scores_qn.std(axis=1)

@@ -102,6 +102,22 @@ def test_chance_explains_hits_among_random_texts_and_no_planted_one(tmp_path, st
     assert (chance_q < 0.9).all()  # a text that equals its query would not be weak
 
 
+def test_chance_is_estimated_on_few_texts_of_many_shards(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    texts_nd, queries_qd = unit(random, 1000, 8), unit(random, 3, 8)
+    texts = [TextWithId(str(n), str(n)) for n in range(1000)]
+
+    def embed(names):
+        return texts_nd[[int(n) for n in names]]
+
+    vectors = fill(tmp_path / "v", {}, texts, embed, Storage(), texts_per_shard=7)
+    monkeypatch.setattr(search, "SAMPLED_TEXTS", 50)
+    scores_qn = queries_qd @ texts_nd[::20].T
+    deviations = np.sqrt(2 * np.log(1000))
+    expected_q = scores_qn.mean(axis=1) + deviations * scores_qn.std(axis=1)
+    np.testing.assert_allclose(find_chance(queries_qd, vectors), expected_q, rtol=1e-5)
+
+
 def test_a_small_corpus_marks_nothing(tmp_path):
     texts = [TextWithId(str(n), "") for n in range(99)]
     vectors = fill(
