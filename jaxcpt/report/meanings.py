@@ -5,7 +5,7 @@ import re
 RATES = "The first reading of each start includes compilation."
 MEANINGS = {
     "loss": "Mean cross-entropy of finding the partner of each text among all texts of the batch, "
-    "in both directions. It starts near ln(pairs in a batch), which is chance.",
+    "in both directions. A new model starts near ln(pairs in a batch), which is chance.",
     "accuracy_x_to_y": "Share of x whose own y is nearest among all y of the batch.",
     "accuracy_y_to_x": "Share of y whose own x is nearest among all x of the batch.",
     "mrr": "Mean of 1 / rank of the right text; 1 means that it always comes first.",
