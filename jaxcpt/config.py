@@ -300,8 +300,8 @@ class Safety:
     stops; `jaxcpt replay` then shows where the first of them went wrong."""
     hang_seconds: float | None = None
     """A step that takes longer ends the process with the stacks of its threads and exit code 3.
-    None: 20 times the median step, at least 600. Evals and saves take any time, and the first step,
-    which compiles, an hour."""
+    None: 20 times the median step, at least 600. Evals and saves may take any time, and the
+    first step may take an hour."""
 
 
 SuiteName = Literal["linear_probe", "sts", "retrieval", "code_search", "open_qa"]

@@ -19,7 +19,7 @@ from jaxcpt.errors import LOST_PEER, leave
 Item = TypeVar("Item")
 
 FIRST_STEP_SECONDS = 3600.0
-"""The first step compiles."""
+"""Before the first step has ended, nothing tells how long a step takes."""
 LEAST_SECONDS = 600.0
 TIMES_THE_MEDIAN = 20
 STEPS_COUNTED = 101

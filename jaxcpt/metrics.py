@@ -53,7 +53,7 @@ class Throughput:
 
     Each reading covers the time since the reading before it. Steps run asynchronously, so wait for
     the step's scalars before `read` and before `paused`; otherwise unfinished work is counted. The
-    first step compiles: call `read` after it to keep it out of the next reading.
+    first step is slower: call `read` after it to keep it out of the next reading.
     """
 
     def __init__(

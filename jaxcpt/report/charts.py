@@ -41,7 +41,7 @@ class Chart:
     logarithmic: bool = False
     smooth: bool = True
     has_outliers: bool = False
-    """A few values lie far below the others, such as the rate of a step that compiles."""
+    """A few values lie far below the others, such as the rate of the first step."""
     meaning: str = ""
     """A line of text below the title."""
 

@@ -2,7 +2,7 @@
 
 import re
 
-RATES = "The first reading of each start includes compilation."
+RATES = "The first step of each start is slower."
 MEANINGS = {
     "loss": "Mean cross-entropy of finding the partner of each text among all texts of the batch, "
     "in both directions. A new model starts near ln(pairs in a batch), which is chance.",

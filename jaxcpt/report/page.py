@@ -104,7 +104,7 @@ def _draw_header(run: Run) -> str:
     if accuracies := [last[name] for name in ACCURACIES if name in last]:
         mean = sum(accuracies) / len(accuracies)
         numbers["in-batch accuracy"] = format_number(mean, percent=True)
-    # The median, because the first rate of a run includes the compilation.
+    # The median, because the first step of each start is slower.
     for name in ("pairs_per_s", "tokens_per_s"):
         if values := [row[name] for row in run.rows if name in row]:
             numbers[f"{make_label(name)}, median"] = format_number(float(np.median(values)))
