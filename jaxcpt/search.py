@@ -72,7 +72,7 @@ def embed_corpus(
 ) -> VectorFolder:
     """Vectors of the documents, kept in the run folder for the next search."""
     named = json.dumps({**about, "path": "", "storage": dataclasses.astuple(storage)})
-    folder = run_dir / "search" / hash_text(named)[:16]
+    folder = run_dir / "search" / digest_text(named)[:16]
     return fill(folder, about, documents, _embed_y(embedder), storage)
 
 
@@ -109,12 +109,12 @@ def search_folder(
     for reason, count in left_out.items():
         print(f"left out: {count:,} x {reason}", file=sys.stderr)
     place = str(folder.resolve())
-    home = run_dir / "search" / f"{kind}-{hash_text(place)[:16]}"
+    home = run_dir / "search" / f"{kind}-{digest_text(place)[:16]}"
     about = {"checkpoint": embedder.fingerprint, "step": embedder.step, "path": place}
     about |= {"prefix": embedder.prefixes["y"]}
-    documents = [TextWithId(f"{hash_text(text.text)} {text.id}", text.text) for text in found]
-    about["input"] = hash_text(json.dumps(documents))
-    kept = home / hash_text(json.dumps([about, dataclasses.astuple(storage)]))[:16]
+    documents = [TextWithId(f"{digest_text(text.text)} {text.id}", text.text) for text in found]
+    about["input"] = digest_text(json.dumps(documents))
+    kept = home / digest_text(json.dumps([about, dataclasses.astuple(storage)]))[:16]
     known = {} if kept.is_dir() else _read_known(home, about, storage)
     vectors = fill(kept, about, documents, _reuse(known, _embed_y(embedder)), storage)
     for other in home.iterdir():
@@ -123,7 +123,7 @@ def search_folder(
     return Corpus(vectors, lambda: found)
 
 
-def hash_text(text: str) -> str:
+def digest_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -137,7 +137,7 @@ def _reuse(
     """Embeds only texts whose hash is not in `known`."""
 
     def embed_new(texts: Sequence[str]) -> np.ndarray:
-        names = [hash_text(text) for text in texts]
+        names = [digest_text(text) for text in texts]
         new = {name: text for name, text in zip(names, texts, strict=True) if name not in known}
         known.update(zip(new, embed(list(new.values())) if new else (), strict=True))
         return np.stack([known[name] for name in names])
@@ -293,7 +293,7 @@ def open_corpus(arguments: argparse.Namespace, embedder: Embedder) -> Corpus:
         return Corpus(vectors, lambda: read_documents(arguments.corpus, "y"))
     own = read_own_texts(run_dir)
     about = {"checkpoint": embedder.fingerprint, "step": embedder.step}
-    about |= {"input": hash_text(repr(own)), "prefix": embedder.prefixes["y"]}
+    about |= {"input": digest_text(repr(own)), "prefix": embedder.prefixes["y"]}
     return Corpus(embed_corpus(run_dir, embedder, about, own, storage), lambda: own)
 
 
