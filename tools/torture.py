@@ -32,8 +32,8 @@ import torture_soak
 import torture_store
 from torture_runs import Outcome, Skipped
 
-FULL_MINUTES = 120
-"""Of all proofs with all their cases, on two cores."""
+FULL_MINUTES = 180
+"""Of all proofs with all their cases, on two busy cores."""
 FAILURES_SHOWN = 20
 MEMORY_BYTES = 1 << 30
 
