@@ -13,6 +13,7 @@ or to load into another index, each a plain NumPy file. The module knows no mode
 
 import hashlib
 import json
+import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +29,8 @@ from jaxcpt.object_cache import fetch
 T = TypeVar("T")
 TEXTS_PER_SHARD = 16_384
 ABOUT = "about.json"
+NOT_AN_ARRAY = (ValueError, EOFError, OSError, RecursionError, MemoryError, tokenize.TokenError)
+"""What NumPy raises for a damaged file, the last for a header that it takes for Python 2's."""
 NOT_COMPARED = ("path", "documents", "texts", "sums")
 """Entries of about.json that may differ although the vectors are the same."""
 
@@ -132,7 +135,7 @@ class VectorFolder:
                 shard_nd = np.lib.format.open_memmap(path, mode="r")
                 if shard_nd.ndim != 2 or shard_nd.dtype not in (np.float32, np.int8):
                     raise ValueError(f"holds {shard_nd.dtype} of shape {shard_nd.shape}")
-            except (ValueError, EOFError, OSError, RecursionError, MemoryError) as error:
+            except NOT_AN_ARRAY as error:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"{path}: damaged ({reason}); delete it and fill again") from None
             yield shard_nd

@@ -196,6 +196,13 @@ def write_array(path, array):
 
 
 NOT_WRITTEN_SO = r": damaged \(not as it was written\); delete it and fill again$"
+
+
+def replace_bytes(path, old, new):
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
 HARM = {
     "a flipped bit": (lambda f: flip(f / "00001.npy"), "00001.npy" + NOT_WRITTEN_SO),
     "a vector of NaN": (
@@ -226,6 +233,9 @@ HARM = {
         lambda f: (f / "00000.npy").write_bytes(b"PK\x03\x04" * 30), "00000.npy: damaged"
     ),
     "nothing": (lambda f: (f / "00000.npy").write_bytes(b""), "00000.npy: damaged"),
+    "an open bracket": (
+        lambda f: replace_bytes(f / "00000.npy", b"), }", b"(, }"), "00000.npy: damaged"
+    ),
     "a folder": (lambda f: replace_by(f / "00000.npy", Path.mkdir), "00000.npy: damaged"),
     "a pipe": (lambda f: replace_by(f / "00000.npy", os.mkfifo), "00000.npy: damaged"),
     "no width": (lambda f: change_about(f, width="gone"), "about.json: damaged; delete"),

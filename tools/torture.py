@@ -75,6 +75,7 @@ PROOFS: dict[str, Proof] = {
     "readers": Proof(torture_readers.torture, 200, 5),
     "store": Proof(torture_store.torture, 5),
     **{name: Proof(partial(fuzz, run), 5000) for name, run in torture_inputs.FUZZES.items()},
+    "vectors": Proof(partial(fuzz, torture_files.fuzz_vectors), 5000),
     "evals": Proof(partial(fuzz, fuzz_evals), 5000),
     "soak": Proof(torture_soak.torture, 1800, 20),
 }

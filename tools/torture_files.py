@@ -227,6 +227,13 @@ def torture_vectors(rng: random.Random, cases: int, folder: Path) -> Counter[str
     return seen
 
 
+def fuzz_vectors(seed: int, cases: int) -> list[str]:
+    """Damages vectors alone. Returns the failures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        seen = torture_vectors(random.Random(seed), cases, Path(scratch))
+    return sorted(outcome for outcome in seen if outcome.startswith("WRONG"))
+
+
 def torture(seed: int, cases: int) -> Outcome:
     """40 % of the cases harm the run folder, 30 % sources, and 30 % vectors."""
     rng = random.Random(seed)
