@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 "${PYTHON:-python3}" -m venv venv
 pip wheel --quiet --no-deps --wheel-dir "$work" "$root"
-unzip -l jaxcpt-*.whl | grep -q jaxcpt/py.typed
+unzip -l jaxcpt-*.whl jaxcpt/py.typed >"$work/listed"
 "$work/venv/bin/pip" install --quiet jaxcpt-*.whl
 if [ -n "$extras" ]; then
     # A path file adds the libraries, but it does not read the path file of an editable jaxcpt there.
