@@ -116,6 +116,8 @@ def test_records_are_read_back_unchanged(texts, vocabulary):
     assert decode_record(record, 8, "made by", dtype) is None
     assert decode_record(record, 7, "made of", dtype) is None
     assert decode_record(record[:-1] + bytes([record[-1] ^ 1]), 7, "made by", dtype) is None
+    other_dtype = np.dtype("<u4" if dtype == "<u2" else "<u2")
+    assert decode_record(record, 7, "made by", other_dtype) is None
     assert back.hashes == pair.hashes
     for one, other in zip(back.ids, pair.ids, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -134,6 +136,8 @@ def test_token_ids_of_another_tokenizer_or_length_are_refused(tokens, tokenizer)
         f"{tokens}: made with another tokenizer; set tokenizer.model_file to "
         f"{tokens}/tokenizer.model, or tokenize the pairs anew"
     )
+    long = TokenizedPairs(str(tokens), x_prefix="p" * 9999)
+    assert len(refuse(TokenizedReader(long).check, tokenizer, 0)) < 500 + len(str(tokens))
     assert refuse(reader.check, replace(tokenizer, y_tokens=61), 0) == (
         f"tokenizer.y_tokens: 61, but {tokens} holds at most 60 of each text; lower it, or "
         "tokenize the pairs anew"

@@ -9,6 +9,7 @@ module uses a tokenizer only to compare it with the one that made the ids.
 """
 
 import json
+import reprlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -85,6 +86,10 @@ def _read_about(folder: Path) -> TokensAbout:
         raise UserError(f"{path}: damaged: {error}") from None
 
 
+SHORT = reprlib.Repr()
+SHORT.maxstring = 200
+
+
 class TokenizedReader:
     """Pairs that `jaxcpt tokenize-pairs` wrote, read from disk as asked."""
 
@@ -123,8 +128,8 @@ class TokenizedReader:
             asked, held = getattr(self.source, name), getattr(self.about, name)
             if asked != held:
                 raise UserError(
-                    f"{self.where}: made with {name}={held!r}, but the experiment says {asked!r}; "
-                    "change the experiment, or tokenize the pairs anew"
+                    f"{self.where}: made with {name}={SHORT.repr(held)}, but the experiment says "
+                    f"{SHORT.repr(asked)}; change the experiment, or tokenize the pairs anew"
                 )
         for side in ("x_tokens", "y_tokens"):
             asked, held = getattr(tokenizer, side), getattr(self.about, side)
@@ -168,13 +173,15 @@ def choose_dtype(vocabulary: int) -> np.dtype:
 
 
 def decode_record(record: bytes, number: int, fingerprint: str, dtype: np.dtype) -> Encoded | None:
-    """The pair in a record; None where its checksum does not fit."""
+    """The pair in a record; None where its checksum or its length does not fit."""
     content = record[CHECKSUM_BYTES:]
     if record[:CHECKSUM_BYTES] != _make_checksum(content, number, fingerprint):
         return None
     (texts,) = np.frombuffer(content, "<u2", 1)
     lengths = np.frombuffer(content, "<u4", texts, offset=2)
     hashes = np.frombuffer(content, "<u4", 2 * texts, offset=2 + 4 * texts)
+    if len(content) != 2 + 12 * int(texts) + dtype.itemsize * int(lengths.sum()):
+        return None  # ids of another vocabulary, which take another number of bytes
     ids = np.frombuffer(content, dtype, offset=2 + 12 * texts).astype(np.int32)
     cut = np.split(ids, np.cumsum(lengths)[:-1])
     low_high = hashes.reshape(-1, 2).tolist()
