@@ -14,7 +14,9 @@ def skip(seed, cases):
 @pytest.fixture
 def proofs(monkeypatch):
     made = {
-        "good": torture.Proof(lambda seed, cases: Outcome(cases=cases, failures=[]), 240),
+        "good": torture.Proof(
+            lambda seed, cases: Outcome(cases=cases, failures=[]), 2 * torture.FULL_MINUTES
+        ),
         "bad": torture.Proof(lambda seed, cases: Outcome(cases=cases, failures=["x"]), 1),
         "broken": torture.Proof(lambda seed, cases: 1 // 0, 1),
         "skipped": torture.Proof(skip, 1),
