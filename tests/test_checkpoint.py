@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torture
 from conftest import REPOSITORY
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -346,7 +347,7 @@ def test_parameters_alone_are_saved_from_mapped_files(mesh, tmp_path):
 
 def test_fifteen_damages_fall_back_exactly_or_are_refused(tmp_path):
     """A short form of tools/torture_checkpoints.py, which holds the kinds."""
-    minutes = 15 / 300 * 120
+    minutes = 15 / 300 * torture.FULL_MINUTES
     command = [sys.executable, "tools/torture.py", "--only", "checkpoints", "--seed", "3"]
     done = subprocess.run(
         [*command, "--minutes", str(minutes)],
