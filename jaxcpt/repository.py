@@ -6,14 +6,13 @@ files are left out, and so are files that cannot be read; all are counted. The m
 model.
 """
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from jaxcpt.errors import UserError
 from jaxcpt.mining.code import LANGUAGES, find_file_flaw, list_source_suffixes, parse_source
 from jaxcpt.mining.raw_document import split_suffixes
+from jaxcpt.text_folder import list_files
 from jaxcpt.vectors import TextWithId
 
 NOT_SEARCHED = {"node_modules", "__pycache__"}
@@ -28,7 +27,10 @@ def read_functions(folder: Path) -> tuple[list[TextWithId], Counter[str]]:
         raise UserError(f"--code {folder}: no such folder")
     functions: list[TextWithId] = []
     left_out: Counter[str] = Counter()
-    for path in _list_files(folder):
+    suffixes = list_source_suffixes(tuple(LANGUAGES))
+    for path in list_files(folder, NOT_SEARCHED):
+        if split_suffixes(path.name)[0] not in suffixes:
+            continue
         name = path.relative_to(folder).as_posix()
         try:
             text = path.read_text(encoding="utf-8")
@@ -44,15 +46,3 @@ def read_functions(folder: Path) -> tuple[list[TextWithId], Counter[str]]:
     if not functions:
         raise UserError(f"--code {folder}: no function of {', '.join(LANGUAGES)} in it")
     return functions, left_out
-
-
-def _list_files(folder: Path) -> Iterator[Path]:
-    """Source files below the folder, in the order of their paths. Links are not followed."""
-    suffixes = list_source_suffixes(tuple(LANGUAGES))
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in NOT_SEARCHED)
-        for name in sorted(names):
-            path = Path(place, name)
-            wanted = not name.startswith(".") and split_suffixes(name)[0] in suffixes
-            if wanted and path.is_file() and not path.is_symlink():
-                yield path

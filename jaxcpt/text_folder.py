@@ -8,7 +8,7 @@ module knows no model.
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from jaxcpt.errors import UserError
@@ -28,7 +28,7 @@ def read_pieces(folder: Path) -> tuple[list[TextWithId], Counter[str]]:
         raise UserError(f"--text {folder}: no such folder")
     pieces: list[TextWithId] = []
     left_out: Counter[str] = Counter()
-    for path in _list_files(folder):
+    for path in list_files(folder):
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() not in SUFFIXES:
             left_out[f"file that ends in {path.suffix or 'nothing'}"] += 1
@@ -59,10 +59,13 @@ def cut(text: str) -> Iterator[tuple[int, str]]:
         yield text.count("\n", 0, begin) + 1, text[begin:end]
 
 
-def _list_files(folder: Path) -> Iterator[Path]:
-    """Files below the folder, in the order of their paths. Links are not followed."""
+def list_files(folder: Path, not_searched: Collection[str] = ()) -> Iterator[Path]:
+    """Files below the folder, in the order of their paths. Links are not followed.
+
+    Hidden files and folders are left out, and folders whose names are in `not_searched`.
+    """
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in not_searched)
         for name in sorted(names):
             path = Path(place, name)
             if not name.startswith(".") and path.is_file() and not path.is_symlink():
