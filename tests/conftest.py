@@ -104,6 +104,12 @@ def pairs_file(tmp_path):
 
 
 @pytest.fixture
+def as_many_cores_as_devices(monkeypatch):
+    """The commands make each core a device; the devices of this process are there already."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+
+
+@pytest.fixture
 def hangups():
     """SIGHUP has its default meaning, also where the tests run under nohup, which ignores it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -22,11 +22,7 @@ from jaxcpt.train import main as train
 NAMES = ["--pairs", "faq.jsonl", "--x", "question", "--y", "answer"]
 
 
-@pytest.fixture(autouse=True)
-def devices(monkeypatch):
-    """The eight devices of all tests stay."""
-    monkeypatch.setattr("jaxcpt.inspect_pairs.use_devices", lambda *_: None)
-    monkeypatch.setattr("jaxcpt.train.use_devices", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("as_many_cores_as_devices")
 
 
 @pytest.fixture

@@ -19,11 +19,7 @@ from jaxcpt.sharding import make_mesh
 from jaxcpt.sources import JsonlPairs, TokenizedPairs
 from jaxcpt.tokenize_pairs import write_tokens
 
-
-@pytest.fixture(autouse=True)
-def devices(monkeypatch):
-    """The eight devices of all tests stay."""
-    monkeypatch.setattr("jaxcpt.inspect_pairs.use_devices", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("as_many_cores_as_devices")
 
 
 @pytest.fixture

@@ -20,11 +20,7 @@ from jaxcpt.vectors import Storage, fill
 
 GOOD = '{"x": "a", "y": "b", "text": "c"}\n'
 
-
-@pytest.fixture(autouse=True)
-def as_many_cores_as_devices(monkeypatch):
-    """The commands make each core a device; the devices of this process are there already."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+pytestmark = pytest.mark.usefixtures("as_many_cores_as_devices")
 
 
 @pytest.fixture

@@ -19,10 +19,7 @@ from jaxcpt.metrics import read_rows
 
 NEEDS = "sentence-transformers is absent: pip install 'jaxcpt[compare]'"
 
-
-@pytest.fixture(autouse=True)
-def as_many_cores_as_devices(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+pytestmark = pytest.mark.usefixtures("as_many_cores_as_devices")
 
 
 @pytest.fixture
