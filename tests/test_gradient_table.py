@@ -129,7 +129,8 @@ def test_a_target_across_a_border_shows():
 
 
 def test_several_processes_are_exact():
-    rows = list(gradient_table.measure_processes(2, quick=True, plant="none"))
+    options = SimpleNamespace(quick=True, plant="none", model=["gpt"])
+    rows = list(gradient_table.measure_processes(2, options))
     assert [row.case for row in rows[::2]] == list_process_cases(2, quick=True)
     assert all(row.exact for row in rows)
 
@@ -178,7 +179,9 @@ def test_the_command_fails_where_a_line_is_wrong(plant, monkeypatch, tmp_path, c
     monkeypatch.setattr(gradient_table, "list_cases", lambda quick: [case])
     monkeypatch.setattr(gradient_table, "measure_processes", lambda *_: iter(()))
     monkeypatch.setattr(gradient_table, "compare_bfloat16", lambda _: iter([rounded]))
-    options = SimpleNamespace(quick=True, plant=plant, json=tmp_path / "rows.json", jobs=1)
+    options = SimpleNamespace(
+        quick=True, plant=plant, json=tmp_path / "rows.json", jobs=1, model=["gpt"]
+    )
     wrong = gradient_table.print_table(options)
     printed = capsys.readouterr().out
     assert wrong == (0 if plant == "none" else 3)

@@ -5,6 +5,7 @@ truth nor the faults.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -168,6 +169,11 @@ def list_process_cases(processes: int, quick: bool) -> list[Case]:
         if not quick
     ]
     return gpt + generative
+
+
+def choose(cases: Sequence[Case], models: Sequence[str]) -> list[Case]:
+    """The cases of these models."""
+    return [case for case in cases if case.model in models]
 
 
 def make_case(

@@ -37,6 +37,7 @@ from gradient_cases import (
     GENERATIVE,
     MODELS,
     Case,
+    choose,
     draw_encoder,
     list_cases,
     list_process_cases,
@@ -58,8 +59,7 @@ from jaxcpt.update import compute_gradient, shard_state
 
 SCALES = (1 / 0.07, 100.0)  # where a run starts, and the clamp
 
-# Float32 rounds each number by at most 6e-8 of its size; docs/gradients.md has the largest
-# deviations measured.
+# Float32 rounds a number by at most 6e-8 of its size. docs/gradients.md has measured deviations.
 RATIO = 1e-5
 """For lengths, the temperature's gradient and the loss: room for about 170 roundings that all go
 the same way. The loss is judged relative to its size, because each logit rounds relative to its
@@ -69,6 +69,7 @@ COSINE = 1e-6
 the relative error."""
 WORST = 1e-4
 """For one parameter: ten times RATIO, because its gradient may be a small difference of terms."""
+BFLOAT16_MODEL = "gpt"
 BFLOAT16_CUT = 2.0**-8
 """Chunked against undivided, where the compiler rounds to bfloat16 exactly where the program says.
 Both then compute equal embeddings, and differ only in how often each parameter's gradient is
@@ -257,12 +258,13 @@ def show_rounded(row: RoundedRow) -> str:
     )
 
 
-def measure_processes(processes: int, quick: bool, plant: Plant) -> Iterator[Row]:
+def measure_processes(processes: int, options: argparse.Namespace) -> Iterator[Row]:
     """Starts so many processes of two devices each; yields the rows that the first one prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, __file__, "--plant", plant, *["--quick"] * quick, "--join"]
+    command = [sys.executable, __file__, "--plant", options.plant, *["--quick"] * options.quick]
+    command += ["--model", *options.model, "--join"]
     started = [
         subprocess.Popen(
             [*command, coordinator, str(processes), str(number)],
@@ -285,11 +287,11 @@ def measure_processes(processes: int, quick: bool, plant: Plant) -> Iterator[Row
             process.kill()
 
 
-def join(coordinator: str, processes: int, number: int, quick: bool, plant: Plant) -> None:
+def join(coordinator: str, processes: int, number: int, options: argparse.Namespace) -> None:
     """Runs as one of several processes. Each makes its part of the batch; the first prints rows."""
     jax.distributed.initialize(coordinator, processes, number)
-    for case in list_process_cases(processes, quick):
-        for row in measure(case, plant):
+    for case in choose(list_process_cases(processes, options.quick), options.model):
+        for row in measure(case, options.plant):
             if jax.process_index() == 0:
                 print(json.dumps(dataclasses.asdict(row)), flush=True)
 
@@ -302,7 +304,9 @@ def compare_bfloat16(quick: bool) -> Iterator[RoundedRow]:
     """
     as_written: dict[str, bool | str] = {"xla_allow_excess_precision": False}
     for mesh in ((1, 1, 1), (2, 2, 2)):
-        undivided = make_case(mesh, (1, "dense"), (True, 2, 64), compute_dtype="bfloat16")
+        undivided = make_case(
+            mesh, (1, "dense"), (True, 2, 64), model=BFLOAT16_MODEL, compute_dtype="bfloat16"
+        )
         _, _, whole = find_gradients(undivided, options=as_written)[0]
         truth = find_truth(undivided.model, undivided.pairs, undivided.negatives, SCALES[0])
         for chunks in (4,) if quick else (1, 2, 4, 8):
@@ -351,19 +355,21 @@ def print_table(options: argparse.Namespace) -> int:
     print(COVERED_QUICKLY if options.quick else COVERED)
     print(f"Streaming in tiles of {SMALL_TILES}. Planted fault: {options.plant}.\n\n{COLUMNS}")
     lines: list[Row | RoundedRow] = []
-    several = (measure_processes(count, options.quick, options.plant) for count in (2, 4))
-    alone = measure_alone(list_cases(options.quick), options.plant, options.jobs)
+    several = (measure_processes(count, options) for count in (2, 4))
+    cases = choose(list_cases(options.quick), options.model)
+    alone = measure_alone(cases, options.plant, options.jobs)
     for row in itertools.chain(alone, *several):
         print(show(row), flush=True)
         lines.append(row)
 
-    print(
-        f"\nComputing in bfloat16. Bounds: {BFLOAT16_CUT:.1e} and {RATIO:.1e} from the undivided "
-        f"batch, {BFLOAT16_TRUTH:.1e} from the truth"
-    )
-    for rounded_row in compare_bfloat16(options.quick):
-        print(show_rounded(rounded_row), flush=True)
-        lines.append(rounded_row)
+    if BFLOAT16_MODEL in options.model:
+        print(
+            f"\nComputing in bfloat16. Bounds: {BFLOAT16_CUT:.1e} and {RATIO:.1e} from the "
+            f"undivided batch, {BFLOAT16_TRUTH:.1e} from the truth"
+        )
+        for rounded_row in compare_bfloat16(options.quick):
+            print(show_rounded(rounded_row), flush=True)
+            lines.append(rounded_row)
 
     wrong = sum(not line.exact for line in lines)
     print(f"\n{len(lines)} lines, {wrong} wrong; {time.monotonic() - begun:.0f} s")
@@ -377,6 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--quick", action="store_true", help="a part of the table, for CI")
     parser.add_argument("--plant", default="none", choices=FAULTS, help="a fault to be found")
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes that compile")
     parser.add_argument("--join", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -384,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_cpu_devices(2 if options.join else 8)
     if options.join:
         coordinator, processes, number = options.join
-        join(coordinator, int(processes), int(number), options.quick, options.plant)
+        join(coordinator, int(processes), int(number), options)
         return
     sys.exit(print_table(options) > 0)
 
