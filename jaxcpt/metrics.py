@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Literal, get_args
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -43,13 +44,16 @@ __all__ = [
 ]
 
 EVENTS_BYTES = 1 << 22
+Pause = Literal["save", "eval"]
+PAUSES: tuple[Pause, ...] = get_args(Pause)
+"""What training stops for."""
 
 # It warns at every value that is not finite. `RunDisplay` warns once, with step and name.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
 class Throughput:
-    """Measures pairs and tokens per second, and the share of time spent waiting for data.
+    """Measures pairs and tokens per second, and which share of the time goes to what else.
 
     Each reading covers the time since the reading before it. Steps run asynchronously, so wait for
     the step's scalars before `read` and before `paused`; otherwise unfinished work is counted. The
@@ -67,6 +71,7 @@ class Throughput:
     def _begin(self) -> None:
         self._start = self._clock()
         self._pairs, self._tokens, self._flops, self._waited = 0, 0, 0.0, 0.0
+        self._paused = dict.fromkeys(PAUSES, 0.0)
 
     def count(self, pairs: int, tokens: int, flops: float = 0.0) -> None:
         """Adds the work of one step on all devices: pairs, tokens without padding, FLOPs."""
@@ -85,19 +90,21 @@ class Throughput:
         self._waited += self._clock() - start
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves the time inside the block (evals, checkpoints) out of the reading."""
+    def paused(self, reason: Pause) -> Iterator[None]:
+        """Leaves the time inside the block out of all numbers but the share of its reason."""
         start = self._clock()
         yield
-        self._start += self._clock() - start
+        self._paused[reason] += self._clock() - start
 
     def read(self) -> Row:
         """The numbers since the last reading. The next reading starts here."""
-        seconds = self._clock() - self._start
+        elapsed = self._clock() - self._start
+        seconds = elapsed - sum(self._paused.values())
         row = {
             "pairs_per_s": self._pairs / seconds,
             "tokens_per_s": self._tokens / seconds,
             "data_wait": self._waited / seconds,
+            **{f"{reason}_share": time / elapsed for reason, time in self._paused.items()},
         }
         if self._peak_flops is not None:
             row["mfu"] = self._flops / seconds / self._peak_flops

@@ -246,13 +246,13 @@ def run_steps(
 
     def save() -> None:
         jax.block_until_ready(state)
-        with speed.paused(), watch.paused(), metrics.flushed():
+        with speed.paused("save"), watch.paused(), metrics.flushed():
             checkpoints.save(state, run.meta)
 
     def measure() -> bool:
         """Returns whether a signal came, which ends the eval early."""
         jax.block_until_ready(state)
-        with speed.paused(), watch.paused():
+        with speed.paused("eval"), watch.paused():
             scored = embedder.with_params(state.encoder, step)
             interruption.run(lambda: evaluate(run, scored, interruption, metrics))
         return any_process(interruption.noted)

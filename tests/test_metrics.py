@@ -166,16 +166,26 @@ def test_throughput_counts_work_without_pauses(tmp_path):
             now += 1
         now += 3
         throughput.count(pairs=40, tokens=800, flops=2000.0)
-    with throughput.paused():
-        now += 100
-    reading = {"pairs_per_s": 10.0, "tokens_per_s": 200.0, "data_wait": 0.25, "mfu": 0.5}
-    assert throughput.read() == reading
+    with throughput.paused("save"):
+        now += 2
+    with throughput.paused("eval"):
+        now += 30
+    assert throughput.read() == {
+        "pairs_per_s": 10.0,
+        "tokens_per_s": 200.0,
+        "data_wait": 0.25,
+        "save_share": 0.05,
+        "eval_share": 0.75,
+        "mfu": 0.5,
+    }
     now += 2
     throughput.count(pairs=1, tokens=4)
     assert throughput.read() == {
         "pairs_per_s": 0.5,
         "tokens_per_s": 2.0,
         "data_wait": 0.0,
+        "save_share": 0.0,
+        "eval_share": 0.0,
         "mfu": 0.0,
     }
 

@@ -36,7 +36,7 @@ from jaxcpt.train import train
 from jaxcpt.update import shard_state
 
 # What a clock measures differs from run to run.
-CLOCKED = {"pairs_per_s", "tokens_per_s", "data_wait", "mfu"}
+CLOCKED = {"pairs_per_s", "tokens_per_s", "data_wait", "save_share", "eval_share", "mfu"}
 FILES = {
     ".jaxcpt",
     "checkpoints",

@@ -27,7 +27,7 @@ from jaxcpt.embed import Embedder
 from jaxcpt.rows import read_rows
 
 SAVE_EVERY, EVAL_EVERY = 3, 10
-CLOCKED = {"pairs_per_s", "tokens_per_s", "data_wait", "mfu"}
+CLOCKED = {"pairs_per_s", "tokens_per_s", "data_wait", "save_share", "eval_share", "mfu"}
 """Numbers that differ from run to run, because a clock measures them."""
 UNIQUE_FILES = (".out.tfevents.", "/d/", "/ocdbt.process_")
 """Parts of the names of files that each process or save names in a new way."""

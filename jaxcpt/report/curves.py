@@ -20,6 +20,7 @@ CHARTS = (
     Chart("Pairs per second", ("pairs_per_s",), "pairs/s", has_outliers=True),
     Chart("Tokens per second", ("tokens_per_s",), "tokens/s", has_outliers=True),
     Chart("Padding and waiting for data", ("padding", "data_wait"), "share", percent=True),
+    Chart("Saving and evaluating", ("save_share", "eval_share"), "share", percent=True),
     Chart("Share of peak FLOP/s", ("mfu",), "share", percent=True, has_outliers=True),
     Chart("Alignment", ("alignment",), "squared distance"),
     Chart("Uniformity", ("uniformity",), "log"),

@@ -16,6 +16,8 @@ MEANINGS = {
     "tokens_per_s": f"The same in tokens, without padding. {RATES}",
     "padding": "Share of the computed tokens that are padding and so are wasted.",
     "data_wait": "Share of the time in which the devices wait for the next batch.",
+    "save_share": "Share of the time since the line before that went to saving.",
+    "eval_share": "The same for evaluating. Both are left out of all other rates.",
     "mfu": "Useful arithmetic as a share of what the devices can do at most.",
     "alignment": "Mean squared distance between the two texts of a pair. Lower is closer.",
     "uniformity": "Log of how near the texts of different pairs lie. Lower is more spread out.",
