@@ -1,7 +1,7 @@
-"""Cross-checks of an experiment that need no device, one function for each part.
+"""Checks an experiment before any file or device is used, with one function for each part.
 
 In: an experiment. Out: the same experiment, or a UserError that names the field, what was found
-and what is allowed. What depends on files or devices is checked where those are known.
+and what is allowed. The modules that know files and devices check what depends on them.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from jaxcpt.config import (
 from jaxcpt.errors import UserError
 
 Check = tuple[bool, str]
-"""Whether a rule holds, and what to say where it does not."""
+"""Whether a rule holds, and the error text if it does not."""
 
 
 def validate(experiment: Experiment) -> Experiment:
-    """Returns the experiment. Raises UserError naming the first field that cannot be."""
+    """Returns the experiment. Raises UserError that names the first invalid field."""
     parts = (_run, _data, _tokenizer, _batching, _model, _adapter, _loss, _optimizer, _mesh)
     for part in (*parts, *((_generative,) if experiment.objective == "generative" else ())):
         for holds, message in part(experiment):
@@ -37,7 +37,7 @@ def validate(experiment: Experiment) -> Experiment:
 
 
 def _above_zero(**values: float | None) -> Iterator[Check]:
-    """Rules that each value is above 0. In names, `__` stands for a dot; None is not checked."""
+    """Rules that each value is above 0. In names, `__` means a dot. None passes."""
     for name, value in values.items():
         if value is not None:
             yield value > 0, f"{name.replace('__', '.')}: must be above 0, found {value}"
@@ -254,7 +254,7 @@ def _mesh(e: Experiment) -> Iterator[Check]:
 
 
 def _generative(e: Experiment) -> Iterator[Check]:
-    """What the generative objective cannot do, and fields that it would not read."""
+    """Refuses what the generative objective cannot do, and fields that it does not read."""
     goes = "objective=generative"
     mean = e.model.weighted_mean
     yield (

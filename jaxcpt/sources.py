@@ -1,8 +1,8 @@
-"""Where pairs come from: one frozen dataclass for each kind of source, and `Data`, their mixture.
+"""Settings of the data sources: a frozen dataclass for each kind, and `Data`, their mixture.
 
-They hold values alone; `jaxcpt.pairs` opens what they name. The column `negatives` is optional. If
-you name another column of hard negatives, it must exist: in JSONL and ArrayRecord in one pair at
-least, in the other formats in every file.
+The classes only hold settings; `jaxcpt.pairs` opens the files that they name. The column of hard
+negatives is optional while it has its default name `negatives`. If you name another column, it must
+exist: in JSONL and ArrayRecord in at least one pair, in the other formats in every file.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Prefixes:
-    """What every text of a source begins with, such as `query: `. Negatives get the y prefix."""
+    """Prefixes of the texts of a data source, such as `query: `. Negatives get the y prefix."""
 
     x_prefix: str = ""
     """Text put before each x."""
@@ -21,7 +21,7 @@ class Prefixes:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns(Prefixes):
-    """Where a row or a JSON object holds the texts of its pair."""
+    """Names of the columns, or of the JSON fields, that hold the texts of a pair."""
 
     x: str = "x"
     """Name of the field or column that holds x."""
@@ -35,27 +35,28 @@ class Columns(Prefixes):
 class PythonPackages(Prefixes):
     """(docstring, function) pairs from the standard library and installed packages.
 
-    The split is by module: whole modules are held out until they hold `heldout_functions`, and
-    training pairs that share a docstring or a body with them are dropped.
+    Whole modules are held out, until they have `heldout_functions` functions. Training pairs that
+    have the same docstring or body as a held-out function are dropped.
     """
 
     split: Literal["train", "heldout"] = "train"
-    """train or heldout part of the mined pairs."""
+    """Which part of the mined pairs is read."""
     _: KW_ONLY
     heldout_functions: int = 1000
-    """Functions that are held out, in whole modules."""
+    """Number of functions to hold out, in whole modules."""
     packages: tuple[str, ...] = ()
-    """Import names to mine, such as `json`; empty: the standard library and jaxcpt's own needs."""
+    """Import names of the packages to mine, such as `json`. Empty: the standard library and the
+    packages that jaxcpt needs."""
     neighbours: bool = False
-    """Train on other texts of the same files too: later paragraphs, classes, comments."""
+    """Also train on other texts of the same files: later paragraphs, classes and comments."""
 
 
 @dataclass(frozen=True)
 class JsonlPairs(Columns):
-    """One JSON object a line, with the two texts under `x` and `y`; may end in .gz."""
+    """A file with one JSON object per line, whose fields `x` and `y` hold the texts."""
 
     path: str
-    """The file."""
+    """The file. It may be gzipped; its name then ends in .gz."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,19 @@ class TfdsPairs(Columns):
     split: str = "train"
     """Name of the split."""
     prepare: str = ""
-    """The command that makes the directory, shown when it is missing."""
+    """The command that creates the directory. It is shown if the directory is missing."""
     name: str = ""
-    """In place of `directory`: a name such as `paws_wiki` or `mine/config:1.0.0`."""
+    """Name of a dataset instead of a `directory`, such as `paws_wiki` or `mine/config:1.0.0`."""
     data_dir: str | None = None
-    """Where the dataset of that name was prepared; None: where tensorflow-datasets puts it."""
+    """Folder in which the named dataset was prepared. None: the default of tensorflow-datasets."""
 
 
 @dataclass(frozen=True)
 class ArrayRecordPairs(Columns):
-    """ArrayRecord files without a dataset round them: a file, or a folder of `*.array_record*`.
+    """ArrayRecord files that are not part of a dataset: a file, or a folder of `*.array_record*`.
 
-    Each record is a tf.train.Example with text features, as tensorflow-datasets and grain's own
-    examples write it, or a JSON object.
+    Each record is a tf.train.Example with text features, as tensorflow-datasets and the examples of
+    grain write it, or a JSON object.
     """
 
     path: str
@@ -103,15 +104,15 @@ class DatasetsPairs(Columns):
     """The folder that `save_to_disk` wrote."""
     _: KW_ONLY
     split: str = ""
-    """Of a saved DatasetDict; empty where a Dataset was saved."""
+    """Name of the split in a saved DatasetDict; empty if a Dataset was saved."""
 
 
 @dataclass(frozen=True)
 class BeirPairs(Prefixes):
     """A search task in BEIR layout: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`.
 
-    x is a query and y a document (title and text) that the qrels grade above 0. Those graded 0
-    are its hard negatives, after those that `negatives` lists.
+    x is a query, and y is a document (title and text) that the qrels grade above 0. The hard
+    negatives are the documents in the file `negatives`, followed by those that the qrels grade 0.
     """
 
     directory: str
@@ -119,15 +120,16 @@ class BeirPairs(Prefixes):
     split: str = "train"
     """Which qrels file is read."""
     negatives: str = ""
-    """A file in the directory like the qrels, such as `hard_negatives.tsv`: `query-id`,
-    `corpus-id` and `score`, hardest first; the score is not read."""
+    """A file of hard negatives in the directory, such as `hard_negatives.tsv`. Like the qrels, it
+    has the columns `query-id`, `corpus-id` and `score`. The hardest come first; the score is not
+    read."""
 
 
 @dataclass(frozen=True)
 class TokenizedPairs(Prefixes):
-    """Token ids that `jaxcpt tokenize-pairs` wrote, for where tokenising is the limit.
+    """Token ids that `jaxcpt tokenize-pairs` wrote, for runs that would wait for the tokenizer.
 
-    The tokenizer and the prefixes must be those that they were made with.
+    The run must have the tokenizer and the prefixes with which the ids were made.
     """
 
     directory: str
@@ -148,14 +150,15 @@ Source = (
 
 @dataclass(frozen=True)
 class Data:
-    """The sources of a run, and how they are mixed."""
+    """The data sources of a run, and how they are mixed."""
 
     train: tuple[Source, ...]
-    """Sources that are trained on, mixed by `weights`."""
+    """Sources of the training pairs, mixed by `weights`."""
     weights: tuple[float, ...] = ()
-    """Share of each source in a batch, or of the batches where they are homogeneous; empty: in
-    proportion to their sizes."""
+    """Share of each source in a batch; for homogeneous batches, its share of the batches. Empty: in
+    proportion to the sizes of the sources."""
     homogeneous: bool = False
-    """Each batch from one source, so that negatives are of its kind, instead of from all."""
+    """True: all pairs of a batch are from one source, so that the negatives of a pair are from its
+    own source too. False: every batch mixes all sources."""
     heldout: Source | None = None
-    """Pairs never trained on: the x of each searches the y of all."""
+    """Pairs to score the run on: each x searches the y of all of them. They are not trained on."""
