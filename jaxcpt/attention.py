@@ -1,11 +1,11 @@
-"""Softmax attention within each text of packed rows, by the kernel that the devices have.
+"""Softmax attention within each text of packed rows, with the kernel that suits the devices.
 
-In: queries, keys, values, and which text each token belongs to. Out: mixed values. Three forms,
-equal up to rounding:
+In: queries, keys, values, and the number of each token's text. Out: weighted sums of the values.
+The module does not know what a text is for. It has three forms, which are equal up to rounding:
 
 splash   TPU: the Pallas kernel that JAX ships (splash attention), with segment ids
 cudnn    GPU: cuDNN's flash attention through `jax.nn.dot_product_attention`
-plain    anywhere: the definition; the only one that makes a [rows, heads, l, l] array
+plain    any device: the definition. Only this form makes an array [rows, heads, l, l]
 """
 
 import math
@@ -25,7 +25,7 @@ Form = Literal["splash", "cudnn", "plain"]
 SAVED = "attention"
 
 LANES = 128  # a TPU kernel's blocks are multiples of this many tokens
-BLOCK = 512  # at most so many tokens in a block: 512 x 512 scores in float32 are 1 MiB of VMEM
+BLOCK = 512  # most tokens in a block: 512 x 512 scores in float32 take 1 MiB of VMEM
 
 
 def attention(
@@ -36,11 +36,14 @@ def attention(
     *,
     causal: bool,
 ) -> jax.Array:
-    """Attention within each text of a row -> [r, l, h, k]; softmax in float32.
+    """Attention within each text of a row -> [r, l, h, k], with the softmax in float32.
 
-    Queries come scaled by k ** -0.5. segments_rl: a token attends to those of its row with its own
-    number. h is a multiple of j. The result is named SAVED, for remat to keep; so are splash's
-    softmax sums, without which cudnn computes forward again and plain its scores.
+    query_rlhk: already scaled by k ** -0.5. h must be a multiple of j. segments_rl: the number of
+    each token's text; a token attends only to tokens of its row with the same number.
+
+    The result carries the name SAVED, so that remat can keep it. Splash also keeps its softmax
+    sums. In a backward pass under remat, cudnn computes its forward pass again, and plain computes
+    its scores again.
     """
     form = choose_form(find_platform(), query_rlhk.shape, query_rlhk.dtype)
     forms: dict[Form, Callable] = {
@@ -52,7 +55,10 @@ def attention(
 
 
 def choose_form(platform: str, query_shape: tuple[int, ...], dtype: jnp.dtype) -> Form:
-    """The fused kernel where its conditions hold; tiny models and float32 on a GPU go without."""
+    """The fused kernel if its conditions hold, otherwise plain.
+
+    Plain serves rows or heads whose sizes do not fit the kernel, and float32 on a GPU.
+    """
     _, l, _, k = query_shape
     if platform == "tpu" and l % LANES == 0:
         return "splash"
@@ -95,7 +101,7 @@ def attend_cudnn(
     causal: bool,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """cuDNN knows no segments: they go in as a mask [r, 1, l, l] that all heads share."""
+    """Passes the segments as a mask [r, 1, l, l], shared by all heads: cuDNN has no segments."""
     mask = allow(segments_rl, causal=causal)[:, None]
     mixed_rlhk = jax.nn.dot_product_attention(
         query_rlhk, key_rljk, value_rljk, mask=mask, scale=1.0, implementation=implementation
@@ -148,7 +154,7 @@ def attend_splash(
 
     if jax.sharding.get_abstract_mesh().empty:
         return on_one_device(query_rlhk, key_rljk, value_rljk, segments_rl)
-    # A kernel is opaque to the compiler's partitioner: each device runs it on its rows and heads.
+    # The compiler cannot partition a kernel, so each device runs it on its own rows and heads.
     heads, kv_heads = partition_spec("rlhk"), partition_spec("rljk")
     return jax.shard_map(
         on_one_device,

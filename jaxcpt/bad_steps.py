@@ -1,8 +1,9 @@
-"""Steps whose loss or gradient is not finite: what is recorded of them, and the end of the run.
+"""Records bad steps, whose loss or gradient is not finite, and stops the run after too many.
 
-In: the metrics of steps, among them `bad_steps`, and the state, which such steps do not change.
-Out: `bad_steps.jsonl`, which names the pairs of each; after too many in a row a UserError, and the
-state before the first of these in the folder `bad_step`, for `jaxcpt replay`.
+In: the metrics of each step, which include `bad_steps` (the number of bad steps in a row), and the
+state, which a bad step does not change. Out: `bad_steps.jsonl`, with the pairs of each bad step.
+After too many in a row, the state before the first of them is saved in the folder `bad_step`, for
+`jaxcpt replay`, and a UserError is raised. The module does not know why a step is bad.
 """
 
 import json
@@ -25,21 +26,25 @@ PAIRS_SHOWN = 5
 
 
 class Due:
-    """What happens every so many steps and at the last; not at a bad step, but soon after."""
+    """Decides when a periodic action, such as a save, is due.
+
+    It is due every `every_steps` steps and at the last step. If a step before the last one is bad,
+    the action waits for the next step that is not.
+    """
 
     def __init__(self, every_steps: int, last: int) -> None:
         self.every_steps, self.last = every_steps, last
         self.put_off = False
 
     def are_due(self, step: int, scalars: dict[str, jax.Array]) -> bool:
-        """scalars: those of the step. They are waited for only where it may be due."""
+        """Whether the action is due. Waits for the step's `scalars` only where it may be due."""
         due = self.put_off or step % self.every_steps == 0 or step == self.last
         self.put_off = due and step < self.last and int(scalars["bad_steps"]) > 0
         return due and not self.put_off
 
 
 def describe(step: int, scalars: Mapping[str, float], pairs: Sequence[int]) -> str:
-    """One line for the terminal."""
+    """One line for the terminal about a bad step: its numbers and its first pairs."""
     numbers = ", ".join(f"{name} {scalars[name]:g}" for name in ("loss", "gradient_norm"))
     shown = ", ".join(map(str, pairs[:PAIRS_SHOWN]))
     return (
@@ -50,9 +55,9 @@ def describe(step: int, scalars: Mapping[str, float], pairs: Sequence[int]) -> s
 
 
 def record(run_dir: Path, step: int, scalars: Mapping[str, float], pairs: Sequence[int]) -> None:
-    """Adds the step to the file, which has a line for each bad step, in order.
+    """Adds a bad step to `bad_steps.jsonl`, which has one line for each, ordered by step.
 
-    pairs: the numbers of its pairs, counted from 0 through all training sources in their order.
+    pairs: the numbers of the step's pairs, counted from 0 through all training sources in order.
     """
     numbers = {name: str(scalars[name]) for name in ("loss", "gradient_norm")}
     line = json.dumps({"step": step, **numbers, "pairs": list(pairs)})
@@ -60,7 +65,7 @@ def record(run_dir: Path, step: int, scalars: Mapping[str, float], pairs: Sequen
 
 
 def forget_from(run_dir: Path, step: int) -> None:
-    """Removes the lines of this step and of later ones, which will be taken again."""
+    """Removes the lines of this step and of later steps, because training will repeat them."""
     if (run_dir / FILE).is_file():
         _write(run_dir, _read(run_dir, before=step))
 
@@ -71,7 +76,7 @@ def _read(run_dir: Path, before: int) -> list[str]:
     try:
         return [line for line in lines if json.loads(line)["step"] < before]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise UserError(f"{path}: not a list of bad steps; move it away") from None
+        raise UserError(f"{path}: not a list of bad steps; move the file away") from None
 
 
 def _write(run_dir: Path, lines: Sequence[str]) -> None:
@@ -85,13 +90,13 @@ def stop_at(
     meta: Mapping[str, Any],
     checkpoints: CheckpointStore,
 ) -> None:
-    """Keeps the state before the first of the bad steps that end at `step`. Raises UserError."""
+    """Saves the state before the first of the bad steps that end at `step`; raises UserError."""
     bad_steps = int(state.bad_steps)
     first = step - bad_steps + 1
     before = replace(state, step=jnp.int32(first - 1), bad_steps=0)
     with CheckpointStore(run_dir / FOLDER, keep=1) as kept:
         kept.save(before, dict(meta))
-    any_process(True)  # nobody leaves before the first has proved the save
+    any_process(True)  # every process waits here until the first one has verified the save
     checkpoints.finish()
     newest = max((saved for saved in checkpoints.steps() if saved < first), default=None)
     good = "there is no checkpoint" if newest is None else f"the newest good checkpoint is {newest}"

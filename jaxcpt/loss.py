@@ -1,18 +1,18 @@
 """Symmetric contrastive loss over the global batch (paper, section 2.1), exact on every mesh.
 
-In: unit embeddings of all pairs, cut over the data shards, and the temperature. Out: one loss, its
-global metrics, and (as the derivative) exact gradients for every embedding and the temperature.
+In: unit embeddings of all pairs, sharded over the data shards, and the temperature. Out: one loss,
+its global metrics, and (as the derivative) exact gradients for every embedding and the temperature.
 The loss does not know the model that made the embeddings.
 
-Each data shard compares its own x against the y of the whole batch. One similarity serves both
-directions: the softmax of a row is x -> y; the softmax of a column is y -> x, with its sums merged
-across shards. Only the y side travels between shards.
+Each data shard compares its own x with the y of the whole batch. One matrix of similarities serves
+both directions: the softmax of a row is x -> y. The softmax of a column is y -> x, and its sums are
+merged across shards. Only embeddings of y and of hard negatives are sent between shards.
 
 `dense` gathers all candidates, holds [local x, global candidates] at once, and reduce-scatters
 the gradient of the candidates. `streaming` (loss_streaming.py) holds one tile of that matrix at a
-time and computes each similarity twice. Both compute the gradient together with the loss, by hand,
-so that no collective is ever differentiated: that is where other implementations get the scale of
-their gradients wrong.
+time and computes each similarity twice. Both forms compute the gradient together with the loss,
+with formulas derived by hand. JAX therefore never differentiates a collective, which is where other
+implementations scale their gradients wrongly.
 
     loss, metrics = contrastive_loss(zx_bd, zc_cd, log_scale, labels)
 """
@@ -49,14 +49,14 @@ def contrastive_loss(
     labels: Labels,
     form: Literal["dense", "streaming"] = "dense",
 ) -> tuple[jax.Array, Scalars]:
-    """Mean over present pairs of both directions' cross-entropy, and metrics; differentiable.
+    """The loss and its metrics. The loss can be differentiated.
 
-    zx_bd and zc_cd have unit length, in float32. c is b times (1 + hard negatives per pair). Rows
-    are cut over the data shards of the mesh in force (`jax.set_mesh`).
+    The loss is the mean, over present pairs and both directions, of the cross-entropy. zx_bd and
+    zc_cd are float32 and have unit length; c is b times (1 + hard negatives per pair). Their rows
+    are sharded over the data shards of the current mesh (`jax.set_mesh`).
 
-    A candidate is left out of a pair's softmax, so that it is never a false negative, where its
-    text equals the pair's x or y, or where it is the y of an equal x. Hard negatives are candidates
-    for every x.
+    Hard negatives are candidates for every x. To avoid false negatives, a candidate is left out of
+    a pair's softmax if its text equals the pair's x or y, or if it is the y of an equal x.
     """
     return _differentiable(form, zx_bd, zc_cd, log_scale, labels)
 
@@ -93,7 +93,7 @@ def _on_shards(
         _compute_dense_loss if form == "dense" else compute_streaming_loss,
         in_specs=(cut, cut, whole, cut),
         out_specs=(whole, whole, (cut, cut, whole)),
-        check_vma=False,  # nothing is differentiated through it
+        check_vma=False,  # JAX does not differentiate through it
     )(zx_bd, zc_cd, log_scale, labels)
 
 

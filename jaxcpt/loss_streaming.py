@@ -1,14 +1,15 @@
-"""The streaming form of the loss: the similarity matrix tile by tile, round a ring of shards.
+"""The streaming form of the loss: computes the similarities tile by tile, on a ring of shards.
 
     shard 0        shard 1        shard 2
     queries 0      queries 1      queries 2      queries stay
     tile a  ---->  tile b  ---->  tile c  ---->  (back to shard 0)
 
-In: this shard's embeddings and labels. Out: the same as the dense form, to rounding. Each shard's
-candidates are cut into tiles. One tile after another visits every shard, is compared with the
-queries there block by block, and comes home with its sums. Pass one collects the softmax sums,
-pass two the gradient, so every similarity is computed twice. No shard ever holds more than one
-[TILE_ROWS, TILE_COLUMNS] part of the matrix.
+In: this shard's embeddings and labels. Out: the results of the dense form, up to rounding. Each
+shard's candidates are cut into tiles, and its queries into blocks. Every tile is sent from shard to
+shard, together with the sums of its candidates. Each shard compares the tile with its blocks, adds
+to the sums and sends both on, until they are back at their first shard. Pass one collects the
+softmax sums, and pass two the gradient. So every similarity is computed twice, and a shard never
+holds more than a [TILE_ROWS, TILE_COLUMNS] part of the matrix.
 """
 
 from collections.abc import Callable
@@ -39,13 +40,13 @@ TILE_ROWS = 1024
 TILE_COLUMNS = 1024
 
 Gradient = tuple[jax.Array, jax.Array, jax.Array]
-"""With respect to zx_bd, zc_cd and log_scale."""
+"""The derivatives with respect to zx_bd, zc_cd and log_scale."""
 
 
 def compute_streaming_loss(
     zx_bd: jax.Array, zc_cd: jax.Array, log_scale: jax.Array, labels: Labels
 ) -> tuple[jax.Array, Scalars, Gradient]:
-    """Loss, metrics and the gradient for this shard's embeddings. Call it inside `shard_map`."""
+    """Loss, metrics, and the gradient for this shard's embeddings. Call it inside `shard_map`."""
     scale = jnp.exp(log_scale)
     queries, candidates = loss_terms.prepare(zx_bd, zc_cd, scale, labels)
     blocks, tiles = _cut(queries, TILE_ROWS), _cut(candidates, TILE_COLUMNS)
@@ -111,8 +112,7 @@ def _pull_tiles(
     scale: jax.Array,
     pairs: jax.Array,
 ) -> Gradient:
-    """Pass two: gradients for this shard's queries and candidates, and this shard's part of
-    d log_scale."""
+    """Pass two: gradients for this shard's queries and candidates, and its part of d log_scale."""
 
     def visit(
         carry: tuple[jax.Array, jax.Array], visitor: tuple[Candidates, jax.Array], dzc: jax.Array
@@ -129,7 +129,7 @@ def _pull_tiles(
             weights_bc, more = differentiate(compared, log_sum_x, log_sum_y, pairs)
             dzc += jnp.matmul(weights_bc.T, block.z_bd, precision="highest")
             dzx_bd = jnp.matmul(weights_bc, tile.z_cd, precision="highest")
-            # In place: as inputs and outputs of the scan they would lie in memory twice.
+            # Updated in place. As inputs and outputs of the scan they would be in memory twice.
             return (dzx.at[number].add(dzx_bd), slope + more, dzc), None
 
         numbered = jnp.arange(len(blocks.pair_b)), blocks, log_sum_x
@@ -152,9 +152,10 @@ def send_round(
     visitor: Any,
     sums: Any,
 ) -> tuple[Any, Any]:
-    """Sends `visitor` to every shard in turn, and home again with what each added to its `sums`.
+    """Sends `visitor` and its `sums` to every shard in turn, and back to their first shard.
 
-    The carry stays on its shard.
+    Every shard calls visit(carry, visitor, sums) -> (carry, sums). The carry stays on its shard.
+    Returns the carry, and the sums to which all shards have added.
     """
     shards = lax.axis_size(DATA_AXES)
     ring = [(shard, (shard + 1) % shards) for shard in range(shards)]
@@ -164,7 +165,7 @@ def send_round(
 
     def hop(state: tuple[Any, Any, Any], _: None) -> Any:
         carry, visitor, sums = state
-        leaving = send(visitor)  # first, so that it travels while it is compared here
+        leaving = send(visitor)  # sent first, so that it travels while this shard computes
         carry, sums = visit(carry, visitor, sums)
         return (carry, leaving, send(sums)), None
 
@@ -173,7 +174,7 @@ def send_round(
 
 
 def _cut(tree: Any, most: int) -> Any:
-    """[m, ...] -> [parts, size, ...] with equal sizes of at most `most`; padding is not present."""
+    """[m, ...] -> [parts, size, ...] with equal sizes of at most `most`. Padding is not present."""
 
     def cut(a: jax.Array) -> jax.Array:
         parts = -(-len(a) // most)

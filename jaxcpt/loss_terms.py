@@ -1,9 +1,10 @@
-"""The parts that both forms of the contrastive loss are made of: comparison, sums, derivative.
+"""The steps that both forms of the contrastive loss share: comparison, sums and derivatives.
 
 In: some queries (the x of one data shard) and some candidates (y of any shard, and hard
 negatives). Out: softmax sums over these candidates, and derivatives with respect to their
 similarities. `loss.py` calls these functions once for all candidates; `loss_streaming.py` calls
-them once for each tile. Only `merge_shards` and `finish` communicate between shards.
+them once for each tile. Only `merge_shards` and `finish` communicate between shards. The module
+does not know which part of the batch it is given.
 
 Letters: b the queries that are compared, c the candidates that they are compared with.
 """
@@ -19,11 +20,11 @@ from jaxcpt.sharding import DATA_AXES
 
 Scalars = dict[str, jax.Array]
 
-# Two logits count as equal when they differ by less than this. The matrix product that gives all
-# logits rounds differently from the sum that gives the positive logit, and a collapsed encoder
-# must not be credited for a tie.
+# Two logits count as equal if they differ by less than this. The matrix product that gives all
+# logits rounds differently from the sum that gives the positive logit. A collapsed encoder, whose
+# logits are all equal, must not get a good rank by rounding.
 TIE = 1e-4
-EMPTY_TOP = -1e30  # finite, so that an absent row or column never makes a NaN
+EMPTY_TOP = -1e30  # finite, so that an absent row or column does not produce a NaN
 
 
 @jax.tree_util.register_dataclass
@@ -31,12 +32,13 @@ EMPTY_TOP = -1e30  # finite, so that an absent row or column never makes a NaN
 class Labels:
     """What the loss must know of each text besides its embedding.
 
-    present_b    whether the pair counts          hash_x_b2   64-bit hash of the text x, as two
-                                                              uint32
-    present_c    whether the candidate counts     hash_c_c2   the same of each candidate
+    present_b    whether the pair counts
+    hash_x_b2    64-bit hash of the text x, as two uint32
+    present_c    whether the candidate counts
+    hash_c_c2    64-bit hash of the candidate's text, as two uint32
 
-    The candidates of each data shard are the y of its pairs, in the order of the pairs, and after
-    them its hard negatives, if any.
+    The candidates of a data shard are first the y of its pairs, in the order of the pairs, and then
+    its hard negatives, if there are any.
     """
 
     present_b: jax.Array
@@ -57,20 +59,21 @@ class Queries(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The y of pairs of any shard, and hard negatives, whose pair is -1."""
+    """The y of pairs of any shard, and hard negatives. The pair of a hard negative is -1."""
 
     z_cd: jax.Array
     pair_c: jax.Array
     present_c: jax.Array
     hash_c2: jax.Array
-    hash_x_c2: jax.Array  # of the x that the candidate is the y of
+    hash_x_c2: jax.Array  # hash of the x of the candidate's pair
     positive_c: jax.Array
 
 
 class Softmax(NamedTuple):
-    """A log-sum-exp that is not complete yet, and how many candidates reach the positive logit.
+    """A log-sum-exp over the logits so far, for each query or for each candidate.
 
-    total: the sum of exp(logit - top), where top is the largest logit so far.
+    top: the largest logit so far. total: the sum of exp(logit - top). rank: how many negatives have
+    a logit at least as large as the positive logit.
     """
 
     top: jax.Array
@@ -92,7 +95,8 @@ class Softmax(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Queries against candidates. Every entry of a [b, c] mask belongs to at most one mask."""
+    """The logits of queries with candidates, and three masks. A mask's true entries are in no
+    other mask."""
 
     queries: Queries
     candidates: Candidates
@@ -104,7 +108,7 @@ class Comparison(NamedTuple):
 
 
 class PairCounts(NamedTuple):
-    """Sums over what was compared, float32."""
+    """Sums over the comparisons so far, float32."""
 
     uniformity: jax.Array  # sum of exp(-2 |zx - zy|^2) over negative y candidates
     negatives: jax.Array  # number of negative y candidates
@@ -132,7 +136,7 @@ def prepare(
 
 
 def compare(queries: Queries, candidates: Candidates, scale: jax.Array) -> Comparison:
-    """All logits, and which of them count."""
+    """Computes all logits, and the masks that say how each of them counts."""
 
     def equal(a: jax.Array, b: jax.Array) -> jax.Array:
         return (a[:, None, 0] == b[None, :, 0]) & (a[:, None, 1] == b[None, :, 1])
@@ -174,12 +178,15 @@ def summarise(c: Comparison) -> tuple[Softmax, Softmax]:
 def differentiate(
     c: Comparison, log_sum_b: jax.Array, log_sum_c: jax.Array, pairs: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The loss's derivative with respect to each similarity [b, c], and to log_scale."""
+    """The loss's derivatives with respect to each similarity [b, c] and to log_scale.
+
+    log_sum_b, log_sum_c: complete log-sum-exps of queries and candidates. pairs: present pairs.
+    """
     counts_bc, is_y_c = c.positive_bc | c.negative_bc, c.candidates.pair_c >= 0
     x_to_y_bc = jnp.where(counts_bc, jnp.exp(c.logits_bc - log_sum_b[:, None]), 0.0)
     y_to_x_bc = jnp.where(counts_bc & is_y_c, jnp.exp(c.logits_bc - log_sum_c[None, :]), 0.0)
-    # Subtract the positive logit first. In theory what both have in common cancels exactly; in
-    # float32 it does not.
+    # Subtract the positive logit first. In exact arithmetic the part that both logits share would
+    # cancel later. In float32 it would not.
     slope_bc = x_to_y_bc * (c.logits_bc - c.queries.positive_b[:, None])
     slope_bc += y_to_x_bc * (c.logits_bc - c.candidates.positive_c[None, :])
     share = 0.5 / pairs
@@ -188,8 +195,11 @@ def differentiate(
 
 
 def count_pairs(c: Comparison) -> PairCounts:
-    """Sums for the metrics. float32: the number of all comparisons overflows int32 at 65,536 pairs,
-    while that of one shard or tile is exact."""
+    """Sums for the metrics, in float32.
+
+    With 65,536 pairs, the number of all comparisons overflows int32. The number in one shard or
+    tile is small enough to be exact in float32.
+    """
     negative_bc = c.negative_bc & (c.candidates.pair_c >= 0)
     spread_bc = jnp.exp(4.0 * c.logits_bc / c.scale - 4.0)
     negatives, duplicates = (
@@ -211,7 +221,7 @@ def finish(
 
     x_to_y_b = softmax_x.log_sum() - queries.positive_b
     y_to_x_b = softmax_y.log_sum() - queries.positive_b
-    # No logit reaches one that is NaN, so the rank of such a pair would be the first.
+    # Comparisons with NaN are false, so a pair whose logit is NaN would get the best rank.
     rank_x_b = jnp.where(jnp.isfinite(x_to_y_b), softmax_x.rank, jnp.nan)
     rank_y_b = jnp.where(jnp.isfinite(y_to_x_b), softmax_y.rank, jnp.nan)
     sums = {
@@ -221,8 +231,8 @@ def finish(
         "mrr": add(1.0 / (1.0 + rank_x_b)),
         "alignment": add(2.0 - 2.0 * queries.positive_b / scale),
     }
-    # One sum over the shards, between pass one and pass two. A CPU may run collectives that do not
-    # wait for each other in any order, each device in its own, and then none of them ends.
+    # Sum over the shards in one collective, between pass one and pass two. CPU devices may start
+    # independent collectives in different orders, and then they wait for each other for ever.
     *totals, spread, negatives, duplicates, pairs = lax.psum(
         jnp.stack([*sums.values(), *counts, add(jnp.ones(()))]), DATA_AXES
     )

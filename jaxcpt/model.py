@@ -1,7 +1,8 @@
-"""The Transformer encoder: packed rows of tokens in, one vector per text out.
+"""The Transformer encoder.
 
-Sole home of flax. Every parameter names its axes by letters; which of them are cut, and how, is
-for `sharding.py` to say. The encoder knows neither pairs nor losses.
+In: packed rows of tokens. Out: one vector for each text. Only this module imports flax. Every
+parameter names its axes by letters; `sharding.py` decides which axes are sharded. The encoder knows
+neither pairs nor losses.
 """
 
 import math
@@ -31,13 +32,13 @@ Params = Any
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cells:
-    """Texts packed into rows, one cell for each of g data shards.
+    """Texts packed into rows: one cell of rows for each of g data shards.
 
     tokens_grl     token ids; 0 is padding
     segments_grl   1 + the number of the token's text in its cell; 0 is padding
     positions_grl  position of the token in its text
-    ends_gt        where each text's closing delimiter stands, counted through the cell's r * l
-                   tokens; 0 for an absent text
+    ends_gt        index of each text's closing delimiter among the cell's r * l tokens; 0 for an
+                   absent text
     """
 
     tokens_grl: Array
@@ -64,7 +65,7 @@ class Norm(nn.Module):
             epsilon = 1e-6 if self.settings.norm_epsilon is None else self.settings.norm_epsilon
             x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
             return (x * scale).astype(dtype)
-        # Both moments in one pass over x, as flax's own LayerNorm takes them.
+        # Compute both moments in one pass over x, as flax's own LayerNorm does.
         mean, square = (jnp.mean(moment, axis=-1, keepdims=True) for moment in (x, x * x))
         epsilon = 1e-5 if self.settings.norm_epsilon is None else self.settings.norm_epsilon
         x = (x - mean) * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + epsilon)
@@ -77,27 +78,27 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each added to the residual stream.
+    """A Transformer layer: attention and MLP, whose results are added to the residual stream.
 
-    The norm stands before each branch (GPT) or after each addition (BERT). With
-    `parallel_residual` both branches read the same stream (GPT-NeoX).
+    A norm is applied before each of the two branches (GPT) or after each addition (BERT). With
+    `parallel_residual`, both branches read the same stream (GPT-NeoX).
     """
 
     settings: config.Model
     adapter: config.Adapter | None
 
     def weight(self, name: str, letters: str, shape: tuple[int, ...], init: Callable) -> jax.Array:
-        """A parameter in the compute dtype and layout."""
+        """A parameter, converted to the dtype and the sharding that the computation uses."""
         value: Any = self.param(name, nn.with_logical_partitioning(init, tuple(letters)), shape)
         return fetch(value, letters, self.settings.compute_dtype)
 
     def multiply(
         self, spec: str, x: jax.Array, name: str, shape: tuple[int, ...], init: Callable
     ) -> jax.Array:
-        """x W, by the einsum `spec`; for a target of the adapter, x W + alpha / rank * (x A) B.
+        """x W, by the einsum `spec`. If an adapter targets W: x W + alpha / rank * (x A) B.
 
-        A has the axes of W that x also has, and B the others. A B is never formed, so neither is
-        the gradient of W.
+        A has those axes of W that x also has, and B has the others. The product A B is not
+        computed, and neither is a gradient of W.
         """
         x_letters, letters, y_letters = spec.replace("->", ",").split(",")
         y = jnp.einsum(spec, x, self.weight(name, letters, shape, init))
@@ -116,8 +117,8 @@ class Block(nn.Module):
         return y + jnp.einsum(f"rla,{up}->{y_letters}", xa_rla, b)
 
     def add_bias(self, x: jax.Array, name: str, letters: str, shape: tuple[int, ...]) -> jax.Array:
-        """x + a learnt bias, in float32: the backward pass sums a bias's gradient over all tokens,
-        and such a sum in bfloat16 was up to 12 % wrong."""
+        """x + a learnt bias, in float32, because the backward pass sums a bias's gradient over all
+        tokens. In bfloat16 that sum was up to 12 % wrong."""
         init = nn.with_logical_partitioning(nn.initializers.zeros, tuple(letters))
         bias: Any = self.param(name, init, shape)
         return (x.astype(jnp.float32) + fetch(bias, letters, "float32")).astype(x.dtype)
@@ -162,7 +163,7 @@ class Block(nn.Module):
         if m.positions == "rotary":
             query_rlhk = rotate(query_rlhk, positions_rl, m)
             key_rljk = rotate(key_rljk, positions_rl, m)
-        # Checkpointed after bias and scale, so that the backward pass does not add them again.
+        # Named for remat after bias and scale, so that the backward pass does not repeat them.
         query_rlhk = checkpoint_name(query_rlhk * k**-0.5, "query")
         key_rljk = checkpoint_name(key_rljk, "key")
         value_rljk = checkpoint_name(value_rljk, "value")
@@ -191,11 +192,10 @@ class Block(nn.Module):
 
 @jax.custom_vjp
 def take_rows(table: jax.Array, ids_rl: Array) -> jax.Array:
-    """Rows of a table [any, d] -> [r, l, d], in the table's dtype.
+    """Rows of a table [rows, d] -> [r, l, d], in the table's dtype.
 
-    The backward pass adds up the gradient of a row that is taken many times, such as that of a
-    delimiter. It adds in float32: the same sum in bfloat16 was 4 % wrong after 1,024 additions and
-    could be 58 % wrong after 8,192.
+    The backward pass sums the gradients of a row that is used several times. It sums in float32:
+    in bfloat16 the sum was 4 % wrong after 1,024 additions, and up to 58 % after 8,192.
     """
     return jnp.take(table, ids_rl, axis=0)
 
@@ -220,14 +220,14 @@ def residual_letters(m: config.Model) -> str:
 
 
 def branch_end(m: config.Model) -> Callable:
-    """Initial values of the matrix that ends a residual branch (GPT-2: smaller with depth)."""
+    """Initialiser of the last matrix of a branch. GPT-2's values get smaller with more layers."""
     if m.weighted_mean.residual_start == "zero":
         return nn.initializers.zeros
     return nn.initializers.normal(0.02 / (2 * max(m.layers, 1)) ** 0.5)
 
 
 def rotate(x_rlhk: jax.Array, positions_rl: jax.Array, m: config.Model) -> jax.Array:
-    """Rotary positions on the two halves of the rotated width (RoFormer; Llama's order)."""
+    """Applies rotary positions (RoFormer). As in Llama, the two halves of the width are paired."""
     rotated = round(x_rlhk.shape[-1] * m.rotary_share)
     angles = positions_rl[..., None, None].astype(jnp.float32) * find_frequencies(m, rotated)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
@@ -243,7 +243,7 @@ def find_frequencies(m: config.Model, rotated: int) -> np.ndarray:
         return frequencies.astype(np.float32)
     if scaling.kind == "linear":
         return (frequencies / scaling.factor).astype(np.float32)
-    # llama3: slow rotations are divided by the factor, fast ones stay, those between are blended.
+    # llama3: slow rotations are divided by the factor, fast ones stay, others are interpolated.
     turns = scaling.original_tokens * frequencies / (2 * np.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -259,9 +259,9 @@ REMAT_POLICIES: dict[str, Any] = {
 
 
 class Encoder(nn.Module):
-    """Embeds tokens, runs the blocks under one scan, pools: Cells -> z_gtd, not normalised.
+    """Embeds the tokens, applies all blocks in one scan, and pools: Cells -> z_gtd, not normalised.
 
-    pools=False: hidden_gsd, the last hidden state of each token, in the compute dtype.
+    With pools=False: hidden_gsd, the last hidden state of each token, in the compute dtype.
     """
 
     settings: config.Model
@@ -278,7 +278,7 @@ class Encoder(nn.Module):
         positions_rl = cells.positions_grl.reshape(g * r, l)
 
         hidden_rld = self.look_up("tokens", "vd", self.vocabulary, tokens_rl)
-        if m.positions == "learnt" and m.layers:  # a bag of tokens has no order
+        if m.positions == "learnt" and m.layers:  # without layers there is no order
             rows = self.position_rows
             hidden_rld = hidden_rld + self.look_up("positions", "ld", rows, positions_rl)
         if m.embedding_norm:
@@ -325,7 +325,7 @@ class Encoder(nn.Module):
         return take_rows(table, ids_rl) * self.settings.weighted_mean.embedding_scale
 
     def add_up(self, hidden_gsd: jax.Array, cells: Cells) -> jax.Array:
-        """(Weighted) sum of each text's hidden states. The cosine of it is that of the mean."""
+        """The (weighted) sum of each text's hidden states. It has the direction of their mean."""
         m, (g, t) = self.settings.weighted_mean, cells.ends_gt.shape
         segments_gs = cells.segments_grl.reshape(g, -1)
         for used, name, letter, size, ids_grl in (
@@ -347,12 +347,12 @@ def make_encoder(experiment: config.Experiment) -> Encoder:
 
 
 def initialise(encoder: Encoder, seed: jax.Array) -> Params:
-    """Parameters from a PRNG key. Shapes alone: under `jax.eval_shape`."""
+    """New parameters from a PRNG key. Under `jax.eval_shape` it gives only their shapes."""
     return nn.unbox(encoder.init(seed, _tiny_cells())["params"])
 
 
 def encode(encoder: Encoder, params: Params, cells: Cells) -> jax.Array:
-    """Cells -> z_gtd, float32, not yet of unit length; of no meaning for absent texts."""
+    """Cells -> z_gtd, float32, not normalised. The vectors of absent texts have no meaning."""
     z_gtd: Any = encoder.apply({"params": params}, cells)
     return z_gtd
 
@@ -364,7 +364,7 @@ def encode_tokens(encoder: Encoder, params: Params, cells: Cells) -> jax.Array:
 
 
 def check_model_fits(mesh: jax.sharding.Mesh, experiment: config.Experiment) -> None:
-    """Every cut axis of the parameters must divide. Raises UserError naming field and mesh axis."""
+    """Raises UserError, naming field and mesh axis, if a sharded axis does not divide evenly."""
     fields = {
         "d": "model.width",
         "h": "model.heads",
@@ -387,7 +387,7 @@ def check_model_fits(mesh: jax.sharding.Mesh, experiment: config.Experiment) -> 
 
 @lru_cache(maxsize=8)
 def name_axes(encoder: Encoder) -> Any:
-    """The letters of every parameter: a tree like the parameters', with tuples for leaves."""
+    """The letters of every parameter, as a tree like that of the parameters with tuple leaves."""
     boxed = jax.eval_shape(lambda: encoder.init(jax.random.key(0), _tiny_cells())["params"])
     return jax.tree.map(
         lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)

@@ -1,17 +1,18 @@
-"""The generative loss: how badly each text's next token is predicted, exact on every mesh.
+"""The generative loss: the cross-entropy of each next token of a text, exact on every mesh.
 
-In: the last hidden state of each token, the token table, and the target of each token. Out: the
-sum of -log p(target) over all targets, or each of them, and (as the derivative) exact gradients
+In: the last hidden state of each token, the token table, and the target of each token. Out:
+-log p(target) of each target, or its sum over all targets, and (as the derivative) exact gradients
 for hidden states and table. The module does not know how the hidden states were made.
 
     sum = sum_nats(hidden_gsd, table_vd, find_targets(cells))
 
-The output head is the token table itself (GPT's tied head), so a run has no other parameters than
-an embedding model of its sizes. A target lies in the same text: where packed texts meet, nothing is
-predicted. Each data shard takes its own tokens, TOKENS_AT_ONCE at a time, so no device ever holds
-the logits of all tokens. Where `tensor` cuts the vocabulary, each device has the logits of its own
-part, and the softmax sums are merged. The gradient is computed together with the loss, by hand.
-Each logit is computed once then, and no collective is differentiated.
+The output layer is the token table itself, as in GPT, so the model has the same parameters as an
+embedding model of its size. A target is always in the same text: the last token of a packed text
+does not predict the first token of the next one. Each data shard processes its own tokens,
+TOKENS_AT_ONCE at a time, so no device ever holds the logits of all tokens. If the mesh axis
+`tensor` shards the vocabulary, each device has the logits of its own part, and the softmax sums are
+merged. The gradient is computed together with the loss, with formulas derived by hand. So each
+logit is computed once, and no collective is differentiated.
 """
 
 from typing import NamedTuple
@@ -24,7 +25,8 @@ from jaxcpt.model import Cells
 from jaxcpt.sharding import fetch, partition_spec
 
 TOKENS_AT_ONCE = 2048
-"""Of each data shard. Their float32 logits take 412 MB with a whole vocabulary of 50,304."""
+"""Tokens of a data shard in one block. With a vocabulary of 50,304, their float32 logits take
+412 MB."""
 NO_TARGET = -1
 
 HIDDEN, TARGETS = partition_spec("gld"), partition_spec("gl")
@@ -32,9 +34,9 @@ TABLE, STORED = partition_spec("vd"), partition_spec("vd", "storage")
 
 
 def find_targets(cells: Cells) -> jax.Array:
-    """The next token of each token in its own text, [..., s]; NO_TARGET where a text ends.
+    """The token that follows each token in its text, [..., s]; NO_TARGET at the end of a text.
 
-    cells: with any leading axes; s are the tokens of a cell's rows.
+    cells: Cells with any leading axes. s counts the tokens of a cell, row after row.
     """
     tokens, segments = jnp.asarray(cells.tokens_grl), jnp.asarray(cells.segments_grl)
     goes_on = (segments[..., 1:] == segments[..., :-1]) & (segments[..., 1:] > 0)
@@ -47,13 +49,14 @@ def find_targets(cells: Cells) -> jax.Array:
 def sum_nats(hidden_gsd: jax.Array, table_vd: jax.Array, targets_gs: jax.Array) -> jax.Array:
     """The sum of -log p(target) over the targets of all data shards, float32; differentiable.
 
-    table_vd: as it is stored. Products take the dtype of the hidden states and add in float32.
+    table_vd: the token table as it is stored. Matrix products use the dtype of the hidden states
+    and accumulate in float32.
     """
     return jnp.sum(list_nats(hidden_gsd, table_vd, targets_gs))
 
 
 def list_nats(hidden_gsd: jax.Array, table_vd: jax.Array, targets_gs: jax.Array) -> jax.Array:
-    """-log p(target) of each token, float32 [g, s]; 0 where there is no target."""
+    """-log p(target) of each token, float32 [g, s]; 0 for a token without a target."""
     return jax.shard_map(
         _find_nats, in_specs=(HIDDEN, TABLE, TARGETS), out_specs=TARGETS, check_vma=False
     )(hidden_gsd, _fetch(table_vd, hidden_gsd), targets_gs)
@@ -70,7 +73,7 @@ def _forward(
         _find_gradient,
         in_specs=(HIDDEN, TABLE, TARGETS),
         out_specs=(TARGETS, HIDDEN, STORED),
-        check_vma=False,  # nothing is differentiated through it
+        check_vma=False,  # JAX does not differentiate through it
     )(hidden_gsd, _fetch(table_vd, hidden_gsd), targets_gs)
     return jnp.sum(nats_gs), (dhidden_gsd, dtable_vd.astype(table_vd.dtype))
 
@@ -86,14 +89,14 @@ sum_nats.defvjp(_forward, _backward)
 
 
 class Block(NamedTuple):
-    """Some tokens of this data shard."""
+    """Tokens of this data shard that are processed at once."""
 
     hidden_sd: jax.Array
     targets_s: jax.Array
 
 
 def _cut(hidden_gsd: jax.Array, targets_gs: jax.Array) -> Block:
-    """This shard's tokens in blocks [n, s], filled up with tokens that have no target."""
+    """This shard's tokens in blocks [n, s]. Padding tokens, which have no target, fill the last."""
     hidden_sd = hidden_gsd.reshape(-1, hidden_gsd.shape[-1])
     size = min(TOKENS_AT_ONCE, len(hidden_sd))
     fill = -len(hidden_sd) % size
@@ -103,15 +106,16 @@ def _cut(hidden_gsd: jax.Array, targets_gs: jax.Array) -> Block:
 
 
 def _compare(block: Block, table_vd: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """-log p(target) of each token; p of this device's part of the vocabulary [s, v]; and where
-    the target stands in it."""
+    """Returns -log p(target) of each token; the probabilities of this device's part of the
+    vocabulary [s, v]; and the index of the target in that part."""
     first = lax.axis_index("tensor") * len(table_vd)
     logits_sv = _multiply("sd,vd->sv", block.hidden_sd, table_vd)
     is_target_sv = jnp.arange(len(table_vd)) + first == block.targets_s[:, None]
     top_s = lax.pmax(jnp.max(logits_sv, axis=-1), "tensor")
     powers_sv = jnp.exp(logits_sv - top_s[:, None])
     right_s = jnp.sum(jnp.where(is_target_sv, logits_sv, 0.0), axis=-1)
-    # One sum over `tensor`: a CPU may run two that do not wait for each other in any order.
+    # Sum over `tensor` in one collective: CPU devices may start two independent collectives in
+    # different orders, and then they wait for each other for ever.
     sums_2s = jnp.stack([jnp.sum(powers_sv, axis=-1), right_s])
     total_s, right_s = lax.psum(sums_2s, "tensor")
     nats_s = jnp.where(block.targets_s >= 0, top_s + jnp.log(total_s) - right_s, 0.0)
@@ -131,8 +135,8 @@ def _find_nats(hidden_gsd: jax.Array, table_vd: jax.Array, targets_gs: jax.Array
 def _find_gradient(
     hidden_gsd: jax.Array, table_vd: jax.Array, targets_gs: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """-log p(target) of this shard's tokens, and the gradient of the sum over all shards for this
-    shard's hidden states and its part of the stored table."""
+    """Returns -log p(target) of this shard's tokens, and the gradients of the sum over all shards
+    with respect to this shard's hidden states and its part of the stored table."""
 
     def add_block(
         dtable_vd: jax.Array, block: Block

@@ -1,6 +1,7 @@
-"""AdamW with warm-up and cosine decay, clipping, and a rate of its own for the tables.
+"""AdamW with warm-up, cosine decay, gradient clipping, and a separate learning rate for tables.
 
-In: `config.Optimizer`. Out: an optax transformation and its schedule. Sole home of optax.
+In: `config.Optimizer`. Out: an optax transformation and its schedule. Only this module imports
+optax. It knows parameters only by the letters of their axes.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,12 @@ from jaxcpt import config
 
 
 def make_schedule(settings: config.Optimizer, train_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then cosine down to `final_share` of the peak."""
+    """The learning rate by step: linear warm-up, then cosine decay to `final_share` of the peak."""
     return optax.warmup_cosine_decay_schedule(
         init_value=settings.learning_rate / (settings.warmup_steps + 1),
         peak_value=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
-        decay_steps=max(train_steps, 1),  # an imported model has none
+        decay_steps=max(train_steps, 1),  # an imported model has 0 steps
         end_value=settings.learning_rate * settings.final_share,
     )
 
@@ -26,9 +27,10 @@ def make_schedule(settings: config.Optimizer, train_steps: int) -> optax.Schedul
 def make_optimizer(
     settings: config.Optimizer, train_steps: int, axes: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Decays the weight matrices of layers only: not norms, biases, tables or the temperature.
+    """The optax transformation of a run.
 
-    axes: a tree like the parameters, with the letters of each as a tuple.
+    Weight decay applies only to the weight matrices of layers, not to norms, biases, tables or the
+    temperature. axes: a tree like the parameters, with the letters of each as a tuple.
     """
     of_tables = settings.embedding_learning_rate
     rate = 1.0 if of_tables is None else of_tables / settings.learning_rate
@@ -42,26 +44,26 @@ def make_optimizer(
 
 
 def count_updates(opt_state: Any) -> jax.Array:
-    """The updates that made this state. Its learning rate and Adam's decay follow this count."""
+    """The number of updates so far. The learning rate and Adam's bias correction depend on it."""
     return opt_state[-1].count
 
 
 def is_table(letters: tuple[str, ...]) -> bool:
-    """Whether the parameter is looked up by token or position."""
+    """Whether the parameter with these axes is looked up by token or position."""
     return bool({"v", "l"} & set(letters))
 
 
 def is_matrix(letters: tuple[str, ...]) -> bool:
-    """Whether the parameter maps the residual stream (d) to another width, or back.
+    """Whether the parameter with these axes is a matrix from or to the residual stream (d).
 
-    Both halves of an adapter (a) count: their decay draws the model back to its frozen weights.
+    Both matrices of an adapter (a) count. Their decay pulls the model back to its frozen weights.
     """
     maps_stream = "d" in letters and len(set(letters) - {"i"}) > 1
     return "a" in letters or (maps_stream and not is_table(letters))
 
 
 def mark(axes: Any, holds: Callable[[tuple[str, ...]], bool]) -> Any:
-    """The tree of letters with `holds(letters)` for each parameter."""
+    """A tree like `axes`, with `holds(letters)` for each parameter."""
     return jax.tree.map(holds, axes, is_leaf=lambda node: isinstance(node, tuple))
 
 

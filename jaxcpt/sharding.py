@@ -1,11 +1,12 @@
-"""The mesh, and the one table that maps the letters of array axes to its axes.
+"""The device mesh, and the one table that maps the letters of array axes to mesh axes.
 
-In: `config.Mesh`, letters such as "dhk". Out: a `jax.sharding.Mesh` and shardings on it. It does
-not know which arrays a model has.
+In: `config.Mesh`, and letters such as "dhk". Out: a `jax.sharding.Mesh`, and shardings on it. The
+module does not know which arrays a model has.
 
-Mesh axes: `data` (replicas of the parameters, may span hosts or slices), `fsdp` (parameters and
-optimizer state cut along the width), `tensor` (heads, MLP, vocabulary). Batches are cut over
-data x fsdp: each such shard is a *data shard*.
+Mesh axes: `data` holds replicas of the parameters and may span hosts or slices. `fsdp` shards the
+parameters and the optimizer state along the width. `tensor` shards heads, MLP and vocabulary.
+Batches are sharded over data x fsdp. A *data shard* is one of the data x fsdp parts of a batch, and
+also the devices that hold it.
 """
 
 import math
@@ -25,8 +26,9 @@ from jaxcpt.errors import UserError
 
 DATA_AXES = ("data", "fsdp")
 
-# letter: (storage: parameters and optimizer state at rest, compute: anything inside the step).
-# A parameter's width is gathered over fsdp just before its layer needs it.
+# letter: (mesh axes in storage, mesh axes in compute). Storage is for parameters and optimizer
+# state between steps. Compute is for all arrays inside a step: a parameter's width is gathered over
+# fsdp just before its layer needs it.
 RULES: dict[str, tuple[str | tuple[str, ...] | None, str | tuple[str, ...] | None]] = {
     "b": (DATA_AXES, DATA_AXES),
     "g": (DATA_AXES, DATA_AXES),
@@ -51,13 +53,13 @@ Column = Literal["storage", "compute"]
 
 
 def partition_spec(letters: Sequence[str], column: Column = "compute") -> PartitionSpec:
-    """The spec of an array with these axes. A letter the table lacks is a KeyError."""
+    """The spec of an array with these axes. Raises KeyError for a letter that is not in RULES."""
     index = ("storage", "compute").index(column)
     return PartitionSpec(*(RULES[letter][index] for letter in letters))
 
 
 def constrain(array: jax.Array, letters: Sequence[str], column: Column = "compute") -> jax.Array:
-    """Fixes the layout of `array` inside a jitted function; outside any mesh, leaves it alone."""
+    """Sets the sharding of an array in a jitted function. Without a mesh it does nothing."""
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, partition_spec(letters, column))
@@ -65,11 +67,11 @@ def constrain(array: jax.Array, letters: Sequence[str], column: Column = "comput
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def fetch(weight: jax.Array, letters: Sequence[str], dtype: str) -> jax.Array:
-    """A parameter at rest, gathered for the step: in the compute layout and dtype.
+    """Gathers a stored parameter for the step: changes it to the compute sharding and dtype.
 
-    Its gradient goes the way back: summed over the data shards straight into the storage layout
-    (a reduce-scatter, in the compute dtype), never whole on a device, which the compiler by itself
-    does not always see.
+    In the backward pass, the gradient is summed over the data shards and sharded like the stored
+    parameter in one reduce-scatter, in the compute dtype. So no device holds the whole gradient.
+    The compiler does not always find this without help.
     """
     return constrain(weight.astype(dtype), letters)
 
@@ -90,14 +92,14 @@ fetch.defvjp(_fetch_forward, _fetch_backward)
 
 
 def find_platform() -> str:
-    """What the mesh in force is made of: "tpu", "gpu" or "cpu". An abstract mesh has one too."""
+    """The platform of the current mesh, which may be abstract: "tpu", "gpu" or "cpu"."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def size_mesh(shape: config.Mesh, devices: int) -> dict[str, int]:
-    """Devices along each axis. Raises UserError when they do not multiply to `devices`."""
+    """The number of devices along each axis. Raises UserError if their product is not `devices`."""
     sizes = {"data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor}
     wild = [name for name, size in sizes.items() if size == -1]
     if len(wild) > 1:
@@ -110,17 +112,17 @@ def size_mesh(shape: config.Mesh, devices: int) -> dict[str, int]:
         remedy = (
             "set the other axes so that their product divides that"
             if wild
-            else "set mesh.data=-1 to take what the other axes leave"
+            else "set mesh.data=-1 to take all remaining devices"
         )
         raise UserError(f"mesh: {asked} does not multiply to the {devices} devices here; {remedy}")
     return sizes
 
 
 def make_mesh(shape: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh over all devices of all processes, or over those given."""
+    """The mesh of these devices. None: all devices of all processes."""
     devices = jax.devices() if devices is None else devices
     sizes = size_mesh(shape, len(devices))
-    # Auto axes: under Explicit ones (the default of jax.make_mesh) a gather from a sharded
+    # Axes are Auto. With Explicit axes, the default of jax.make_mesh, a gather from a sharded
     # table and a product of two sharded operands raise.
     auto = (AxisType.Auto,) * len(sizes)
     if devices[0].platform == "tpu":
@@ -131,7 +133,10 @@ def make_mesh(shape: config.Mesh, devices: Sequence[jax.Device] | None = None) -
 
 
 def _follow_torus(sizes: dict[str, int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Each axis on neighbouring chips; slices, which only a slow network joins, along `data`."""
+    """An array of devices in which each mesh axis lies on neighbouring chips.
+
+    Slices are connected only by a slow network, so they are divided along `data`.
+    """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(
@@ -140,7 +145,7 @@ def _follow_torus(sizes: dict[str, int], devices: Sequence[jax.Device]) -> np.nd
     if sizes["data"] % slices:
         raise UserError(
             f"mesh.data: {sizes['data']} does not divide by the {slices} slices here; "
-            "only data may lie across slices"
+            "only the axis data may span slices"
         )
     within = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
     return mesh_utils.create_hybrid_device_mesh(
@@ -152,14 +157,16 @@ CPU_FLAGS = {
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
     "--xla_cpu_collective_call_terminate_timeout_seconds": 3600,
 }
-"""XLA's own limits, 20 and 40 s, warn and then abort where other programs keep the cores busy. What
-hangs is noticed by `hang_watch`, and a lost process by JAX's heartbeat."""
+"""Replaces XLA's limits of 20 s, to warn, and 40 s, to abort. These are reached when other programs
+keep the cores busy. `hang_watch` notices a step that hangs, and JAX's heartbeat a lost process."""
 
 
 def use_cpu_cores(devices: int | None = None) -> None:
-    """On a machine without accelerator, makes each core a device: XLA runs element-wise work of
-    one CPU device on one thread. Call it before anything touches JAX's devices; accelerators are
-    left as they are, and so is a flag that the user has set in XLA_FLAGS.
+    """On a machine without accelerator, makes each core a JAX device.
+
+    XLA runs the element-wise work of a CPU device on one thread, so several devices are faster.
+    Call it before any use of JAX's devices. It does not change accelerators, or flags that the user
+    has set in XLA_FLAGS. devices: the number of CPU devices; None: one for each core.
     """
     given = os.environ.get("XLA_FLAGS", "")
     missing = [f"{name}={seconds}" for name, seconds in CPU_FLAGS.items() if name not in given]
@@ -168,7 +175,7 @@ def use_cpu_cores(devices: int | None = None) -> None:
 
 
 def use_devices(shape: config.Mesh, processes: int) -> None:
-    """The same, with as many CPU devices as the mesh asks for."""
+    """Like `use_cpu_cores`, with as many CPU devices as the mesh needs."""
     axes = (shape.data, shape.fsdp, shape.tensor)
     use_cpu_cores(None if -1 in axes else max(math.prod(axes) // processes, 1))
 
@@ -183,12 +190,13 @@ def describe_mesh(mesh: jax.sharding.Mesh) -> str:
 
 
 def named(mesh: jax.sharding.Mesh, letters: Sequence[str] = "") -> NamedSharding:
-    """The sharding of an array inside the step; no letters: replicated."""
+    """The sharding of an array inside a step. Without letters, the array is replicated."""
     return NamedSharding(mesh, partition_spec(letters))
 
 
 def find_misfit(size: int, letter: str, mesh: jax.sharding.Mesh) -> str | None:
-    """The mesh axes that do not divide an array's axis, such as `tensor=4`; None: all do."""
+    """The mesh axes that do not divide an array axis of this size, such as `tensor=4`; None if they
+    divide it."""
     for axes in RULES[letter]:
         names = (axes,) if isinstance(axes, str) else axes or ()
         if size % math.prod(mesh.shape[name] for name in names):

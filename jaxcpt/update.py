@@ -1,16 +1,17 @@
 """One training step, exact for any number of chunks: `train_step(state, batch)`.
 
-In: `TrainState` and a `Batch`, both sharded. Out: the next state and global metrics. It does not
-know where batches come from or what is kept. Of a run with adapters, only these and the
-temperature have a gradient and an optimizer state.
+In: `TrainState` and a `Batch`, both sharded. Out: the next state and global metrics. The module
+knows neither where batches come from nor what is saved. In a run with adapters, only the adapters
+and the temperature have a gradient and an optimizer state.
 
-A contrastive loss cannot be accumulated: the mean of microbatch losses lacks most negatives. So
-with several chunks the step passes over them twice. First every chunk is encoded and only its
-embeddings kept; the loss over all of them gives a gradient for each embedding; then each chunk is
-encoded again and that gradient pushed through it (as GradCache, arXiv 2101.06983).
+A contrastive loss cannot be accumulated: the mean of microbatch losses lacks most negatives.
+Therefore, with several chunks, the step encodes each chunk twice, as GradCache does (arXiv
+2101.06983). The first pass encodes every chunk and keeps only the embeddings. The loss of the whole
+batch then gives a gradient for each embedding. The second pass encodes each chunk again and
+propagates that gradient back to the parameters.
 
-The generative loss is a mean over all predicted tokens of the global batch, so a sum over chunks is
-exact: one pass adds up the gradient.
+The generative loss is a mean over all predicted tokens of the global batch. Its gradient is a sum
+over chunks, so one pass is enough.
 """
 
 from collections.abc import Callable, Iterable
@@ -45,13 +46,15 @@ from jaxcpt.sharding import constrain, named, partition_spec
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """step; params {encoder, log_scale}; opt_state. All of a run that changes.
+    """Everything that a run must save to resume.
 
-    A generative run has a log_scale too, which stays as it is, so that all checkpoints are alike.
-
-    bad_steps: steps in a row, up to this one, that changed nothing (see `train_step`).
-    base: the encoder's frozen parameters, in bfloat16, where params holds adapters alone. Empty
-    where the whole encoder is trained.
+    step       number of steps that are done
+    params     {encoder, log_scale}: the trained parameters. A generative run has a log_scale too,
+               which does not change, so that all checkpoints have the same form.
+    opt_state  the optimizer state of params
+    base       the encoder's frozen parameters, in bfloat16, if params has only adapters; otherwise
+               empty
+    bad_steps  how many steps in a row, up to this one, changed nothing (see `train_step`)
     """
 
     step: jax.Array
@@ -62,12 +65,12 @@ class TrainState:
 
     @property
     def encoder(self) -> Params:
-        """The encoder's whole parameters, as `model.encode` takes them."""
+        """All parameters of the encoder, in the form that `model.encode` takes."""
         return join_params(self.base, self.params["encoder"])
 
 
 def name_parameters(experiment: Experiment) -> Any:
-    """The letters of what is trained: a tree like `TrainState.params`, with tuples for leaves."""
+    """The letters of all trained parameters, as a tree like `TrainState.params`."""
     axes = name_axes(make_encoder(experiment))
     if experiment.adapter is not None:
         _, axes = split_params(axes, axes)
@@ -80,9 +83,9 @@ def _make_optimizer(experiment: Experiment) -> Any:
 
 
 def build_state(experiment: Experiment, encoder_params: Params | None = None) -> TrainState:
-    """The state at step 0. Traced only: under `jax.eval_shape` or `init_state`.
+    """The state at step 0. Call it only under `jax.eval_shape` or in `init_state`.
 
-    encoder_params: those to start from, without adapters. None: random numbers.
+    encoder_params: parameters to start from, without adapters. None: random parameters.
     """
     base: Params = {}
     encoder = make_encoder(experiment)
@@ -101,14 +104,14 @@ def build_state(experiment: Experiment, encoder_params: Params | None = None) ->
 
 @lru_cache(maxsize=8)
 def shape_state(experiment: Experiment) -> TrainState:
-    """The shapes of the state at step 0. They are traced once for each experiment."""
+    """The shapes of the state at step 0. The result is cached for each experiment."""
     return jax.eval_shape(partial(build_state, experiment))
 
 
 def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
-    """A tree like the state, of ShapeDtypeStructs that carry their shardings.
+    """A tree like the state, of ShapeDtypeStructs with their shardings.
 
-    Adam's moments are laid out like the parameters they belong to: their paths end alike.
+    Adam's moments are sharded like their parameters, which are found by the end of their paths.
     """
     axes = name_axes(make_encoder(experiment)) | {"log_scale": ()}
     letters = {
@@ -128,9 +131,9 @@ def shard_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
 def init_state(
     experiment: Experiment, mesh: jax.sharding.Mesh, encoder_params: Params | None = None
 ) -> TrainState:
-    """The state at step 0, each array born where it belongs: never whole on one device.
+    """The state at step 0. Each array is created in shards and is never whole on one device.
 
-    encoder_params: start from these, laid out as `shard_state` says. None: from random numbers.
+    encoder_params: parameters to start from, sharded as in `shard_state`. None: random parameters.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shard_state(experiment, mesh))
     build = jax.jit(partial(build_state, experiment), out_shardings=shardings)
@@ -140,7 +143,7 @@ def init_state(
 def make_train_step(
     experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
-    """The jitted step; it overwrites the state it is given. Call it under `jax.set_mesh(mesh)`."""
+    """The jitted step. It donates the state that it gets. Call it under `jax.set_mesh(mesh)`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shard_state(experiment, mesh))
     return jax.jit(
         partial(train_step, experiment),
@@ -153,7 +156,7 @@ def make_train_step(
 def compile_train_step(
     experiment: Experiment, mesh: jax.sharding.Mesh, shapes: Iterable[Batch]
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
-    """The same step, compiled now for each of these shapes of batches and for no other one."""
+    """The same step, compiled now for these shapes of batches. It accepts no other shapes."""
     step: Any = make_train_step(experiment, mesh)
     state = shard_state(experiment, mesh)
     by_shape = {
@@ -163,8 +166,10 @@ def compile_train_step(
 
 
 def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | int]:
-    """What XLA must be told on TPU, so that layers are fetched while others are computed; what
-    that brings is in docs/plans.md."""
+    """Options of XLA that make a TPU gather a layer's parameters while it computes another layer.
+
+    docs/plans.md says how much time they save. Other platforms get no options.
+    """
     if mesh.devices.flat[0].platform != "tpu":
         return {}
     return {
@@ -173,7 +178,7 @@ def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | int]:
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
         "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
         "xla_tpu_overlap_compute_collective_tc": True,
-        # Never cut a product into one for each slice that goes round the ring of `tensor`.
+        # Do not split a product into parts that are sent round the ring of `tensor` one by one.
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
     }
 
@@ -181,11 +186,11 @@ def choose_compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool | int]:
 def train_step(
     experiment: Experiment, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Scalars]:
-    """One update; metrics are of the batch as it was before it.
+    """One update. The metrics are those of the batch before the update.
 
-    A bad step, whose loss or gradient is not finite, changes neither parameters nor optimizer.
-    After `max_bad_steps` of them in a row no step does, until the caller, who may look at the
-    metrics much later, has seen `bad_steps` and stops the run.
+    A step is bad if its loss or its gradient is not finite. A bad step changes neither the
+    parameters nor the optimizer state. After `max_bad_steps` bad steps in a row, no later step
+    changes anything, because the caller reads `bad_steps` some steps later and then stops the run.
     """
     metrics, gradient = compute_gradient(experiment, state.params, batch, state.base)
     norm = measure_norm(gradient)
@@ -200,7 +205,7 @@ def train_step(
         "learning_rate": schedule(count_updates(state.opt_state)),
         "bad_steps": bad_steps,
     }
-    # In place, in either branch. `jnp.where` over the results needs a second copy of most of them.
+    # Both branches work in place. `jnp.where` would need a second copy of most of the state.
     params, opt_state = jax.lax.cond(
         applied,
         partial(_apply, experiment),
@@ -215,10 +220,10 @@ def train_step(
 def _apply(
     experiment: Experiment, gradient: Params, params: Params, opt_state: Any
 ) -> tuple[Params, Any]:
-    """The parameters and the optimizer's state after an update."""
+    """The parameters and the optimizer state after an update."""
     updates, opt_state = _make_optimizer(experiment).update(gradient, opt_state, params)
     params = jax.tree.map(jnp.add, params, updates)
-    # Clamped here and not in the loss, where it would leave the temperature without gradient.
+    # Clamp here. In the loss, clamping would make the gradient of the temperature zero.
     params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(experiment.loss.scale_max))
     return params, opt_state
 
@@ -228,7 +233,7 @@ def compute_gradient(
 ) -> tuple[Scalars, Params]:
     """Global metrics (with the loss) and the exact gradient of everything in `params`.
 
-    base: the frozen parameters of a run with adapters. They are constants here.
+    base: the frozen parameters of a run with adapters, which get no gradient.
     """
     if experiment.objective == "generative":
         return _compute_generative_gradient(experiment, params, batch, base)
@@ -270,8 +275,8 @@ def _pull_chunks(
 def _add_chunks(
     experiment: Experiment, find: Callable[[Any], tuple[Params, Any]], params: Params, chunks: Any
 ) -> tuple[Params, Any]:
-    """The sum over chunks of the gradient that `find` returns, kept in the storage layout; and what
-    else it returns of each chunk."""
+    """Calls `find` on each chunk. Returns the sum of the gradients, in the storage sharding, and
+    the other result of each chunk."""
     axes = name_parameters(experiment)["encoder"]
 
     def store(gradient: Params) -> Params:
@@ -288,13 +293,16 @@ def _add_chunks(
 def _compute_generative_gradient(
     experiment: Experiment, params: Params, batch: Batch, base: Params | None
 ) -> tuple[Scalars, Params]:
-    """The same of the generative objective. The temperature has no part in it."""
+    """Metrics and gradient of the generative objective, like `compute_gradient`.
+
+    The gradient of the temperature is zero.
+    """
     encoder = make_encoder(experiment)
     targets_ngs = find_targets(batch.cells)
     predicted = jnp.sum(targets_ngs >= 0).astype(jnp.float32)
 
     def find_share(encoder_params: Params, cells: Cells, targets_gs: jax.Array) -> jax.Array:
-        """The chunk's share of the batch's loss."""
+        """The chunk's part of the batch's loss."""
         whole = join_params(base, encoder_params)
         hidden_gsd = encode_tokens(encoder, whole, cells)
         return sum_nats(hidden_gsd, whole["tokens"], targets_gs) / predicted
@@ -317,7 +325,7 @@ def _compute_generative_gradient(
 
 
 def _count_places(experiment: Experiment, batch: Batch, pairs: jax.Array) -> Scalars:
-    """How well the batch fills its rows. pairs: those that have found a place."""
+    """Metrics of how well the batch fills its rows. pairs: the number of pairs with a place."""
     padding = batch.cells.segments_grl == 0
     return {
         "masked_overflow": experiment.batching.pairs_per_batch - pairs,
@@ -329,20 +337,21 @@ def _count_places(experiment: Experiment, batch: Batch, pairs: jax.Array) -> Sca
 def global_loss(
     experiment: Experiment, z_ngtd: jax.Array, log_scale: jax.Array, batch: Batch
 ) -> tuple[jax.Array, Scalars]:
-    """The loss of the whole batch from the pooled states of all its texts.
+    """The loss of the whole batch. z_ngtd: the pooled hidden states of all its texts.
 
-    Texts of a cell are its x, then its y, then its hard negatives, each in the order of its pairs.
-    The order of pairs does not matter to the loss, so each data shard keeps those it has encoded.
+    The texts of a cell are first its x, then its y, then its hard negatives, each in the order of
+    the pairs. The loss does not depend on the order of pairs, so each data shard keeps the pairs
+    that it has encoded.
     """
     count = batch.present_ngt.shape[2] // (2 + experiment.batching.negatives)
 
     def by_shard(a: Array) -> jax.Array:
-        """[n, g, any, ...] -> [g, n * any, ...], local to each data shard."""
+        """[n, g, any, ...] -> [g, n * any, ...]. No data moves between data shards."""
         joined = jnp.swapaxes(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])
         return constrain(joined, "g" + "n" * (joined.ndim - 1))
 
     def split(a: Array) -> tuple[jax.Array, jax.Array]:
-        """The x of all pairs; and all candidates: each data shard's y, then its negatives."""
+        """The x of all pairs, and all candidates: for each data shard, its y and its negatives."""
         x, y, negatives = (
             by_shard(part) for part in jnp.split(jnp.asarray(a), [count, 2 * count], axis=2)
         )

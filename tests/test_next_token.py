@@ -250,7 +250,7 @@ def test_a_generative_run_goes_on_from_another(run_dir, tmp_path):
 
 def test_a_generative_run_is_not_taken_for_an_embedding_model(run_dir, tmp_path, refuse):
     told = (
-        f"{run_dir}: a generative run, whose states are no embeddings yet; tune it first: train a "
+        f"{run_dir}: a generative run, which has no embeddings yet; tune it first: train a "
         f"contrastive experiment with init_from=InitFrom('{run_dir}')"
     )
     texts = tmp_path / "texts.jsonl"

@@ -53,7 +53,7 @@ def test_a_mesh_that_does_not_multiply_is_refused(shape):
     remedy = (
         "set the other axes so that their product divides that"
         if -1 in shape
-        else "set mesh.data=-1 to take what the other axes leave"
+        else "set mesh.data=-1 to take all remaining devices"
     )
     assert str(refusal.value) == f"mesh: {asked} does not multiply to the 8 devices here; {remedy}"
 
