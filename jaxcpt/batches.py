@@ -1,7 +1,8 @@
-"""Pairs in, packed global batches out: a pure function of (seed, step).
+"""Makes the packed global batch of a step from pairs, as a pure function of (seed, step).
 
-There is no iterator state. So a resumed run continues with the next batch, on any number of devices
-and hosts. Each process reads, tokenises and packs only the pairs of its own data shards. The module
+In: an experiment, sources of pairs, a tokenizer and a mesh. Out: a `Batch` on the devices. There is
+no iterator state, so a resumed run continues with the next batch, on any number of devices and
+hosts. Each process reads, tokenises and packs only the pairs of its own data shards. The module
 knows neither the formats of pairs nor the layers of the model.
 """
 
@@ -26,23 +27,24 @@ from jaxcpt.sharding import count_data_shards, named
 from jaxcpt.tokenizer import Tokenizer
 
 ROW_MULTIPLES = {"tpu": 128, "gpu": 64, "cpu": 8}
-"""Lengths of rows are shorter than `row_tokens` by multiples of what the attention kernels like."""
+"""Rows are shortened by multiples of this many tokens, which suit the attention kernels."""
 SMALL_PART = 0.005
-"""A row that is a smaller part of its cell may be empty."""
+"""If a row is at most this share of its cell, rows are not shortened: an empty row costs little."""
 SAMPLES = 8
-"""Batches, of each source if they are homogeneous, that the rows are measured on."""
+"""Fewest batches to measure the rows on. Homogeneous batches are sampled for each source."""
 SAMPLED_PAIRS = 8192
-"""More batches are sampled until they hold so many pairs, if the pairs are in memory."""
+"""If the pairs are in memory, enough batches are sampled to hold this many pairs."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """n chunks of g cells of packed texts. The texts t of a cell are all x, then all y, then all
-    first negatives and so on.
+    """n chunks of g cells of packed texts.
 
-    cells         Cells with a leading axis n
-    present_ngt   whether the text exists and found a place in its cell
+    The texts (t) of a cell are in this order: every x, every y, every first negative, and so on.
+
+    cells         the packed cells [n, g, ...]
+    present_ngt   whether the text exists and has a place in its cell
     hash_ngt2     64-bit hash of the text, as two uint32
     """
 
@@ -69,7 +71,7 @@ class Sizes:
 
 
 def size_batches(settings: Batching, data_shards: int) -> Sizes | None:
-    """The shape of batches; None if the number of rows must be measured on the data."""
+    """The shape of batches; None if the number of rows must be measured on the pairs."""
     pairs = settings.pairs_per_batch
     if pairs < data_shards:
         raise UserError(
@@ -87,7 +89,7 @@ def size_batches(settings: Batching, data_shards: int) -> Sizes | None:
 
 
 def size_full_batches(experiment: Experiment, data_shards: int) -> Sizes:
-    """The largest shape that batches can have: every text is as long as the longest allowed."""
+    """The largest possible shape of batches, in which every text has the most tokens allowed."""
     settings, tokenizer = experiment.batching, experiment.tokenizer
     sizes = size_batches(settings, data_shards)
     if sizes is not None:
@@ -99,7 +101,7 @@ def size_full_batches(experiment: Experiment, data_shards: int) -> Sizes:
 
 
 def shape_batch(sizes: Sizes, mesh: jax.sharding.Mesh) -> Batch:
-    """A batch of ShapeDtypeStructs, which carry their shardings on a mesh."""
+    """A batch of ShapeDtypeStructs with their shardings on the mesh, instead of arrays."""
     cells = (sizes.chunks, sizes.data_shards)
     texts = (*cells, sizes.pairs_per_cell * sizes.texts_per_pair)
 
@@ -152,7 +154,7 @@ class Batches:
         self.shards = _own_data_shards(mesh)
 
     def _count_tokens(self, source: int) -> np.ndarray | int:
-        """The tokens of each pair of a source in memory; otherwise the source's number of pairs."""
+        """The tokens of each pair of a source; its number of pairs if they are not in memory."""
         first, last = self.starts[source], self.starts[source + 1]
         if self.encoded is None:
             return int(last - first)
@@ -160,10 +162,11 @@ class Batches:
 
     @cached_property
     def sizes_by_source(self) -> list[Sizes]:
-        """The shape of the batches of each source, if batches are homogeneous; otherwise one shape.
+        """The shapes of batches: one for each source if batches are homogeneous, otherwise one.
 
-        If the experiment sets no rows, they are the smallest that hold some sampled batches. All
-        processes find the same shapes, because each samples the same shares of the same steps.
+        If the experiment does not set the number of rows, it is the smallest that holds some
+        sampled batches. All processes find the same shapes, because they sample the same data
+        shards of the same steps.
         """
         in_memory = 0 if self.encoded is None else SAMPLED_PAIRS // self.settings.pairs_per_batch
         samples = self.order.samples(max(SAMPLES, in_memory))
@@ -173,8 +176,10 @@ class Batches:
         return [self._measure(source, steps) for source, steps in enumerate(samples)]
 
     def _measure(self, source: int, steps: Sequence[int]) -> Sizes:
-        """The smallest cells that hold the batches of these steps: first those that are filled to
-        the last token, then larger ones."""
+        """The smallest cells that hold the batches of these steps.
+
+        It tries the shapes in order of size, from the fewest tokens that could hold the batches.
+        """
         settings, together = self.settings, len(self.shards)
         data_shards = count_data_shards(self.mesh)
         one_row = size_batches(replace(settings, rows_per_cell=1), data_shards)
@@ -199,8 +204,12 @@ class Batches:
             heapq.heappush(shapes, (cell_tokens + row_tokens, row_tokens))
 
     def _list_row_tokens(self, source: int, cell_tokens: int) -> list[int]:
-        """The lengths of rows to choose from, so that the last row of a cell is not left half
-        empty. Only one where a row is a small part of a cell, or must hold the longest text."""
+        """The lengths of rows to choose from, longest first.
+
+        A shorter row leaves less padding at the end of a cell. There is only one length if a row
+        is a small part of a cell, if the longest text fills a row, or if the pairs are not in
+        memory.
+        """
         longest = self.settings.row_tokens
         shortest = longest
         multiple = ROW_MULTIPLES[self.mesh.devices.flat[0].platform]
@@ -217,7 +226,7 @@ class Batches:
 
     @property
     def shapes(self) -> list[Batch]:
-        """Batches of each shape, as `shape_batch` makes them, largest first."""
+        """A batch of ShapeDtypeStructs for each shape, largest first (see `shape_batch`)."""
         different = set(self.sizes_by_source)
         largest_first = sorted(different, key=lambda sizes: -sizes.tokens_per_batch)
         return [shape_batch(sizes, self.mesh) for sizes in largest_first]
@@ -240,18 +249,21 @@ class Batches:
         return jax.tree.map(place, local)
 
     def pack(self, step: int) -> tuple[list[Encoded], Packing, Sizes]:
-        """This process's pairs of a step's batch, where each has its place, and the shape."""
+        """This process's pairs of a step's batch, the place of each text, and the batch's shape."""
         sizes, shards = self.sizes_by_source[self.order.source_at(step)], self.shards
         drawn = self._drop(self._draw(step, shards), step, shards)
         return drawn, self._pack(self._lengths(drawn), len(shards), sizes), sizes
 
     def pair_ids(self, step: int) -> np.ndarray:
-        """The numbers of the pairs of a step's batch, counted from 0 through all sources."""
+        """The numbers of all pairs of a step's batch, counted from 0 through all sources."""
         return self.order.pairs_at(step, np.arange(self.settings.pairs_per_batch))
 
     def find_texts(self, step: int, hashes: set[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The texts of a step's batch that have one of these hashes: the number of the pair, and
-        that of the text in it: 0 is x, 1 is y, and negatives follow."""
+        """Finds the texts of a step's batch by hash -> [(number of the pair, number of the text)].
+
+        hashes: 64-bit hashes as two uint32. In a pair, text 0 is x, text 1 is y, and the hard
+        negatives follow.
+        """
         drawn = self._draw(step, np.arange(count_data_shards(self.mesh)))
         return [
             (number, text)
@@ -261,7 +273,7 @@ class Batches:
         ]
 
     def stream(self, first: int, last: int) -> Iterator[Future[Batch]]:
-        """The batches of steps first to last - 1. While one is in use, the next two are made."""
+        """The batches of steps first to last - 1, in order. Two threads make them in advance."""
         with ThreadPoolExecutor(max_workers=2) as pool:
             coming = [pool.submit(self.make, step) for step in range(first, min(first + 2, last))]
             for step in range(first, last):
@@ -270,7 +282,8 @@ class Batches:
                 yield coming.pop(0)
 
     def _slots(self, shards: np.ndarray) -> np.ndarray:
-        """The slots of these data shards. A shard takes every g-th slot, and so all lengths."""
+        """The batch slots of these data shards. A shard takes every g-th slot, so it gets texts
+        from all length buckets."""
         slots = np.arange(self.settings.pairs_per_batch)
         return slots[np.isin(slots % count_data_shards(self.mesh), shards)]
 
@@ -294,9 +307,9 @@ class Batches:
         return [pairs[at] for at in range(len(indices))]
 
     def _drop(self, pairs: list[Encoded], step: int, shards: np.ndarray) -> list[Encoded]:
-        """Token dropout: drops the same share of the inner tokens of every text.
+        """Token dropout: leaves out random inner tokens of every text, never its delimiters.
 
-        A fixed share, so that lengths do not depend on what is dropped.
+        The share is the same in every text, so the lengths do not depend on the random numbers.
         """
         share = self.settings.token_dropout
         if not share:
@@ -328,9 +341,10 @@ class Batches:
 
 
 def _own_data_shards(mesh: jax.sharding.Mesh) -> np.ndarray:
-    """The data shards that this process's devices hold, in order.
+    """The numbers of the data shards on this process's devices, ascending.
 
-    Processes that hold the same shards, as with a tensor axis across hosts, make the same cells.
+    If the tensor axis spans hosts, several processes hold the same shards. They make the same
+    cells.
     """
     by_shard = mesh.devices.reshape(count_data_shards(mesh), -1)
     mine = [

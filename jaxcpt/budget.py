@@ -1,7 +1,7 @@
-"""What a run costs, from its experiment alone: parameters, tokens, FLOPs, bytes.
+"""What a run costs: its parameters, tokens, FLOPs and bytes, computed before it starts.
 
-In: an experiment and the shape of its batches. Out: numbers, and the table shown before a run. It
-allocates nothing.
+In: an experiment and the shape of its batches. Out: the numbers, and the table that is shown before
+a run. The module allocates no arrays, and it does not know how long a step takes.
 """
 
 import math
@@ -22,25 +22,28 @@ from jaxcpt.update import shape_state
 
 @dataclass(frozen=True)
 class Budget:
-    """Counts of one step (FLOPs with every packed token counted as one) and of the state."""
+    """The costs of one step and of the state. Padding counts as tokens in the FLOPs."""
 
     parameters: int
     table_parameters: int
-    """Of them, looked up and not multiplied: tokens, positions."""
+    """Parameters of the token and position tables, which are looked up and not multiplied."""
     trained_parameters: int
     state_bytes: int
-    """All that the devices keep from step to step."""
+    """Everything that the devices keep from step to step: parameters and optimizer state."""
     base_bytes: int
-    """Of them, frozen parameters. They are saved once and not in each checkpoint."""
+    """The frozen parameters' part of `state_bytes`. It is saved once, not in each checkpoint."""
     optimizer_bytes: int
     tokens_per_step: int
     model_flops_per_step: float
 
 
 def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
-    """Model FLOPs: 6 per weight and token (4 for a frozen weight, which has no gradient), attention
-    over rows, and the loss's products. What is computed again, in the second of two passes or under
-    remat, does not count."""
+    """Counts the costs of an experiment whose batches have the shape `sizes`.
+
+    Model FLOPs are 6 per weight and token (4 for a frozen weight, which has no gradient), plus
+    attention over whole rows, plus the products of the loss. Repeated work is not counted: neither
+    the second of the two passes nor what remat recomputes.
+    """
     state = shape_state(experiment)
     m = experiment.model
     tables = jax.tree.map(
@@ -51,14 +54,14 @@ def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
     trained = _count(state.params)
     parameters = trained + _count(state.base)
     table_parameters = sum(jax.tree.leaves(tables))
-    frozen = max(_count(state.base) - table_parameters, 0)  # of them, no table is trained
+    frozen = max(_count(state.base) - table_parameters, 0)  # all tables are frozen too
     tokens = sizes.tokens_per_batch
     attention = 4 * m.layers * m.width * sizes.row_tokens / (2 if m.causal else 1)
     forward = tokens * (2 * (parameters - table_parameters) + attention)
     pairs = experiment.batching.pairs_per_batch
     candidates = pairs * (1 + experiment.batching.negatives)
     loss = 6 * pairs * candidates * m.width
-    if experiment.objective == "generative":  # with the gradient of the table, unless it is frozen
+    if experiment.objective == "generative":  # a frozen table has no gradient
         per_weight = 6 if experiment.adapter is None else 4
         loss = per_weight * tokens * m.width * experiment.tokenizer.vocabulary
     return Budget(
@@ -74,7 +77,7 @@ def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
 
 
 def find_peak_flops(mesh: jax.sharding.Mesh) -> float | None:
-    """Published FLOP/s of all devices together. None: the device is not in jaxcpt/chips.py."""
+    """Published FLOP/s of all devices together; None if jaxcpt/chips.py lacks the device."""
     flops = FLOPS_BY_DEVICE_KIND.get(mesh.devices.flat[0].device_kind)
     return None if flops is None else flops * mesh.size
 
@@ -111,7 +114,7 @@ def describe(experiment: Experiment, sizes: Sizes, budget: Budget) -> dict[str, 
 
 
 def describe_rows(labels: Sequence[str], sizes_by_source: Sequence[Sizes]) -> dict[str, str]:
-    """The rows of each source of homogeneous batches, in words, as a line of the same table."""
+    """A line of the same table for homogeneous batches: the rows of each source, in words."""
     if not labels:
         return {}
     listed = [

@@ -1,7 +1,7 @@
-"""Any number of texts in, calls of a compiled function out: which text goes into which call.
+"""Divides any number of texts among calls of a compiled function.
 
-In: token ids of texts. Out: `Call`s of a few shapes, and the `Cells` of each. A call packs texts
-into rows of one size for each data shard. It does not know what is computed of them.
+In: token ids of texts. Out: `Call`s of a few shapes, and the `Cells` of each call. A call packs
+texts into rows of one size for each data shard. The module does not know what the function does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from jaxcpt.model import Cells, make_cells
 from jaxcpt.packing import CellArrays, Place, pack_rows
 
 TOKENS_PER_CALL = 16_384
-"""Of each data shard. They keep a device busy."""
+"""Most tokens of one data shard in a call. This many keep a device busy."""
 TOKENS_PER_TEXT = 8
 """A row of n tokens holds at most n // TOKENS_PER_TEXT texts."""
 
@@ -24,12 +24,13 @@ class Call(NamedTuple):
     size: int
     rows: int
     members: list[list[int]]
-    """The numbers of the texts of each data shard."""
+    """For each data shard, the numbers of its texts."""
     places: list[list[Place]]
+    """For each data shard, the place of each of its texts, in the order of `members`."""
 
 
 def list_row_sizes(longest: int) -> list[int]:
-    """Row sizes that cover the longest text: powers of two from 32, and halfway sizes."""
+    """Row sizes in tokens, up to one that holds the longest text: 32, 48, 64, 96, 128 and so on."""
     sizes = [32]
     while sizes[-1] < longest:
         last = sizes[-1]
@@ -38,9 +39,10 @@ def list_row_sizes(longest: int) -> list[int]:
 
 
 def plan_calls(ids: Sequence[np.ndarray], sizes: Sequence[int], shards: int) -> Iterator[Call]:
-    """Calls that cover all texts. sizes: of rows, ascending, from `list_row_sizes`.
+    """Yields calls that together cover all texts.
 
-    Leftover texts of each size, too few for a whole call, are packed together into longer rows. So
+    ids: the token ids of each text. sizes: ascending row sizes, from `list_row_sizes`. Full calls
+    are made for each row size. The texts that remain are packed together into longer rows, so that
     few shapes are compiled.
     """
     lengths = [len(text) for text in ids]
@@ -64,7 +66,8 @@ def plan_calls(ids: Sequence[np.ndarray], sizes: Sequence[int], shards: int) -> 
 def _divide(
     rows: Sequence[Sequence[int]], size: int, shards: int, ids: Sequence[np.ndarray]
 ) -> Call:
-    """One call. Its number of rows is a power of two: one query is cheap, and shapes stay few."""
+    """Makes one call. Its number of rows is a power of two, so that few shapes are compiled and a
+    single query stays cheap."""
     count = 1 << (-(-len(rows) // shards) - 1).bit_length()
     count = min(count, max(1, TOKENS_PER_CALL // size))
     cells = [rows[shard::shards] for shard in range(shards)]
@@ -73,7 +76,7 @@ def _divide(
 
 
 def _place(cell: Sequence[Sequence[int]], ids: Sequence[np.ndarray]) -> list[Place]:
-    """The place of each text of a cell's rows, in their order."""
+    """The place of each text in its cell, in the order of the rows."""
     places = []
     for number, row in enumerate(cell):
         column = 0
@@ -84,7 +87,7 @@ def _place(cell: Sequence[Sequence[int]], ids: Sequence[np.ndarray]) -> list[Pla
 
 
 def fill_cells(call: Call, ids: Sequence[np.ndarray]) -> Cells:
-    """The cells of a call, one for each data shard; a text's slot is its place in `members`."""
+    """The cells of a call, one for each data shard. A text's slot is its index in `members`."""
     slots = call.rows * max(1, call.size // TOKENS_PER_TEXT)
     arrays = CellArrays((len(call.members),), call.rows, call.size, slots)
     for cell, (members, places) in enumerate(zip(call.members, call.places, strict=True)):

@@ -1,8 +1,8 @@
 """Which pair is in which slot of the batch at a step: a pure function of (seed, step).
 
-In: the slots of each source in a batch or, for homogeneous batches, its share of batches; and the
-tokens of its pairs, where they are known. Out: indices into all pairs of all sources. It is plain
-NumPy, and knows neither texts nor devices.
+In: the number of slots of each source in a batch or, for homogeneous batches, its share of the
+batches; and the tokens of its pairs, if they are known. Out: indices into all pairs of all sources.
+The module uses only NumPy and knows neither texts nor devices.
 """
 
 import itertools
@@ -14,15 +14,15 @@ import numpy as np
 from jaxcpt.errors import UserError
 
 ROUND_STEPS = 1000
-"""Homogeneous batches: in so many steps, each source has exactly its share of the batches."""
+"""Steps of a round. In a round of homogeneous batches, each source has exactly its share."""
 
 
 def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Pseudo-random permutations of range(size), one for each key, evaluated at `index`.
 
-    All three are uint64 of one shape. A Feistel network permutes the next power of four, and is
-    applied until the result is below `size`. So any element of a shuffle of billions is computed
-    without storing the shuffle.
+    The arguments are uint64 arrays of one shape. A Feistel network permutes the numbers below the
+    next power of four, and is applied until its result is below `size`. So any element of a shuffle
+    of billions can be computed without storing the shuffle.
     """
     half_bits = (np.ceil(np.log2(np.maximum(size, 2))).astype(np.uint64) + np.uint64(1)) // 2
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
@@ -47,8 +47,8 @@ def mix(x: np.ndarray) -> np.ndarray:
 class Order:
     """Which pair is in which slot of the batch at a step.
 
-    A bucket is a range of ranks. Each bucket gives a fixed number of pairs to every batch. It is
-    shuffled, used from first to last, and then shuffled anew.
+    Pairs are ranked, and a bucket is a range of ranks. Each bucket gives a fixed number of pairs to
+    every batch. Its pairs are shuffled and used from first to last, and then shuffled again.
     """
 
     seed: int
@@ -57,11 +57,11 @@ class Order:
     first_b: np.ndarray
     """The first rank of each slot's bucket."""
     size_b: np.ndarray
-    """The number of ranks in it."""
+    """The number of ranks in each slot's bucket."""
     share_b: np.ndarray
-    """The number of slots that this bucket fills."""
+    """The number of slots that each slot's bucket fills."""
     turn_b: np.ndarray
-    """The index of the slot among them."""
+    """The index of each slot among the slots of its bucket."""
 
     def pairs_at(self, step: int, slots: np.ndarray) -> np.ndarray:
         drawn = np.uint64(step) * self.share_b[slots] + self.turn_b[slots]
@@ -71,20 +71,20 @@ class Order:
         return (ranks if self.ranking is None else self.ranking[ranks]).astype(np.int64)
 
     def source_at(self, step: int) -> int:
-        """Each batch mixes all sources, so they count as one."""
+        """Always 0: each batch mixes all sources, so they count as one source."""
         return 0
 
     def samples(self, count: int) -> list[list[int]]:
-        """So many steps whose batches represent all batches: one list, as for a single source."""
+        """`count` steps whose batches represent all batches, in a list for the one source."""
         return [list(range(count))]
 
 
 @dataclass(frozen=True)
 class HomogeneousOrder:
-    """The batch of a step is from one source, and takes the source's pairs in the source's order.
+    """Which pair is in which slot, if all pairs of a batch are from one source.
 
     In every round of ROUND_STEPS steps, each source has its share of the steps, spread evenly. The
-    order of the sources is drawn anew for each round.
+    order of the sources is random in each round. Each source has its own `Order` of pairs.
     """
 
     seed: int
@@ -92,17 +92,17 @@ class HomogeneousOrder:
     starts: Sequence[int]
     """The number of each source's first pair among all pairs."""
     shares: Sequence[int]
-    """The steps of a round that each source has."""
+    """The number of steps of each source in a round."""
 
     def turn(self, step: int) -> tuple[int, int]:
-        """The source of a step's batch, and the number of that source's batches before it."""
+        """The source of a step's batch, and how many batches of that source came before."""
         number, place = divmod(step, ROUND_STEPS)
         turns = self._round(number)
         source = int(turns[place])
         return source, number * self.shares[source] + int((turns[:place] == source).sum())
 
     def _round(self, number: int) -> np.ndarray:
-        # A round is cut into n equal parts for a source of n steps; each part has one of them.
+        # For a source with n steps, the round is cut into n equal parts. Each part has one step.
         sources = np.repeat(np.arange(len(self.shares)), self.shares)
         turns = np.concatenate([np.arange(share) for share in self.shares])
         key = mix(np.array([self.seed << 40], np.uint64) + np.uint64(number))
@@ -118,7 +118,7 @@ class HomogeneousOrder:
         return self.starts[source] + self.orders[source].pairs_at(earlier, slots)
 
     def samples(self, count: int) -> list[list[int]]:
-        """At most so many steps of each source, whose batches represent all of its batches."""
+        """For each source, at most `count` steps whose batches represent all its batches."""
         turns, sources = self._round(0), range(len(self.shares))
         return [np.flatnonzero(turns == source)[:count].tolist() for source in sources]
 
@@ -126,11 +126,11 @@ class HomogeneousOrder:
 def make_order(
     seed: int, pairs_per_batch: int, quotas: Sequence[int], totals: Sequence[np.ndarray | int]
 ) -> Order:
-    """`quotas`: the slots of each source. `totals`: the tokens of each of its pairs, or only their
-    number.
+    """The order of batches that mix all sources.
 
-    If tokens are known, each slot has a length bucket of its own, so that batches have nearly equal
-    token counts. Otherwise one bucket per source fills all of its slots.
+    quotas: the number of slots of each source. totals: for each source, the tokens of each pair, or
+    only the number of pairs. If the tokens are known, each slot has its own length bucket, so that
+    batches have nearly equal token counts. Otherwise each source has one bucket for all its slots.
     """
     buckets: list[tuple[int, int, int, int]] = []
     ranking, start = [], 0
@@ -163,7 +163,10 @@ def make_homogeneous_order(
     weights: Sequence[float],
     totals: Sequence[np.ndarray | int],
 ) -> HomogeneousOrder:
-    """`weights`: each source's share of the batches. `totals`: as for `make_order`."""
+    """The order of homogeneous batches.
+
+    weights: each source's share of the batches, up to a common factor. totals: as in `make_order`.
+    """
     shares = share_out(ROUND_STEPS, weights)
     if 0 in shares:
         raise UserError(
@@ -171,7 +174,7 @@ def make_homogeneous_order(
             "batches; raise its weight, or leave it out"
         )
     counts = [total if isinstance(total, int) else len(total) for total in totals]
-    # Each source has a key of its own. With one key, sources of equal size would be shuffled alike.
+    # Each source has its own key. With one key, sources of equal size would be shuffled alike.
     orders = [
         make_order((seed + number) % (1 << 24), pairs_per_batch, [pairs_per_batch], [total])
         for number, total in enumerate(totals)
@@ -181,7 +184,7 @@ def make_homogeneous_order(
 
 
 def share_out(slots: int, weights: Sequence[float]) -> list[int]:
-    """Whole slots in proportion to `weights`, rounded by largest remainder."""
+    """Divides the slots in proportion to `weights`, rounded by the largest remainders."""
     exact = np.asarray(weights, float) / np.sum(weights) * slots
     whole = np.floor(exact).astype(int)
     for source in np.argsort(whole - exact, kind="stable")[: slots - whole.sum()]:

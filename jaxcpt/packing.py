@@ -1,7 +1,7 @@
 """Puts pairs into cells and their texts into rows, so that few tokens are padding.
 
-In: lengths in tokens. Out: places. It is plain NumPy and Python, and knows neither texts nor
-devices.
+In: lengths in tokens. Out: the place of each text. The module uses only NumPy and Python and knows
+neither texts nor devices.
 """
 
 import bisect
@@ -22,7 +22,7 @@ class Place:
 
 
 class RowFiller:
-    """Fills the rows of a cell by best fit: each text goes into the row that it leaves fullest."""
+    """Fills the rows of a cell by best fit: each text goes into the fullest row that has room."""
 
     def __init__(self, rows: int, row_tokens: int) -> None:
         self.row_tokens = row_tokens
@@ -55,8 +55,9 @@ def pack_pairs(
 ) -> Packing:
     """Spreads pairs over cells by token count, then packs the texts of each cell.
 
-    lengths_pt: tokens of each pair's texts (x, y, negatives; 0 for an absent negative). Longest
-    pairs go first, each to the emptiest cell. A pair that does not fit there tries the other cells.
+    lengths_pt: tokens of each pair's texts (x, y, negatives; 0 for an absent negative). The longest
+    pair is placed first, and each pair goes into the emptiest cell. If it does not fit there, the
+    other cells are tried.
     """
     members: list[list[int]] = [[] for _ in range(cells)]
     heap = [(0, cell) for cell in range(cells)]
@@ -64,14 +65,14 @@ def pack_pairs(
     for pair in np.argsort(-totals, kind="stable").tolist():
         tokens, cell = heapq.heappop(heap)
         members[cell].append(pair)
-        if len(members[cell]) < pairs_per_cell:  # a cell without free slots leaves the heap
+        if len(members[cell]) < pairs_per_cell:  # a full cell does not return to the heap
             heapq.heappush(heap, (tokens + int(totals[pair]), cell))
 
     left_over: list[int] = []
     places: list[list[list[Place]]] = []
     for cell in range(cells):
         while (found := _pack_cell(lengths_pt[members[cell]], rows, row_tokens)) is None:
-            # The shortest pair leaves: it is the easiest to place elsewhere.
+            # Take out the shortest pair, which is the easiest to place in another cell.
             left_over.append(members[cell].pop())
         places.append(found)
     overflow = 0
@@ -90,7 +91,7 @@ def pack_pairs(
 
 
 def _pack_cell(lengths_pt: np.ndarray, rows: int, row_tokens: int) -> list[list[Place]] | None:
-    """The places of each pair's texts; None if not all fit."""
+    """The places of each pair's texts in one cell; None if not all of them fit."""
     if lengths_pt.sum() > rows * row_tokens:
         return None
     lengths = lengths_pt.ravel().tolist()
@@ -102,7 +103,7 @@ def _pack_cell(lengths_pt: np.ndarray, rows: int, row_tokens: int) -> list[list[
 
 
 def _fit_best(lengths: list[int], rows: int, row_tokens: int) -> list[Place] | None:
-    """The places of texts that are placed longest first, each by best fit."""
+    """The places of texts by best fit, longest text first; None if not all of them fit."""
     cell = RowFiller(rows, row_tokens)
     places: list[Any] = [None] * len(lengths)
     for text in sorted(range(len(lengths)), key=lambda t: -lengths[t]):
@@ -113,9 +114,11 @@ def _fit_best(lengths: list[int], rows: int, row_tokens: int) -> list[Place] | N
 
 
 def _fill_rows(lengths: list[int], rows: int, row_tokens: int) -> list[Place] | None:
-    """The places of texts where best fit needs a row too many: each row takes the longest text that
-    is left, and the texts that fill the rest of the row fullest (minimum bin slack, Gupta and Ho
-    1999)."""
+    """The places of texts by minimum bin slack (Gupta and Ho 1999); None if not all of them fit.
+
+    Each row takes the longest remaining text, and those texts that fill the rest of the row best.
+    This can need one row less than best fit.
+    """
     places = [Place(0, 0)] * len(lengths)
     left = sorted((t for t in range(len(lengths)) if lengths[t]), key=lambda t: lengths[t])
     for row in range(rows):
@@ -128,10 +131,10 @@ def _fill_rows(lengths: list[int], rows: int, row_tokens: int) -> list[Place] | 
 
 
 def _choose_row(lengths: list[int], row_tokens: int) -> list[int]:
-    """Which texts share the longest one's row: those that fill it fullest.
+    """Chooses the texts that fill the row of the longest text best.
 
-    lengths: in ascending order. Returns indices from last to first. Long texts are preferred,
-    because short ones fill later rows more easily.
+    lengths: ascending. Returns descending indices. Among equal choices, long texts are preferred,
+    because short ones fit more easily into later rows.
     """
     if not lengths:
         return []
@@ -139,7 +142,7 @@ def _choose_row(lengths: list[int], row_tokens: int) -> list[int]:
     room = row_tokens - lengths[longest]
     first = min(bisect.bisect_right(lengths, room), longest)
     full = 1 << room
-    sums = [1]  # bit s of sums[i]: some of the first i texts have s tokens together
+    sums = [1]  # bit s of sums[i]: a subset of the first i texts has s tokens
     for at in range(first - 1, -1, -1):
         sums.append((sums[-1] | sums[-1] << lengths[at]) & (2 * full - 1))
         if sums[-1] >= full:
@@ -157,10 +160,10 @@ def pack_rows(
 ) -> dict[int, list[list[int]]]:
     """Packs texts into rows of several sizes. Returns, for each size in use, the texts of each row.
 
-    A short text in a long row costs attention over the whole row, so rows are as short as their
-    texts allow. Longest first, each text goes into the fullest row with room for it. If there is
-    none, it opens a row of the smallest of the `sizes` (ascending) that holds it. A row of n tokens
-    takes at most n // `tokens_per_text` texts.
+    Attention is computed over whole rows, so rows are as short as their texts allow. The longest
+    text is placed first. Each text goes into the fullest row that has room for it. If there is
+    none, a new row gets the smallest of the `sizes` (ascending) that holds the text. A row of n
+    tokens takes at most n // `tokens_per_text` texts.
     """
     rows: dict[int, list[list[int]]] = {}
     free: list[tuple[int, int, int]] = []  # free tokens, size, number of the row; sorted
@@ -179,7 +182,7 @@ def pack_rows(
 
 
 class CellArrays:
-    """The int32 arrays of cells while they are filled. `model.Cells` says what they hold."""
+    """The int32 arrays of cells while they are being filled. `model.Cells` explains each array."""
 
     def __init__(self, cells: tuple[int, ...], rows: int, row_tokens: int, texts: int) -> None:
         self.tokens, self.segments, self.positions = (

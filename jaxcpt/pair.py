@@ -9,11 +9,11 @@ Side = Literal["x", "y"]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two texts that belong together, and texts known not to answer x."""
+    """Two texts that belong together, and texts that are known not to answer x."""
 
     x: str
     y: str
     source: str = ""
-    """Where the pair is from, such as a file and a line."""
+    """The origin of the pair, such as a file and a line. It is not a data source of `config`."""
     negatives: tuple[str, ...] = ()
-    """Hard negatives: texts like y that do not answer x, hardest first."""
+    """Hard negatives: texts that are similar to y but do not answer x, hardest first."""

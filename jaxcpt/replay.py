@@ -1,11 +1,11 @@
-"""The command that takes a bad step again and shows the first value in it that is not finite.
+"""The command `jaxcpt replay`: repeats a bad step and shows its first value that is not finite.
 
     python -m jaxcpt.replay --run-dir DIR
 
-In: the folder of a run that stopped after `max_bad_steps`, which keeps the state before the first
-of them. Out: the loss, the norm of each parameter and of its gradient, and where the first value is
-that is not finite: in a parameter, in the embedding of a text, in the loss, or in a gradient. It
-writes nothing.
+In: the folder of a run that stopped after `max_bad_steps`. It holds the state before the first bad
+step. Out: the loss, the norm of each parameter and of its gradient, and the place of the first
+value that is not finite: a parameter, the embedding of a text, the loss, or a gradient. The command
+writes no file.
 """
 
 import math
@@ -41,9 +41,9 @@ TEXTS_SHOWN = 5
 
 
 def find_numbers(experiment: Experiment, state: TrainState, batch: Batch) -> dict[str, Any]:
-    """The metrics of the batch, and norms and counts of values that are not finite. Jitted.
+    """The metrics of the batch, norms, and counts of values that are not finite; called under jit.
 
-    bad_ngt: whether the embedding of a text is not finite.
+    In the result, bad_ngt says whether the embedding of a text is not finite.
     """
     encoder, params = make_encoder(experiment), state.params
     whole = join_params(state.base, params["encoder"])
@@ -64,7 +64,7 @@ def find_numbers(experiment: Experiment, state: TrainState, batch: Batch) -> dic
 
 
 def flatten(tree: Any) -> dict[str, tuple[float, int]]:
-    """The norm and the count of each group of parameters, by its path, such as blocks/query."""
+    """Norm and count by the path of a parameter group, such as blocks/query. tree: as `measure`."""
     leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda node: isinstance(node, tuple))
     return {
         "/".join(str(key.key) for key in path): (float(norm), int(count))
@@ -73,7 +73,7 @@ def flatten(tree: Any) -> dict[str, tuple[float, int]]:
 
 
 def find_first(numbers: dict[str, Any], experiment: Experiment, batches: Batches, step: int) -> str:
-    """One line on the first value that is not finite, in the order of the computation."""
+    """A line about the first value that is not finite, in the order in which they are computed."""
     for part, name in (("frozen", "frozen parameter"), ("params", "parameter")):
         for group, (_, count) in flatten(numbers[part]).items():
             if count:
@@ -91,7 +91,7 @@ def find_first(numbers: dict[str, Any], experiment: Experiment, batches: Batches
             return f"in the gradient of {group} ({count} of its values); the loss is finite"
     return (
         "there is none. The step is finite on these devices, so the run may go on from its newest "
-        "checkpoint; where it fails again at this step, suspect the devices that it runs on"
+        "checkpoint; if it fails again at this step, suspect the devices that it runs on"
     )
 
 
@@ -114,14 +114,14 @@ def show(numbers: dict[str, Any], step: int) -> None:
 
 
 def replay(run_dir: Path) -> None:
-    """Takes the first bad step of a run again. Raises UserError where there is none."""
+    """Repeats the first bad step of a run. Raises UserError if the run has none."""
     experiment = read_experiment(run_dir)
     if not (run_dir / FOLDER).is_dir():
         raise UserError(
-            f"{run_dir}: has no folder {FOLDER}; there is one where a run stopped after "
+            f"{run_dir}: has no folder {FOLDER}; a run has one if it stopped after "
             "safety.max_bad_steps steps in a row that were not finite"
         )
-    is_baseline = (run_dir.parent / EXPERIMENT_FILE).is_file()  # it shares its run's mined pairs
+    is_baseline = (run_dir.parent / EXPERIMENT_FILE).is_file()  # it uses the mined pairs of its run
     sources = open_training(
         experiment.data, run_dir.parent if is_baseline else run_dir, experiment.seed
     )
@@ -141,7 +141,7 @@ def replay(run_dir: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
-        prog="jaxcpt replay", description="Take the first bad step of a stopped run again."
+        prog="jaxcpt replay", description="Repeat the first bad step of a stopped run."
     )
     parser.add_argument("--run-dir", type=to_path, required=True, help="folder of the stopped run")
     add_arguments(parser)

@@ -1,4 +1,7 @@
-"""The tiny version of any experiment that `--smoke` runs."""
+"""Shrinks any experiment to the tiny one that `--smoke` runs.
+
+In: an experiment. Out: an experiment. The module knows neither files nor devices.
+"""
 
 import dataclasses
 from dataclasses import replace
@@ -8,10 +11,10 @@ from jaxcpt.config import Baseline, Checkpoints, Data, Evals, Experiment, Mesh, 
 
 
 def shrink(experiment: Experiment) -> Experiment:
-    """The same run with tiny sizes and embedded data (`--smoke`): every code path, a minute.
+    """The same run with tiny sizes and built-in data. It takes a minute and uses the same code.
 
-    Each mesh axis in use keeps two devices, so sharding is exercised as the experiment has it. The
-    embedded data has no hard negatives, so none are used.
+    Each mesh axis that the experiment uses keeps two devices, so the same axes are sharded. The
+    built-in data has no hard negatives, so none are used.
     """
     packages = ("argparse", "email", "json")
     baseline, few = experiment.baseline, min(len(experiment.loss.prefixes), 3)
@@ -33,7 +36,7 @@ def shrink(experiment: Experiment) -> Experiment:
             model_file=None,
         ),
         loss=replace(experiment.loss, prefixes=tuple(8 * (i + 1) for i in range(few))),
-        init_from=None,  # a tiny model has no start
+        init_from=None,  # a tiny model cannot start from a large one
         adapter=None,
         mesh=Mesh(*(1 if size == 1 else 2 for size in dataclasses.astuple(experiment.mesh))),
         checkpoints=Checkpoints(every_steps=2),

@@ -1,9 +1,10 @@
-"""What a new run starts from: another run's parameters and tokenizer, on any mesh.
+"""Starts a new run from another run's parameters and tokenizer, on any mesh.
 
 In: an experiment with `init_from`, and its run folder. Out: the experiment with its model and
-tokenizer filled in, and parameters in their shards. A run folder is read where it lies; a Hugging
-Face folder is first imported into the new run's folder. Once the run has a checkpoint of its own,
-its start is not needed any more.
+tokenizer filled in, and sharded parameters. The *start* is the model that `init_from` names. A run
+folder is read directly. A Hugging Face folder is first imported into the new run's folder. Once the
+run has its own checkpoint, it does not need the start any more. The module does not know how a run
+trains.
 """
 
 from collections.abc import Sequence
@@ -34,10 +35,9 @@ FREE_TOKENIZER_FIELDS = ("x_tokens", "y_tokens")
 
 
 def resolve_start(experiment: Experiment, run_dir: Path) -> Experiment:
-    """The experiment with the model and tokenizer of what it starts from. Raises UserError.
+    """The experiment with the model and the tokenizer of its start filled in. Raises UserError.
 
-    A run that has begun is resolved from its own folder, so that a resume does not need the
-    source.
+    If the run has begun, they are taken from its own folder, so a resume does not need the start.
     """
     start = experiment.init_from
     if start is None:
@@ -51,16 +51,16 @@ def resolve_start(experiment: Experiment, run_dir: Path) -> Experiment:
         _, fingerprint = checkpoints.read(checkpoints.fingerprint, _find_step(checkpoints, start))
     if start.fingerprint not in (None, fingerprint):
         raise UserError(
-            f"init_from.fingerprint: {start.fingerprint[:12]} is asked for, but {start.run} has "
+            f"init_from.fingerprint: expected {start.fingerprint[:12]}, but {start.run} has "
             f"{fingerprint[:12]}"
         )
     return _fill(experiment, read_experiment(folder), fingerprint)
 
 
 def foresee_start(experiment: Experiment) -> Experiment:
-    """As `resolve_start`, before there is a run folder: nothing is imported or written.
+    """Like `resolve_start`, but without a run folder. It imports and writes nothing.
 
-    An experiment that states its model can be planned before its start has been trained.
+    If the start has not been trained yet, the experiment must state its own model.
     """
     start = experiment.init_from
     if start is None:
@@ -100,8 +100,8 @@ def _check_source(start: InitFrom) -> None:
 def obtain_tokenizer(
     experiment: Experiment, shared_dir: Path, sources: Sequence[EncodedPairs]
 ) -> Tokenizer:
-    """That of the run folder; of what the run starts from; the user's own; or a new one, trained
-    on the training pairs."""
+    """The tokenizer of the run folder, or else of the start, or else the file `model_file`. If none
+    of these exists, trains one on the training pairs."""
     own = shared_dir / "tokenizer"
     if has_tokenizer(own):
         return Tokenizer.load(own).check_limits(experiment.tokenizer, own)
@@ -114,9 +114,9 @@ def obtain_tokenizer(
 
 
 def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The encoder's parameters of the start, straight into their shards on the mesh.
+    """Restores the start's encoder parameters, sharded on the mesh.
 
-    The start's own adapters, where it has some, are merged into its weights.
+    If the start has adapters, they are merged into its weights.
     """
     assert experiment.init_from is not None
     start = experiment.init_from
@@ -131,7 +131,7 @@ def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh
             if start.fingerprint not in (None, checkpoints.fingerprint(step)):
                 raise UserError(
                     f"init_from.run: {start.run} has saved another checkpoint since this run was "
-                    "started; start anew with another --run-dir"
+                    "started; start again with another --run-dir"
                 )
             return checkpoints.restore_encoder(step, shapes)
 
@@ -145,9 +145,12 @@ def restore_start(experiment: Experiment, run_dir: Path, mesh: jax.sharding.Mesh
 
 
 def _find_step(checkpoints: CheckpointStore, start: InitFrom) -> int | None:
-    """The step with the stated fingerprint: a start that is still trained may have saved since."""
+    """The step with the recorded fingerprint; None if there is none.
+
+    A start that is still being trained may have saved newer steps since.
+    """
     for step in checkpoints.steps() if start.step is None else ():
-        with suppress(OSError):  # of a step that is being saved or deleted
+        with suppress(OSError):  # a step may be in the middle of a save or deletion
             if checkpoints.fingerprint(step) == start.fingerprint:
                 return step
     return start.step
@@ -159,7 +162,7 @@ def forget_start(run_dir: Path) -> None:
 
 
 def _fill(experiment: Experiment, start: Experiment, fingerprint: str | None) -> Experiment:
-    """Takes what the experiment leaves open from its start; refuses what contradicts it."""
+    """Fills fields that have their defaults from the start. Raises UserError if others differ."""
     assert experiment.init_from is not None
     given, limits = start.model, replace(start.tokenizer, model_file=None)
     if given.positions == "learnt" and given.position_rows is None:
@@ -175,7 +178,11 @@ def _fill(experiment: Experiment, start: Experiment, fingerprint: str | None) ->
 
 
 def _agree(name: str, stated: Part, given: Part, free: tuple[str, ...], where: str) -> Part:
-    """`given`, with the free fields that are stated. Raises UserError for another difference."""
+    """One part of the experiment, filled in from the start.
+
+    stated: the part in the experiment. given: the part of the start. free: fields that may differ,
+    which keep their stated values. Raises UserError for another difference.
+    """
     changes = {}
     for field in fields(stated):
         value, taken = getattr(stated, field.name), getattr(given, field.name)
@@ -190,5 +197,5 @@ def _agree(name: str, stated: Part, given: Part, free: tuple[str, ...], where: s
 
 
 def _find_default(field: Field) -> Any:
-    """What the field holds where it is left out."""
+    """The default value of a field."""
     return field.default if field.default_factory is MISSING else field.default_factory()

@@ -1,8 +1,9 @@
-"""A whole run, from an experiment file to its report; read it from top to bottom.
+"""The command `jaxcpt train`: a whole run, from an experiment file to its report.
 
     python -m jaxcpt.train --experiment FILE [--run-dir DIR] [--set a.b=v ...] [--smoke] [--dry-run]
 
-Started again on its run folder, a run goes on where its newest whole checkpoint ends.
+If a run is started again in its folder, it continues from its newest whole checkpoint. The module
+is written to be read from top to bottom.
 """
 
 import math
@@ -64,15 +65,15 @@ from jaxcpt.tokenizer import Tokenizer
 from jaxcpt.update import TrainState, compile_train_step, init_state, shard_state
 
 EXIT_CODES = (
-    "Exit codes: 0 the run is done; 2 a mistake to correct, told in one line; 3 another process is "
-    "lost, or a step does not end: start all again; 75 stopped by a signal, and saved: start again "
-    "to go on; 129, 130, 143 ended at once, by a second signal or before training began."
+    "Exit codes: 0 the run is done; 2 a mistake to correct, named in one line; 3 another process "
+    "is lost, or a step does not end: start all again; 75 stopped by a signal, and saved: start "
+    "again to go on; 129, 130, 143 ended at once, by a second signal or before training began."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything that stays the same through a run."""
+    """Everything that stays the same during a run."""
 
     experiment: Experiment
     run_dir: Path
@@ -83,15 +84,16 @@ class Prepared:
     step_flops: list[float]
     """Model FLOPs of a step, by the source of its batch."""
     labels: list[str]
-    """The sources of homogeneous batches; none if batches mix the sources."""
+    """Names of the data sources, if batches are homogeneous; otherwise empty."""
     derived: dict[str, str]
+    """The derived numbers of the run in words, from `budget.describe`."""
     meta: dict[str, Any]
-    """What its checkpoints say of it, from `fingerprints`."""
+    """The fingerprints that the checkpoints record."""
     accept_changed_data: bool
 
 
 def open_mesh(experiment: Experiment) -> jax.sharding.Mesh:
-    """The devices. Raises UserError where the model does not fit them or processes disagree."""
+    """The mesh. Raises UserError if the model does not fit it, or if processes disagree."""
     mesh = make_mesh(experiment.mesh)
     if experiment.init_from is None:
         check_model_fits(mesh, validate(experiment))
@@ -106,7 +108,7 @@ def prepare(
     mesh: jax.sharding.Mesh,
     accept_changed_data: bool,
 ) -> Prepared:
-    """The experiment with what it starts from; pairs -> tokenizer -> batches."""
+    """Fills in the experiment from its start, and makes pairs, tokenizer and batches."""
     with first_goes_first("start"):
         if experiment.init_from is not None and not (run_dir / EXPERIMENT_FILE).is_file():
             find_start(experiment.init_from, run_dir)
@@ -123,7 +125,7 @@ def prepare(
             tokenizer.save(run_dir / "tokenizer")
     if experiment.evals.suites:
         evals_data = fetch(to_path(experiment.evals.data))
-        check_suites(evals_data, experiment.evals.suites)  # refused now, not at the first eval
+        check_suites(evals_data, experiment.evals.suites)  # now and not only at the first eval
     data = describe_data(experiment.data, sources, heldout, tokenizer)
     batches = Batches(experiment, sources, tokenizer, mesh)
     labels = label_sources(experiment.data.train) if experiment.data.homogeneous else []
@@ -157,9 +159,9 @@ def train(
 ) -> None:
     """Trains to the last step and evaluates.
 
-    shared_dir: the run folder that keeps mined pairs and the tokenizer. A baseline uses those of
-    the run that it is the baseline of. accept_changed_data: goes on although the pairs are not
-    those that the run was trained on so far. profile_steps: how many steps are traced.
+    shared_dir: the run folder with the mined pairs and the tokenizer. For a baseline it is the
+    folder of the run that it belongs to. accept_changed_data: resume even if the pairs have changed
+    since the last checkpoint. profile_steps: how many steps are traced.
     """
     mesh = open_mesh(experiment)
     with own_together(run_dir):
@@ -168,7 +170,7 @@ def train(
 
 
 def train_in(run: Prepared, shared_dir: Path, profile_steps: int) -> None:
-    """`train`, in a run folder that is this run's and locked."""
+    """Does the work of `train`, once the run folder is claimed and locked."""
     run_dir, experiment = run.run_dir, run.experiment
     if (baseline := derive_baseline(experiment)) is not None:
         train(baseline, run_dir / "baseline", shared_dir, run.accept_changed_data)
@@ -192,18 +194,18 @@ def train_in(run: Prepared, shared_dir: Path, profile_steps: int) -> None:
             train_step = compile_train_step(experiment, run.mesh, shapes)
             train_step = trace_steps(train_step, profile_steps, run_dir / "profile", left)
             embedder = run_steps(run, train_step, state, first, checkpoints, interruption, metrics)
-    if run_dir == shared_dir:  # a baseline is shown with its run
+    if run_dir == shared_dir:  # a baseline is reported with its run
         with Interruption() as interruption:
             if interruption.run(lambda: conclude(run_dir, embedder, run.heldout, run.derived)):
                 raise Stopped("stopped in the report; all steps are saved; start again to go on")
 
 
 def begin(run: Prepared, checkpoints: CheckpointStore) -> tuple[int, TrainState]:
-    """The step that is done, and its state, in this order of preference:
+    """The last step that is done, and the state after it. The first possible choice is taken:
 
     1. the newest whole checkpoint of this run folder;
-    2. the parameters of `init_from`, with new adapters, optimizer and temperature;
-    3. new parameters, each array born on the devices it belongs to.
+    2. the parameters of `init_from`, with new adapters, optimizer state and temperature;
+    3. new parameters, where each array is created on the devices that hold it.
     """
     experiment, mesh = run.experiment, run.mesh
 
@@ -222,7 +224,7 @@ def begin(run: Prepared, checkpoints: CheckpointStore) -> tuple[int, TrainState]
         return 0, init_state(experiment, mesh)
     state = init_state(experiment, mesh, restore_start(experiment, run.run_dir, mesh))
     checkpoints.save_base(state.base)
-    checkpoints.save(state, run.meta)  # from now on a resume does not need the source
+    checkpoints.save(state, run.meta)  # from now on, a resume does not need the start
     checkpoints.finish()
     with first_goes_first("forget"):
         forget_start(run.run_dir)
@@ -238,7 +240,7 @@ def run_steps(
     interruption: Interruption,
     metrics: MetricsLog,
 ) -> Embedder:
-    """The loop. Returns what embeds with the last state. Raises Stopped after a signal."""
+    """The training loop. Returns an Embedder of the last state. Raises Stopped after a signal."""
     experiment, last, step = run.experiment, run.experiment.train_steps, first
     embedder = Embedder(experiment, state.encoder, run.tokenizer, run.mesh)
     speed, watch = Throughput(find_peak_flops(run.mesh)), HangWatch(experiment.safety.hang_seconds)
@@ -250,7 +252,7 @@ def run_steps(
             checkpoints.save(state, run.meta)
 
     def measure() -> bool:
-        """Returns whether a signal came, which ends the eval early."""
+        """Runs an eval. Returns whether a signal ended it early."""
         jax.block_until_ready(state)
         with speed.paused("eval"), watch.paused():
             scored = embedder.with_params(state.encoder, step)
@@ -264,11 +266,11 @@ def run_steps(
         stop(step, checkpoints)
     for coming in watch.steps(run.batches.stream(first, last)):
         step += 1
-        # The host is ahead by two steps at most, and by none when it waits for a batch.
+        # Start at most two steps in advance, and none while the next batch is not ready.
         jax.block_until_ready(waiting[-2:-1] if coming.done() else waiting[-1:])
         with speed.waiting_for_data():
             batch = coming.result()
-        with jax.transfer_guard("disallow"):  # nothing moves to or from the host unseen
+        with jax.transfer_guard("disallow"):  # no implicit transfer to or from the host
             state, scalars = train_step(state, batch)
         waiting.append(scalars)
 
@@ -292,16 +294,16 @@ def run_steps(
 
 
 def stop(step: int, checkpoints: CheckpointStore) -> None:
-    """Raises Stopped when the step is saved on all processes."""
+    """Waits until all processes have saved the step, and raises Stopped."""
     checkpoints.finish()
-    any_process(True)  # nobody leaves before the first has proved the save
+    any_process(True)  # every process waits here until the first one has verified the save
     raise Stopped(f"stopped at step {step}, which is saved; start again to go on")
 
 
 def log_steps(
     run: Prepared, step: int, rows: list[dict[str, Any]], speed: Throughput, metrics: MetricsLog
 ) -> None:
-    """Records the last of `rows`, the metrics of the newest steps, and each that was bad."""
+    """Records the metrics of `step`, and each bad step. rows: the metrics of the newest steps."""
     first = step - len(rows) + 1
     padding: dict[str, list[float]] = {}
     for at, row in enumerate(rows, start=first):
@@ -333,8 +335,8 @@ def evaluate(
 def show_budget(experiment: Experiment) -> None:
     """Prints the derived numbers without reading data or using the devices.
 
-    Where the number of rows would be measured on the data, every text counts with its full length.
-    So the numbers are upper bounds.
+    If the number of rows would be measured on the pairs, every text counts with the most tokens
+    allowed, so the numbers are upper bounds.
     """
     shape = experiment.mesh
     fixed = math.prod(n for n in (shape.data, shape.fsdp, shape.tensor) if n != -1)
@@ -389,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = f"{experiment.name}_smoke" if arguments.smoke else experiment.name
     run_dir = arguments.run_dir or Path("runs") / name
     if arguments.smoke and arguments.run_dir is None and is_first():
-        remove_run(run_dir)  # a smoke run that resumes shows nothing
+        remove_run(run_dir)  # a smoke run must not resume an earlier one
     accept, profile_steps = arguments.accept_changed_data, arguments.profile
     run_together(lambda: train(experiment, run_dir, run_dir, accept, profile_steps))
 

@@ -152,6 +152,6 @@ def test_a_parameter_that_is_not_finite_is_named(tmp_path, capsys, monkeypatch):
 def test_a_run_without_bad_steps_has_nothing_to_replay(refuse, monkeypatch):
     monkeypatch.setattr(replay, "use_devices", lambda *_: None)
     assert refuse(replay, "--run-dir", tiny_run()) == (
-        f"{tiny_run()}: has no folder bad_step; there is one where a run stopped after "
+        f"{tiny_run()}: has no folder bad_step; a run has one if it stopped after "
         "safety.max_bad_steps steps in a row that were not finite"
     )

@@ -166,7 +166,7 @@ def test_a_start_without_such_a_step_or_fingerprint_is_refused(tmp_path):
         (InitFrom(str(tiny_run()), step=5), r"no checkpoint of step 5; there are: 3, 6"),
         (
             InitFrom(str(tiny_run()), fingerprint="0" * 64),
-            r"init_from.fingerprint: 000000000000 is asked for, but .* has [0-9a-f]{12}",
+            r"init_from.fingerprint: expected 000000000000, but .* has [0-9a-f]{12}",
         ),
     ):
         with pytest.raises(UserError, match=text):
