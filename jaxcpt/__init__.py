@@ -1,7 +1,7 @@
 """jaxcpt: contrastive pre-training of text and code embeddings on JAX meshes.
 
 The system of "Text and Code Embeddings by Contrastive Pre-Training" (arXiv 2201.10005).
-One way leads through the package, and a module imports only modules that stand before it:
+Data flows through the package in one direction, and a module imports only earlier modules:
 
     experiment -> pairs -> tokenizer -> batches -> encode -> loss over the global batch
                -> update -> checkpoint -> evals / embed / search -> report
@@ -19,9 +19,9 @@ and the rule table in `sharding.py` as its keys:
     s tokens of a cell (r x l)       a rank of an adapter
     e width of the residual stream where that is cut
 
-A cell is what one data shard encodes in one chunk, so a global batch has n x g cells. The two
-sides of a pair are x and y, and nothing else is; z is an embedding, `log_scale` the learnt
-temperature.
+A cell is what one data shard encodes in one chunk, so a global batch has n x g cells. x and y
+always mean the two sides of a pair. z is an embedding. exp(`log_scale`) is the learnt factor on
+the similarities, the inverse of the temperature.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on demand: mining and configuration do without JAX."""
+    """Imports a public name when it is first used, so that mining and config load no JAX."""
     if name == "Embedder":
         from jaxcpt.embed import Embedder
 

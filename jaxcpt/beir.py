@@ -1,7 +1,8 @@
-"""Search tasks in BEIR layout: corpus.jsonl, queries.jsonl and qrels/<split>.tsv, or those .gz.
+"""Reads search tasks in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/<split>.tsv.
 
-In: a task's folder. Out: its judgements, queries and documents, one row at a time, so that a corpus
-need not fit in memory. The module knows neither training pairs nor metrics.
+In: a task's folder, whose files may be gzipped. Out: its judgements, queries and documents, one row
+at a time, so that a corpus need not fit in memory. The module knows neither training pairs nor
+metrics.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ QRELS = ("query-id", "corpus-id", "score")
 FIELDS = {"_id": str, "text": str}
 FORUMS = "cqadupstack"
 HIGHEST_GRADE = 1_000
-"""trec_eval keeps an array of as many grades."""
+"""trec_eval allocates one counter for each grade up to the highest, so it must not be huge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +25,15 @@ class Task:
     folder: Path
     document_ids: list[str]
     queries: dict[str, str]
-    """Text by id, of the split's queries alone."""
+    """The texts of the split's queries, by id."""
     qrels: dict[str, dict[str, int]]
-    """Grade of each judged document by query id, then document id; 0 is irrelevant."""
+    """Grades of the judged documents, by query id and document id. A grade of 0 is irrelevant."""
     absent: int
-    """Judgements of documents that are not in the corpus. No search can find them."""
+    """Number of judgements of documents that are not in the corpus. No search can find these."""
 
 
 def list_folders(parent: Path) -> list[Path]:
-    """The folders below `parent` that hold a corpus, or that hold folders with one."""
+    """The folders in `parent` that hold a corpus, or that hold folders with a corpus; sorted."""
     folders = {path.parent for path in parent.glob(f"*/{CORPUS}*") if _is_corpus(path)}
     nested = {path.parent for path in parent.glob(f"*/*/{CORPUS}*") if _is_corpus(path)}
     return sorted(folders | {path for path in nested if path.parent not in folders})
@@ -45,10 +46,11 @@ def _is_corpus(path: Path) -> bool:
 def add_means(
     by_set: Mapping[str, dict[str, float]], names: Iterable[str]
 ) -> dict[str, dict[str, float]]:
-    """Adds the mean of each set of several corpora, where all of its parts have scores.
+    """Adds the mean score of each set that consists of several corpora.
 
-    names: all sets that are there. Parts are `<set>/<part>`, such as cqadupstack/android, or
-    cqadupstack-android, as MTEB distributes these forums.
+    A set gets a mean only if all of its parts have scores. names: the parts and sets in the data
+    folder. A part is named `<set>/<part>`, such as cqadupstack/android, or as MTEB distributes
+    these forums: cqadupstack-android.
     """
     parts: dict[str, list[str]] = {}
     for name in names:
@@ -66,24 +68,24 @@ def add_means(
 
 
 def find_whole(name: str) -> str:
-    """The set that a corpus is a part of. Empty: it is a set of its own."""
+    """The set that a corpus belongs to; empty if the corpus is a set of its own."""
     if name.startswith(f"{FORUMS}-"):
         return FORUMS
     return name.rpartition("/")[0]
 
 
 def name_scores(by_set: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Scores by `<set>/<score>`."""
+    """Puts nested scores into one dict with keys such as `scifact/ndcg@10`."""
     return {
         f"{name}/{key}": value for name, of_set in by_set.items() for key, value in of_set.items()
     }
 
 
 def read_task(folder: Path, split: str) -> Task:
-    """Everything but the documents' texts. Raises UserError for ids that repeat or are unknown.
+    """Reads everything but the documents' texts. Raises UserError for repeated or unknown ids.
 
-    A judged document that the corpus lacks is counted and stays among the judgements, as in
-    pytrec_eval and BEIR: it is never found.
+    A judged document that is not in the corpus is counted in `absent` and stays among the
+    judgements, as in pytrec_eval and BEIR: it counts as never found.
     """
     document_ids = [name for name, _ in read_unique(folder, CORPUS)]
     queries = dict(read_unique(folder, QUERIES))
@@ -116,7 +118,8 @@ def read_task(folder: Path, split: str) -> Task:
 
 
 def describe_judgements(task: Task) -> list[str]:
-    """Lines that tell what no search can find, and that it counts as pytrec_eval and BEIR do."""
+    """Lines about judgements that no search can meet: absent documents, and queries without a
+    relevant document. They count as in pytrec_eval and BEIR."""
     lines = []
     if task.absent:
         lines.append(
@@ -129,13 +132,13 @@ def describe_judgements(task: Task) -> list[str]:
 
 
 def read_judgements(path: Path) -> Iterator[tuple[int, str, str, str]]:
-    """(line number, query id, document id, score) of a file such as qrels/<split>.tsv."""
+    """Yields (line number, query id, document id, score) from a file qrels/<split>.tsv."""
     for number, (query, document, score) in read_tsv(path, QRELS):
         yield number, query, document, score
 
 
 def read_documents(folder: Path) -> Iterator[tuple[str, str]]:
-    """(id, title and text) of each document, in the corpus's order. Ids may repeat."""
+    """Yields (id, title and text) of each document, in the corpus's order. Ids may repeat."""
     for _, name, text in _read_rows(folder, CORPUS):
         yield name, text
 
@@ -143,22 +146,23 @@ def read_documents(folder: Path) -> Iterator[tuple[str, str]]:
 def read_unique(
     folder: Path, file: str, wanted: Container[str] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """(id, text) of the `wanted` rows of CORPUS or of QUERIES; None: of all rows.
+    """Yields (id, text) of the rows of `file`, which is CORPUS or QUERIES.
 
-    The ids that it has given stay in memory. Raises UserError where one of them repeats.
+    wanted: the ids to yield; None means all. The yielded ids stay in memory. Raises UserError if
+    one of them repeats.
     """
     seen: set[str] = set()
     for number, name, text in _read_rows(folder, file):
         if name in seen:
             where = f"{_find(folder / file)}:{number}"
-            raise UserError(f"{where}: the id {name!r} occurred before; ids are unique")
+            raise UserError(f"{where}: the id {name!r} occurred before; ids must be unique")
         if wanted is None or name in wanted:
             seen.add(name)
             yield name, text
 
 
 def join_title(title: str | None, text: str) -> str:
-    """A document as the model reads it: its title, where it has one, and its text."""
+    """The text that the model reads: the title, if there is one, a space and the text."""
     return f"{title or ''} {text}".strip()
 
 
@@ -167,7 +171,7 @@ def _find(path: Path) -> Path:
 
 
 def _read_rows(folder: Path, file: str) -> Iterator[tuple[int, str, str]]:
-    """(line number, id, text). A document's title is part of its text; queries have none."""
+    """Yields (line number, id, text). A document's title is part of its text."""
     path = _find(folder / file)
     for number, row in read_jsonl(path, FIELDS):
         if not isinstance(title := row.get("title"), str | None):

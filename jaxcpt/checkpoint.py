@@ -1,12 +1,12 @@
-"""Saves the state, proves what it saved, restores the newest whole step onto any mesh.
+"""Saves the training state, verifies what was saved, and restores the newest whole step.
 
-In: a `TrainState` and facts about it (meta). Out: the same on any number of devices. Frozen
-parameters are saved once, beside the checkpoints, which name their fingerprint.
+In: a `TrainState` and facts about it (meta). Out: the same state, on any mesh. Frozen parameters
+are saved once, beside the checkpoints; each checkpoint records their fingerprint.
 
-Sole home of orbax, which neither notices a flipped bit in an array nor falls back to an older step,
-and which reports a failed write only at the next save. So every step gets a manifest of sha256
-sums, written as soon as the save has finished, and only a step that agrees with its manifest counts
-as saved.
+Only this module imports orbax. Orbax does not notice a flipped bit in an array, does not fall back
+to an older step, and reports a failed write only at the next save. Therefore every step gets a
+manifest of sha256 sums as soon as its save has finished. A step is whole if its files agree with
+its manifest. Only whole steps count as saved.
 """
 
 import functools
@@ -34,13 +34,13 @@ from jaxcpt.model import Params
 from jaxcpt.processes import any_process, is_loss
 from jaxcpt.update import TrainState
 
-# It logs hundreds of lines about what it also raises, which `CheckpointStore` tells in one.
+# For an error that it also raises, orbax logs hundreds of lines. `CheckpointStore` prints one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
-@functools.cache  # once for a process
+@functools.cache
 def _hush_orbax() -> None:
-    """Hides the traceback of each piece that Orbax drops after a failure that one line has told."""
+    """Hides the tracebacks of Orbax's writers after a failure, which is reported in one line."""
     show = sys.unraisablehook
     known = ("Event loop is closed", "Encountered error while reading array index")
 
@@ -49,13 +49,13 @@ def _hush_orbax() -> None:
             show(raised)
 
     sys.unraisablehook = show_others
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes to a closed event loop
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # hides writes to a closed event loop
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 T = TypeVar("T")
 MOST_TRIES = 100
-"""A reader beside a run that saves faster than it can read gives up after so many steps."""
+"""A reader gives up after this many steps if the run deletes them before they are read."""
 LARGEST_STEP = 2**31 - 1
 ORBAX_MARK = "_CHECKPOINT_METADATA"  # a file in the folder of each step
 
@@ -65,11 +65,10 @@ class DamagedCheckpoint(UserError):
 
 
 class CheckpointStore:
-    """The checkpoints folder of a run. A context manager: leaving it finishes the last save."""
+    """The checkpoints folder of a run, as a context manager whose exit waits for the last save."""
 
     def __init__(self, folder: Path, keep: int | None = None) -> None:
-        """keep: how many steps to keep. None: only reads, and so leaves alone what a training
-        run may be writing at this moment."""
+        """keep: how many steps to keep. None: only read, which is safe while a run writes."""
         self.folder, self.base_folder, self.keep = folder, folder.parent / "base", keep
         self.checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self.prover = ThreadPoolExecutor(max_workers=1)
@@ -78,7 +77,7 @@ class CheckpointStore:
         _hush_orbax()
         if keep is not None and jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            for path in folder.iterdir():  # what a killed save left
+            for path in folder.iterdir():  # remove what a killed save left
                 if re.fullmatch(r"\d+\.orbax-checkpoint-tmp.*", path.name):
                     remove_tree(path)
 
@@ -90,14 +89,13 @@ class CheckpointStore:
             self.finish()
         finally:
             self.prover.shutdown()
-            with suppress(Exception):  # it raises again what `finish` has told
+            with suppress(Exception):  # it may raise again the error that `finish` raised
                 self.checkpointer.close()
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Begins a save of the state's step; arrays are copied, so training may go on at once.
+        """Starts to save the state under its step. The arrays are copied, so training may go on.
 
-        Its frozen parameters must have been saved by `save_base`. Raises UserError where the save
-        before it did not reach the disk.
+        `save_base` must have saved the frozen parameters. Raises UserError if the last save failed.
         """
         self.finish()
         meta = meta | {"previous": self.newest_whole}
@@ -113,16 +111,16 @@ class CheckpointStore:
         )
 
     def save_base(self, base: Params) -> None:
-        """Saves the frozen parameters of a run that has some; returns when they are proven."""
+        """Saves the frozen parameters, if the run has any, and waits until they are verified."""
         if not base:
             return
         with CheckpointStore(self.base_folder, keep=1) as kept:
             kept._begin_save(0, params=ocp.args.StandardSave(base))
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("base")  # all read the first one's manifest
+            multihost_utils.sync_global_devices("base")  # all read its manifest
 
     def _begin_save(self, step: int, **items: Any) -> None:
-        """Replaces a damaged step of the same number, which training would else be beyond."""
+        """Starts a save. It replaces a damaged step of the same number."""
         folder = self._folder_of(step)
         if jax.process_index() == 0 and folder.exists():
             if not self._is_ours(step):
@@ -134,11 +132,11 @@ class CheckpointStore:
                 make_absolute(folder), args=ocp.args.Composite(**items), force=True
             ),
         )
-        # At once and not at the next save: a run killed in between must find this step whole.
+        # Verify now and not at the next save, because the run may be killed in between.
         self.proof = self.prover.submit(self._prove, step)
 
     def finish(self) -> None:
-        """Waits until the save under way has its manifest."""
+        """Waits until the current save has its manifest. Raises UserError if the save failed."""
         if self.proof is not None:
             proof, self.proof = self.proof, None
             proof.result()
@@ -166,32 +164,33 @@ class CheckpointStore:
             ) from error
 
     def _delete_old(self, step: int) -> None:
-        """Keeps the newest steps up to `step`. Damaged newer ones stay until they are replaced."""
+        """Deletes all but the newest `keep` steps up to `step`. Newer steps are damaged and stay,
+        until training reaches and replaces them."""
         assert self.keep is not None
         for old in [old for old in self.steps() if old <= step and self._is_ours(old)][
             : -self.keep
         ]:
-            # First the manifest, so that a reader never takes half a step for a whole one.
+            # The manifest goes first, so that a reader does not take half a step for a whole one.
             manifest_of(self._folder_of(old)).unlink(missing_ok=True)
             _remove_step(self._folder_of(old))
 
     def _is_ours(self, step: int) -> bool:
-        """Whether orbax wrote the folder, or a manifest says that this run did, or it is empty."""
+        """Whether a run wrote this step: it has orbax's mark or a manifest, or it is empty."""
         folder = self._folder_of(step)
         marked = (folder / ORBAX_MARK).is_file() or manifest_of(folder).is_file()
         return marked or not any(folder.iterdir())
 
     def steps(self) -> list[int]:
-        """Steps that claim to be saved, oldest first; `find` and `read` look which are whole."""
+        """The steps that have a folder, oldest first. `find` and `read` check which are whole."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         numbers = [int(name) for name in names if re.fullmatch("0|[1-9][0-9]{,9}", name)]
         return sorted(n for n in numbers if n <= LARGEST_STEP and self._folder_of(n).is_dir())
 
     def find(self, load: Callable[[int], T]) -> tuple[int, T] | None:
-        """The newest step that agrees with its manifest and that `load` can read, and what it read.
+        """The newest whole step that `load` can read, and the result of `load`.
 
-        The same on every process. None where nothing was ever saved whole. Raises UserError where
-        steps were saved and none is whole.
+        All processes get the same step. None if no save was ever completed. Raises UserError if
+        steps were saved but none of them is whole.
         """
         unreadable: dict[int, str] = {}
         for _ in range(MOST_TRIES):
@@ -203,7 +202,7 @@ class CheckpointStore:
                 loaded = load(step)
             except (DamagedCheckpoint, OSError) as error:
                 failure = str(error)
-            gone = not manifest_of(self._folder_of(step)).is_file()  # a run beside has deleted it
+            gone = not manifest_of(self._folder_of(step)).is_file()  # the run has deleted it
             if not any_process(bool(failure) or gone):
                 self.newest_whole = step
                 return step, loaded
@@ -212,7 +211,7 @@ class CheckpointStore:
         raise UserError(f"{self.folder}: steps are deleted faster than they are read; raise `keep`")
 
     def _find_whole(self, unreadable: Mapping[int, str]) -> int | None:
-        """The newest whole step, found by the first process and told to all."""
+        """The newest whole step. The first process looks for it and sends it to all."""
         whole, refusal = -1, None
         if jax.process_index() == 0:
             try:
@@ -226,7 +225,8 @@ class CheckpointStore:
         return None if whole < 0 else whole
 
     def _look(self, unreadable: Mapping[int, str]) -> int:
-        """The newest whole step, or -1 where none was ever saved whole."""
+        """The newest whole step, or -1 if no save was ever completed. unreadable: steps that could
+        not be loaded, with the reason."""
         before: dict[int, str] | None = None
         while True:
             whole, problems = -1, {}
@@ -236,11 +236,11 @@ class CheckpointStore:
                     whole = step
                     break
                 if problem != UNFINISHED and not manifest_of(self._folder_of(step)).exists():
-                    continue  # deleted while it was read
+                    continue  # the run deleted it during the check
                 problems[step] = problem
             if whole >= 0 or problems == before:
                 break
-            before = problems  # look again: a run beside may just have finished a save
+            before = problems  # look again: a running training may have just finished a save
             time.sleep(0.2)
         if whole < 0 and problems and not self._is_first_save(problems):
             raise UserError(self._explain(problems))
@@ -250,7 +250,7 @@ class CheckpointStore:
         return whole
 
     def _is_first_save(self, problems: Mapping[int, str]) -> bool:
-        """Whether all that is there is the first save of the run, which a kill has interrupted."""
+        """Whether the folder holds only the run's first save, which was interrupted."""
         (step, problem), *others = problems.items()
         if others or problem != UNFINISHED or not self._is_ours(step):
             return False
@@ -267,7 +267,7 @@ class CheckpointStore:
         )
 
     def read(self, load: Callable[[int], T], step: int | None = None) -> tuple[int, T]:
-        """As `find`, or what `load` reads of exactly that step. Raises UserError for none."""
+        """Like `find`, or reads exactly `step`. Raises UserError if there is no whole step."""
         if step is None:
             if (found := self.find(load)) is None:
                 raise UserError(f"{self.folder}: no whole checkpoint; train the run first")
@@ -286,11 +286,11 @@ class CheckpointStore:
             raise UserError(f"{deleted}; choose a newer one") from error
 
     def choose(self, step: int | None = None) -> int:
-        """`step` if it is saved and whole, or the newest that is. Raises UserError."""
+        """Returns `step` if it is whole. None: the newest whole step. Raises UserError."""
         return self.read(lambda _: None, step)[0]
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
-        """The state of a step, laid out as the shardings in `shapes` (ShapeDtypeStructs) say."""
+        """The state of a step. shapes: ShapeDtypeStructs with the shardings of the result."""
         restored = self._restore(
             step,
             params=ocp.args.StandardRestore(shapes.params),
@@ -307,7 +307,7 @@ class CheckpointStore:
         return TrainState(at, restored["params"], restored["opt_state"], base, bad_steps)
 
     def restore_base(self, step: int, shapes: Params) -> Params:
-        """The frozen parameters that a step belongs to. Raises UserError where others are there."""
+        """The frozen parameters of a step. Raises UserError if their fingerprint is another."""
         if not shapes:
             return {}
         with CheckpointStore(self.base_folder) as kept:
@@ -315,18 +315,18 @@ class CheckpointStore:
             found, wanted = kept.fingerprint(0), str(self.read_meta(step).get("base"))
             if found != wanted:
                 raise UserError(
-                    f"{self.base_folder}: other frozen parameters than step {step} was trained "
-                    f"with (sha256 {found[:12]}, expected {wanted[:12]}); put its own folder back"
+                    f"{self.base_folder}: step {step} was trained with other frozen parameters "
+                    f"(sha256 {wanted[:12]}, found {found[:12]}); put the run's own folder back"
                 )
             return kept.restore_params(0, shapes)
 
     def restore_encoder(self, step: int, shapes: TrainState) -> Params:
-        """The encoder's whole parameters, for embedding and evaluation."""
+        """All parameters of the encoder, trained and frozen, for embedding and evaluation."""
         trained = self.restore_params(step, shapes.params)["encoder"]
         return join_params(self.restore_base(step, shapes.base), trained)
 
     def restore_params(self, step: int, shapes: Any) -> Any:
-        """What was trained, without the optimizer's state."""
+        """The trained parameters of a step, without the optimizer state."""
         return self._restore(step, params=ocp.args.StandardRestore(shapes))["params"]
 
     def read_meta(self, step: int) -> dict[str, Any]:
@@ -342,13 +342,13 @@ class CheckpointStore:
             )
         except jax.errors.JaxRuntimeError:  # another process is gone, or the memory is full
             raise
-        except Exception as error:  # orbax raises whatever it stumbles over
+        except Exception as error:  # orbax raises many kinds of errors
             if is_loss(error):
                 raise
             raise DamagedCheckpoint(f"it cannot be read: {_shorten(error)}") from error
 
     def fingerprint(self, step: int) -> str:
-        """sha256 over all that a whole step holds: the same sum, the same parameters."""
+        """sha256 of a step's manifest, which covers every file of the step."""
         return hash_file(manifest_of(self._folder_of(step)))
 
     def _folder_of(self, step: int) -> Path:
@@ -356,8 +356,8 @@ class CheckpointStore:
 
 
 def _remove_step(folder: Path) -> None:
-    """Deletes a step. What tells that orbax wrote it goes last, so that a run that was killed here
-    deletes the rest after its next start."""
+    """Deletes a step. Orbax's mark goes last, so that the next start recognises the folder and
+    deletes the rest if the run is killed here."""
     for path in folder.iterdir():
         if path.name != ORBAX_MARK:
             remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -365,15 +365,15 @@ def _remove_step(folder: Path) -> None:
 
 
 def save_params(folder: Path, params: Any, meta: dict[str, Any]) -> None:
-    """Saves parameters alone as step 0 of a new folder, one array after another.
+    """Saves parameters without optimizer state as step 0 of a new folder, one array at a time.
 
-    params: NumPy arrays. Those mapped from files are used where they lie, so that hardly more than
-    the largest is ever in memory. Raises UserError where the disk is full.
+    params: NumPy arrays. An array that is mapped from a file is not copied, so the memory holds
+    little more than the largest array. Raises UserError if the parameters cannot be written.
     """
     host = jax.local_devices(backend="cpu")[0]
     arrays = jax.tree.map(lambda a: jax.device_put(a, host, may_alias=True), params)
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    # Pieces this small: each is compressed in memory of its own.
+    # The pieces are small, because each piece is compressed in additional memory.
     pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=1 << 24), arrays)
     one_by_one = ocp.StandardCheckpointHandler(save_concurrent_gb=1.01 * largest / 1e9)
     handler = ocp.CompositeCheckpointHandler(params=one_by_one, meta=ocp.JsonCheckpointHandler())
@@ -392,7 +392,8 @@ def save_params(folder: Path, params: Any, meta: dict[str, Any]) -> None:
 
 
 def _shorten(error: Exception) -> str:
-    """The error in one line. tensorstore's go on for pages; the cause stands at their end."""
+    """The error in one line. tensorstore's messages fill pages and end with the cause, so the
+    middle is left out."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r" \[[a-z_ ]+='.*", "", text)
     return text if len(text) <= 300 else f"{text[:100]} ... {text[-190:]}"

@@ -1,8 +1,8 @@
 """Published figures of accelerator chips, from the vendors' data sheets.
 
-In: nothing. Out: one `Chip` for each accelerator, and the figures by JAX's `device_kind`. It
-imports no JAX and knows no model. Training needs the FLOP/s; only `jaxcpt plan` needs the rest,
-which is left out for chips that it does not plan for.
+In: nothing. Out: one `Chip` for each accelerator, and its FLOP/s by JAX's `device_kind`. The module
+imports no JAX and knows no model. Training uses only the FLOP/s. `jaxcpt plan` uses the other
+figures, which are left out for chips that it does not plan for.
 """
 
 from dataclasses import dataclass
@@ -22,24 +22,26 @@ class Chip:
     hbm_bytes: float = 0.0
     hbm_bandwidth: float = 0.0
     link_bandwidth: float = 0.0
-    """One way, over one link. A torus has two links along each axis, so data can go both ways."""
+    """Of one link in one direction. A TPU has two links along each axis of its torus, so data can
+    go both ways."""
     network_bandwidth: float = 0.0
     """Between slices of TPUs or machines of GPUs."""
     clock: float = 0.0
-    """Hz of the cycles that the TPU compiler estimates. With these clocks, a product of two
-    8,192-square matrices reaches 88, 90 and 70 % of the published FLOP/s on v5e, v5p and v6e."""
+    """Hz of the clock whose cycles the TPU compiler estimates. With these values, the estimate for
+    a product of two 8,192-square matrices is 88, 90 and 70 % of the published FLOP/s on v5e, v5p
+    and v6e."""
     cores: int = 1
     wraps_from: int = 0
     """The two ends of an axis are joined when it has at least this many chips."""
     dimensions: int = 1
-    """Axes of a topology: 2 or 3 for the torus of a TPU."""
+    """Number of axes of a topology: 2 or 3 for the torus of a TPU."""
 
 
 # TPUs: Google Cloud's page on each system, https://cloud.google.com/tpu/docs/v5p and so on. The
-# page gives the bidirectional interconnect bandwidth per chip, so a link has that over twice the
-# number of links. GPUs: NVIDIA's data sheets, https://www.nvidia.com/h100 and so on. NVLink counts
-# as one link of 450 GB/s one way to all 8 GPUs of a machine; the network is one adapter of
-# 400 Gb/s for each GPU.
+# page gives the interconnect bandwidth of a chip in both directions together, so one link in one
+# direction has that value divided by twice the number of links. GPUs: NVIDIA's data sheets,
+# https://www.nvidia.com/h100 and so on. NVLink counts as one link of 450 GB/s in one direction to
+# all 8 GPUs of a machine. The network is one adapter of 400 Gb/s for each GPU.
 CHIPS = (
     Chip(name="v4", device_kinds=("TPU v4",), flops=275e12),
     Chip(

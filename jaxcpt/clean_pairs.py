@@ -1,10 +1,10 @@
-"""Removes duplicates and evaluation texts from existing pairs; writes a tensorflow-datasets folder.
+"""Removes duplicates and evaluation texts from your own pairs; writes a tensorflow-datasets folder.
 
     jaxcpt clean-pairs --input PATH... --x NAME --y NAME --output DIR [-- RUNNER OPTIONS]
 
-Inputs are JSONL and Parquet, gzip or zstd of JSONL, archives and folders of these, and
-tfds:NAME#SPLIT. Pairs are dropped, counted and listed by the same rules as mined pairs (see
-docs/mining.md). Hard negatives are not copied; find new ones with jaxcpt mine-negatives.
+Inputs are JSONL files (also compressed by gzip or zstd), Parquet files, archives and folders of
+these, and tfds:NAME#SPLIT. Pairs are dropped, counted and listed by the same rules as mined pairs
+(see docs/mining.md). Hard negatives are not copied; find new ones with jaxcpt mine-negatives.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from jaxcpt.mining.raw_document import RawDocument
 
 
 def take_pair(document: RawDocument, drops: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Yields the pair that the document is, or counts it in `drops` if it is not a pair."""
+    """Yields the pair in a document, or counts the document in `drops` if it holds no pair."""
     if document.y:
         yield document.text, document.y
     else:

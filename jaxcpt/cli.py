@@ -20,27 +20,27 @@ VERBS = {
     "clean-pairs": "deduplicate and decontaminate pairs that you already have",
     "nli-pairs": "entailment and contradiction (SNLI, MNLI) to pairs with hard negatives",
     "train-tokenizer": "pairs to a SentencePiece vocabulary",
-    "tokenize-pairs": "pairs to token ids on disk, where tokenising limits the speed",
+    "tokenize-pairs": "pairs to token ids on disk, for runs that wait for the tokenizer",
     "import": "a Hugging Face model to a run folder at step 0",
     "init": "write a commented experiment for your own pairs",
     "inspect": "what a run would train on: lengths, what is cut, copies, padding, examples",
     "plan": "memory, traffic and time of a run, before you rent the machine",
     "train": "train an experiment, or resume its run",
-    "replay": "take a training step again that was not finite, and show where it began",
+    "replay": "repeat a training step that was not finite, and show where that began",
     "evaluate": "score runs on held-out pairs, the paper's suites or MTEB",
     "mine-negatives": "find hard negatives for pairs with a trained run",
     "search": "search texts with a trained run",
     "embed": "texts to unit vectors, in shards on disk",
-    "vectors": "shards of vectors to one file for another index",
+    "vectors": "shards of vectors to one file that another search index reads",
     "export": "a run to a folder that sentence-transformers and transformers load",
     "report": "write the HTML report of a run again, or compare several runs",
 }
 
 MODULES = {"import": "import_model", "init": "init_experiment", "inspect": "inspect_pairs"}
-"""Modules of verbs that cannot be a module's name."""
+"""The modules of those verbs whose own name cannot be the name of a module."""
 
 MINING_VERBS = ("mine-text", "mine-code", "clean-pairs")
-"""They need the libraries of the extra `mining`."""
+"""The verbs that need the libraries of the extra `mining`."""
 
 
 def describe_verbs() -> str:
@@ -61,9 +61,10 @@ def describe_verbs() -> str:
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """While the block imports, Ctrl-C ends the process with one line.
+    """A context for imports, in which Ctrl-C ends the process with one line.
 
-    A KeyboardInterrupt there would come out of a library as another error, or as many lines.
+    Without it, a library that is being imported turns the KeyboardInterrupt into another error or
+    prints a traceback.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
@@ -76,7 +77,7 @@ def ending_at_once() -> Iterator[None]:
 
 
 def import_verb(verb: str) -> ModuleType:
-    """The module of a verb. Raises UserError where a library of an extra is missing."""
+    """Imports the module of a verb. Raises UserError if a library of an extra is missing."""
     try:
         with ending_at_once():
             return importlib.import_module(f"jaxcpt.{MODULES.get(verb, verb.replace('-', '_'))}")

@@ -1,6 +1,7 @@
-"""The data card of a folder of mined pairs: how many there are, and what they were mined from.
+"""Reads the data card of a folder of mined pairs: their number, and what they were mined from.
 
-In: a folder. Out: the object in its `data_card.json`, which mining wrote.
+In: a folder. Out: the object in its `data_card.json`, which mining wrote. The module does not know
+the pairs themselves.
 """
 
 import json
@@ -14,9 +15,9 @@ CARD_TABLES = ("pairs", "counts", "dropped", "options")
 
 
 def read_data_card(folder: str) -> DataCard | None:
-    """None where the folder is gone or was not mined by jaxcpt. Raises UserError if damaged.
+    """The data card of a folder; None if there is no folder or it has no data card.
 
-    An empty name stands for a source without a folder.
+    folder: an empty name means a source without a folder. Raises UserError if the card is damaged.
     """
     file = to_path(folder) / "data_card.json"
     if not folder or not file.is_file():
@@ -30,5 +31,5 @@ def read_data_card(folder: str) -> DataCard | None:
     if missing := [part for part in ("name", "version", *CARD_TABLES) if part not in card]:
         raise UserError(f"{file}: damaged: it has no {missing[0]}; mine the pairs again")
     if wrong := [part for part in CARD_TABLES if not isinstance(card[part], dict)]:
-        raise UserError(f"{file}: damaged: {wrong[0]} is no object; mine the pairs again")
+        raise UserError(f"{file}: damaged: {wrong[0]} is not an object; mine the pairs again")
     return card

@@ -1,6 +1,7 @@
-"""A JSONL file of texts in, the texts with their ids out: what is embedded or searched.
+"""Reads the texts that are embedded or searched from a JSONL file.
 
-A line that does not fit raises UserError by file and line. The module knows no model and no pairs.
+In: a file. Out: its texts with their ids. A line that does not fit raises a UserError that names
+the file and the line. The module knows no model and no pairs.
 """
 
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from jaxcpt.vectors import TextWithId
 def read_documents(path: Path, side: Side) -> Iterator[TextWithId]:
     """The texts of a JSONL file, plain or gzipped, with their ids. Raises UserError.
 
-    The text is under `text` or under the name of the side. A `title`, as in BEIR, goes before it.
-    The id is under `_id`, `id` or `source`; otherwise it is the line's number. Ids may repeat. A
-    null counts as absent.
+    The text is the value of `text` or of the side's name (x or y). A `title`, as in BEIR, is put
+    before it. The id is the value of `_id`, `id` or `source`, or else the line's number. Ids may
+    repeat. A null counts as absent.
     """
     number = 0
     for number, row in read_jsonl(path):
@@ -37,15 +38,15 @@ def read_documents(path: Path, side: Side) -> Iterator[TextWithId]:
 
 
 def _read_id(row: dict[str, Any], where: str) -> str | None:
-    """The id of a text; None where it has none. Raises UserError for what a line cannot hold."""
+    """The id of a text; None if it has none. Raises UserError for an id that is not one line."""
     for key in ("_id", "id", "source"):
         value = row.get(key)
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             name = str(value)
             if "\n" in name or "\r" in name:
-                raise UserError(f"{where}: '{key}' holds a line break; ids are kept one a line")
+                raise UserError(f"{where}: '{key}' holds a line break; an id must be one line")
             return name
-        if value is not None and key != "source":  # which may be an object that nobody named
+        if value is not None and key != "source":  # `source` may hold something else
             raise UserError(
                 f"{where}: '{key}' must be text or a number, found {type(value).__name__}"
             )

@@ -1,7 +1,7 @@
-"""Texts in, unit vectors out, on all devices: `Embedder`, and the command that fills a folder.
+"""Embeds texts on all devices: the class `Embedder`, and the command that fills a folder.
 
-The module knows the encoder, its tokenizer and where a run folder keeps them. It knows nothing else
-of training.
+In: a run folder and texts. Out: unit vectors. The module knows the encoder, its tokenizer and where
+a run folder keeps them. It knows neither the loss nor the optimizer.
 
     python -m jaxcpt.embed --run-dir DIR --input FILE.jsonl --output FOLDER --side x|y
 """
@@ -50,11 +50,11 @@ from jaxcpt.vectors import Part, Storage, VectorFolder, fill_part
 
 TEXTS_AT_ONCE = 16_384
 CHARACTERS_AT_ONCE = 1 << 24
-"""Their token ids, which Python holds as objects, take 1 GB at most."""
+"""At most this many characters, whose token ids take at most 1 GB as Python objects."""
 
 
 class Embedder:
-    """Embeds any number of texts with fixed parameters; the order of the texts is kept."""
+    """Embeds any number of texts with fixed parameters. Vectors come in the order of the texts."""
 
     def __init__(
         self,
@@ -66,9 +66,10 @@ class Embedder:
         fingerprint: str = "",
         prefixes: Mapping[Side, str] | None = None,
     ) -> None:
-        """`params` are laid out on `mesh` as `update.shard_state` says. `step` and `fingerprint`
-        name the checkpoint that they are from; a folder of vectors records both. `prefixes` stand
-        in place of the run's own ones (`jaxcpt.prefixes`), for the sides that they name."""
+        """params: the encoder's parameters, sharded on `mesh` as `update.shard_state` does it.
+        step, fingerprint: the checkpoint of the parameters, which a folder of vectors records.
+        prefixes: for some sides, the prefix to use instead of the run's own (`jaxcpt.prefixes`).
+        """
         self.experiment, self.params, self.tokenizer = experiment, params, tokenizer
         self.step, self.fingerprint = step, fingerprint
         self.given = dict(prefixes or {})
@@ -89,18 +90,19 @@ class Embedder:
         prefixes: Mapping[Side, str] | None = None,
         embeds: bool = True,
     ) -> "Embedder":
-        """The newest whole checkpoint of a run, or that of `step`. Raises UserError for a
-        generative run, unless its parameters are wanted alone (`embeds` is False).
+        """Loads the newest whole checkpoint of a run, or that of `step`.
 
         mesh: how the devices share the parameters. None: the mesh of training if it fits the
         number of devices, otherwise a copy on each device.
-        prefixes: what stands before the texts of a side, in place of the run's own prefix.
+        prefixes: for some sides, the prefix to use instead of the run's own.
+        embeds: False if only the parameters are needed. A generative run raises UserError unless
+        this is False, because its hidden states are not embeddings.
         """
         run_dir = to_path(run_dir)
         experiment = read_experiment(run_dir)
         if embeds and experiment.objective == "generative":
             raise UserError(
-                f"{run_dir}: a generative run, whose states are no embeddings yet; tune it first: "
+                f"{run_dir}: a generative run, which has no embeddings yet; tune it first: "
                 f"train a contrastive experiment with init_from=InitFrom('{run_dir}')"
             )
         folder = run_dir / "tokenizer"
@@ -125,18 +127,17 @@ class Embedder:
 
     @property
     def of_sources(self) -> "Embedder":
-        """A copy for texts that carry the prefix of their source already."""
+        """A copy that adds no prefix, for texts that already have the prefix of their source."""
         other = copy.copy(self)
         own: dict[Side, str] = {"x": self.tokenizer.x_prefix, "y": self.tokenizer.y_prefix}
         other.prefixes = own | self.given
         return other
 
     def embed(self, texts: Iterable[str], side: Side, progress: bool = False) -> np.ndarray:
-        """Unit vectors, float32 [n, d], in the order of the texts. The run's prefix is put before
-        each text.
+        """Embeds texts -> unit vectors, float32 [number of texts, d], in the order of the texts.
 
-        Takes any iterable and holds no more than some thousand texts at a time. Raises UserError
-        for a vector that is not finite.
+        texts: any iterable. At most some thousand of them are in memory at a time. The prefix of
+        `side` is put before each text. Raises UserError if a vector is not finite.
         """
         parts = list(self.stream(texts, side, progress))
         return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
@@ -179,7 +180,7 @@ class Embedder:
         return vectors_nd
 
     def _launch(self, call: Call, ids: Sequence[np.ndarray]) -> jax.Array:
-        """Starts a call. Returns its vectors [g, t, d], which are computed later."""
+        """Starts a call on the devices and returns its vectors [g, t, d] before they are ready."""
         on_devices = jax.device_put(fill_cells(call, ids), named(self.mesh, "g"))
         with jax.set_mesh(self.mesh):
             return self.embed_cells(self.params, on_devices)
@@ -189,7 +190,10 @@ class Embedder:
 def make_embed_cells(
     experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> Callable[[Params, Cells], jax.Array]:
-    """Cells -> unit vectors [g, t, d] on every device. A run loaded twice is compiled once."""
+    """The compiled function: parameters, cells -> unit vectors [g, t, d], a copy on every device.
+
+    It is cached, so a run that is loaded twice is compiled once.
+    """
     encoder = make_encoder(experiment)
 
     def embed_cells(params: Params, cells: Cells) -> jax.Array:
@@ -199,7 +203,8 @@ def make_embed_cells(
 
 
 def choose_mesh(experiment: Experiment) -> jax.sharding.Mesh:
-    """The mesh of training; where it does not fit the devices, a copy of the parameters on each."""
+    """The mesh of training if it fits the devices here; otherwise each device has a copy of the
+    parameters."""
     with suppress(UserError):
         return make_mesh(experiment.mesh)
     return make_mesh(config.Mesh())
@@ -220,16 +225,16 @@ def cut_into_parts(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def describe(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
-    """What vectors of a file's texts are made of, for `vectors.fill`.
+    """Facts about the vectors of a file's texts, which `vectors.fill` records and compares.
 
-    It reads the whole file, so that a bad line is refused now and not after hours of work.
+    It reads the whole file, so that a bad line is refused before hours of work.
     """
     count = sum(1 for _ in read_documents(path, side))
     return describe_file(embedder, side, path) | {"documents": count}
 
 
 def describe_file(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
-    """The same without the number of texts, and without reading them."""
+    """The facts of `describe` without the number of texts. It does not parse the file."""
     prefix = embedder.prefixes[side]
     return {
         "step": embedder.step,
@@ -242,7 +247,7 @@ def describe_file(embedder: Embedder, side: Side, path: Path) -> dict[str, Any]:
 
 
 def parse_mesh(text: str | None) -> config.Mesh | None:
-    """`DATA,FSDP,TENSOR`, devices along each axis. Raises UserError."""
+    """Reads `DATA,FSDP,TENSOR`, the number of devices along each axis. Raises UserError."""
     if text is None:
         return None
     try:
@@ -259,24 +264,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_embedding_options(parser: argparse.ArgumentParser) -> None:
-    """How such a command embeds."""
+    """The options that say how a command embeds, without --run-dir."""
     parser.add_argument("--step", type=int, help="default: the newest whole checkpoint")
     parser.add_argument(
         "--mesh",
         metavar="DATA,FSDP,TENSOR",
-        help="devices along each axis; default: as in training where that fits the devices here",
+        help="devices along each axis; default: as in training, if that fits the devices here",
     )
     add_prefix_options(parser)
-    parser.add_argument("--width", type=int, help="keep the first coordinates alone (Matryoshka)")
-    parser.add_argument("--int8", action="store_true", help="keep vectors as int8")
+    parser.add_argument("--width", type=int, help="keep the first coordinates (Matryoshka)")
+    parser.add_argument("--int8", action="store_true", help="store vectors as int8")
 
 
 def load_embedder(
     arguments: argparse.Namespace, run_dir: Path | None = None, embeds: bool = True
 ) -> Embedder:
-    """A run, with the options of the command. Prints a line where its sources' prefixes differ.
+    """Loads a run with the options of a command. Prints a line if its sources' prefixes differ.
 
-    run_dir: None for that of the options. embeds: as for `Embedder.load`.
+    run_dir: None means the option --run-dir. embeds: as in `Embedder.load`.
     """
     given = read_prefix_options(arguments)
     mesh = parse_mesh(arguments.mesh)
@@ -293,10 +298,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--input", required=True, type=to_path, help="JSONL; the text under 'text', or the side"
     )
     parser.add_argument(
-        "--output", required=True, type=to_path, help="folder; goes on with its own"
+        "--output",
+        required=True,
+        type=to_path,
+        help="folder of vectors; an unfinished one goes on",
     )
     parser.add_argument("--side", required=True, help="x or y")
-    part_help = "write the I-th of N parts of the folder, which other machines fill too"
+    part_help = "write only part I of N; other machines write the other parts"
     parser.add_argument("--part", default="1/1", metavar="I/N", help=part_help)
     arguments = parser.parse_args(argv)
     part = Part.parse(arguments.part)
@@ -319,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         done = f"part {part.number}/{part.of} is done"
         print(f"{output}: {done}; {missing} shards of other parts are missing")
     else:
-        if not is_object(output):  # of a bucket, it would read all again to check it
+        if not is_object(output):  # in a bucket, the check would download every shard
             VectorFolder.open(output)
         print(f"{output}: {about['documents']:,} vectors of {storage.width or embedder.width}")
 

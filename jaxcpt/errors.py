@@ -1,7 +1,8 @@
-"""How a command ends: errors that a user can cause, a stop on request, and their exit codes.
+"""How a command ends: the errors that a user can fix, a stop on request, and the exit codes.
 
-`CommandParser` parses the options of a command. This module imports nothing of the package, so that
-every module may raise the errors.
+In: a command's `main`. Out: its run, with each error as one line and an exit code. `CommandParser`
+parses the options of a command. This module imports nothing of the package, so that every module
+may raise its errors.
 """
 
 import argparse
@@ -13,12 +14,12 @@ from typing import NoReturn
 
 USER_ERROR = 2
 LOST_PEER = 3
-"""Of a process that lost another one, or whose step does not end."""
+"""Exit code of a process that lost another process, or whose training step did not end."""
 STOPPED = 75
-"""Of a run that was asked to stop and has saved its state: start it again to go on. The number is
-EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a run that was asked to stop and has saved its state. Starting it again resumes it.
+The number is EX_TEMPFAIL of sysexits.h."""
 INTERRUPTED = 130
-"""Of a command that Ctrl-C ended at once: 128 + the signal's number, as shells have it."""
+"""Exit code of a command that Ctrl-C ended at once: 128 + the signal's number, as in shells."""
 
 
 class UserError(Exception):
@@ -26,16 +27,16 @@ class UserError(Exception):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Raises UserError for a wrong option, instead of printing the usage as well."""
+    """A parser of options that raises UserError for a wrong option and does not print the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the options")
 
 
 class Stopped(BaseException):
-    """A run was asked to stop, and nothing of it is lost. Its text says where it stopped.
+    """Raised when a run was asked to stop and has saved its state. The text says where it stopped.
 
-    Like KeyboardInterrupt it is no Exception, so that nothing takes it for an error of its own.
+    It is not an Exception, like KeyboardInterrupt, so that `except Exception` does not catch it.
     """
 
 
@@ -45,7 +46,7 @@ def run_command(
     """Runs a command's `main(argv)`. A UserError becomes one line on stderr and exit code 2.
 
     An error of the machine, such as a full disk or a folder without permission, is shown in the
-    same way. Ctrl-C is shown in one line with exit code 130, a stopped run with exit code 75.
+    same way. Ctrl-C prints one line with exit code 130, and a stopped run one with exit code 75.
     """
     try:
         main(argv)
@@ -61,9 +62,9 @@ def run_command(
 
 
 def leave(code: int, line: str) -> NoReturn:
-    """Ends the process as it stands, with one line on stderr, from any thread or signal handler.
+    """Ends the process at once, with one line on stderr. Any thread or signal handler may call it.
 
-    No clean-up runs, because it could wait for another process or for a disk.
+    No clean-up runs, because a clean-up could wait for another process or for a disk.
     """
     with contextlib.suppress(Exception):  # a handler may have interrupted a print
         sys.stdout.flush()

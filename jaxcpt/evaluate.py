@@ -1,4 +1,4 @@
-"""The command that scores runs on their held-out pairs, the paper's suites, or MTEB's tasks.
+"""The command `jaxcpt evaluate`: scores runs on held-out pairs, the paper's suites or MTEB's tasks.
 
 python -m jaxcpt.evaluate --run-dir DIR [--step N] [--data DIR --suite NAME] [--json FILE]
 python -m jaxcpt.evaluate --run-dir DIR... --library FOLDER... --data DIR
@@ -41,7 +41,7 @@ from jaxcpt.vectors import Storage
 def score_heldout(
     arguments: argparse.Namespace, embedder: Embedder, storage: Storage, heldout: Sequence[Pair]
 ) -> None:
-    """Shows the run beside its baselines, with example searches."""
+    """Scores a run on its held-out pairs. Shows it beside its baselines, with example searches."""
     embed_fn = embed_as_stored(show_embedding(embedder.of_sources), storage)
     summary = compare_heldout(arguments.run_dir, embed_fn, heldout, given=embedder.given)
     show_comparison(summary)
@@ -66,21 +66,21 @@ def score_data(arguments: argparse.Namespace, columns: Sequence[Column]) -> None
 
 
 def show_embedding(embedder: Embedder) -> EmbedFn:
-    """Embeds texts with a bar on the terminal."""
+    """A function that embeds texts and shows a progress bar on the terminal."""
     return functools.partial(embedder.embed, progress=True)
 
 
 def make_column(
     arguments: argparse.Namespace, run_dir: Path, name: str, embedder: Embedder, storage: Storage
 ) -> Column:
-    """The column of a run."""
+    """The column of a run in the tables of scores."""
     kept = arguments.vectors and keep_corpora(arguments.vectors, embedder, storage)
     limits = embedder.experiment.tokenizer
-    told = f"step {embedder.step}, at most {limits.x_tokens} tokens of x and {limits.y_tokens} of y"
+    most = f"at most {limits.x_tokens} tokens of x and {limits.y_tokens} of y"
     prefixes = [f"{side} prefix {text!r}" for side, text in embedder.prefixes.items() if text]
     return Column(
         name=name,
-        about=", ".join([told, *prefixes]),
+        about=", ".join([f"step {embedder.step}", most, *prefixes]),
         embed_fn=embed_as_stored(show_embedding(embedder), storage),
         corpus_fn=kept or None,
         step=embedder.step,
@@ -89,7 +89,7 @@ def make_column(
 
 
 def make_library_column(folder: Path, name: str, storage: Storage) -> Column:
-    """The column of a sentence-transformers folder."""
+    """The column of a sentence-transformers folder in the tables of scores."""
     model = library.load(folder)
     storage.check(library.get_width(model))
     return Column(
@@ -100,7 +100,7 @@ def make_library_column(folder: Path, name: str, storage: Storage) -> Column:
 
 
 def compare_models(arguments: argparse.Namespace) -> None:
-    """Scores several models side by side. All are loaded before the first text is embedded."""
+    """Scores several models side by side. Loads all of them before it embeds the first text."""
     storage = Storage(arguments.width, arguments.int8)
     folders = {name: library.check_folder(find_folder(name)) for name in arguments.library}
     names = name_columns([*map(str, arguments.run_dir), *folders])
@@ -117,7 +117,7 @@ def compare_models(arguments: argparse.Namespace) -> None:
 
 
 def name_columns(paths: Sequence[str]) -> dict[str, str]:
-    """The last part of each path; the whole path where that part is empty or not the only one."""
+    """The column's name of each path: its last part, or the whole path if that is not unique."""
     last = [PurePosixPath(path).name for path in paths]
     return {
         path: name if name and last.count(name) == 1 else path
@@ -151,7 +151,7 @@ def is_own(embedder: Embedder, storage: Storage) -> bool:
 
 
 def check_options(arguments: argparse.Namespace) -> None:
-    """Raises UserError for options that do not go together, before a model is loaded."""
+    """Raises UserError for options that exclude each other, before a model is loaded."""
     if arguments.json and not arguments.json.parent.is_dir():
         raise UserError(f"--json {arguments.json}: no such folder {arguments.json.parent}")
     if arguments.mteb and arguments.data:
@@ -174,7 +174,7 @@ def is_comparison(arguments: argparse.Namespace) -> bool:
 
 
 def check_comparison(arguments: argparse.Namespace) -> None:
-    """Raises UserError for what cannot be asked of several models."""
+    """Raises UserError for options that do not work with several models."""
     paths = [*map(str, arguments.run_dir), *arguments.library]
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise UserError(f"{twice[0]}: is named twice; name it once")
@@ -207,13 +207,13 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="sentence-transformers folders, scored by that library beside the runs",
     )
     add_embedding_options(parser)
-    parser.add_argument("--data", type=to_path, help="folder that holds a folder for each suite")
+    parser.add_argument("--data", type=to_path, help="folder with one folder for each suite")
     parser.add_argument("--suite", default="all", help=f"{', '.join(SUITES)}, or all")
     parser.add_argument("--mteb", nargs="+", metavar="TASK", help="names of MTEB tasks")
     parser.add_argument(
         "--vectors",
         type=to_path,
-        help="folder that keeps the vectors of corpora, so that a killed evaluation resumes",
+        help="folder to keep the vectors of corpora, so that a killed evaluation can resume",
     )
     parser.add_argument("--json", type=to_path, help="also write all scores to this file")
     return parser.parse_args(argv)

@@ -1,7 +1,8 @@
-"""Experiments as files: Python with `experiment()` in; `--set a.b=v` over it; JSON out and in.
+"""Reads and writes experiments: from Python files, with `--set` on top, and as JSON.
 
-It knows the shape of the tree in `config.py` from its type hints, and none of its values. What a
-user wrote wrongly is a UserError that names the file, the line or the field.
+In: a Python file that defines `experiment()`, overrides `a.b=value`, or JSON. Out: an `Experiment`,
+or its JSON. A mistake raises a UserError that names the file, the line or the field. The module
+knows the fields of `config.py` only by their type hints, not what they mean.
 """
 
 import ast
@@ -30,21 +31,21 @@ _SHORT.maxlist = _SHORT.maxtuple = 8
 
 
 def _show(value: Any) -> str:
-    """The value for a message: long and deep ones are cut."""
+    """A value as it is shown in a message, in few characters."""
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         return f"an integer of {value.bit_length()} bits"
     return _SHORT.repr(value)
 
 
 def load_experiment(path: str) -> Experiment:
-    """Runs `experiment()` of the Python file at `path`. Raises UserError with the file and line."""
+    """Calls `experiment()` of the Python file at `path`. Raises UserError with file and line."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such experiment file; see experiments/ for the ones there are")
     spec = importlib.util.spec_from_file_location("jaxcpt_experiment", Path(path).resolve())
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: not a Python file; an experiment is a .py file")
     module = importlib.util.module_from_spec(spec)
-    # Sizes import their sibling: `from cpt_text_s import experiment as small`.
+    # An experiment may import one in the same folder: `from cpt_text_s import experiment as small`.
     sys.path.insert(0, str(Path(path).resolve().parent))
     try:
         spec.loader.exec_module(module)
@@ -66,7 +67,7 @@ def load_experiment(path: str) -> Experiment:
         raise UserError(
             f"{path}: experiment() returned {type(experiment).__name__}; it must return Experiment"
         )
-    # Taken apart and built anew, so that a value of a wrong type is found whoever wrote it.
+    # Convert to plain values and back, which checks the type of every value.
     return _build(Experiment, _plain(experiment), path)
 
 
@@ -89,10 +90,10 @@ def _override(node: Any, names: list[str], value: Any, path: str) -> Any:
     if node is None:
         raise UserError(f"--set {path}: its parent is None, so there is nothing to set below it")
     if isinstance(node, tuple):
-        # isdigit alone would take superscripts, and more digits than Python reads as a number.
+        # isdigit alone would accept superscripts, and more digits than Python reads as a number.
         if not (name.isascii() and name.isdigit() and len(name) < 5 and int(name) < len(node)):
             raise UserError(
-                f"--set {path}: '{name[:40]}' is no index; there are {len(node)} entries"
+                f"--set {path}: '{name[:40]}' is not an index; there are {len(node)} entries"
             )
         changed = _override(node[int(name)], rest, value, path) if rest else value
         return (*node[: int(name)], changed, *node[int(name) + 1 :])
@@ -113,7 +114,7 @@ def _override(node: Any, names: list[str], value: Any, path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses to dicts that name their class, tuples to lists: what JSON can hold."""
+    """Converts to values of JSON: dataclasses to dicts that name their class, tuples to lists."""
     if is_dataclass(value) and not isinstance(value, type):
         entries = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
         return {"type": type(value).__name__, **entries}
@@ -123,7 +124,7 @@ def _plain(value: Any) -> Any:
 
 
 def _build(hint: Any, value: Any, path: str) -> Any:
-    """The inverse of `_plain` for a value that should have type `hint`; refuses what does not."""
+    """The inverse of `_plain`. Raises UserError for a value that does not have the type `hint`."""
     if is_dataclass(hint):
         return _build_dataclass(hint, value, path)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -162,12 +163,12 @@ def _build(hint: Any, value: Any, path: str) -> Any:
 
 
 def _is_half(text: str) -> bool:
-    """Whether the text holds half of a surrogate pair, as arguments that are not UTF-8 do."""
+    """Whether the text holds half of a surrogate pair, such as in arguments that are not UTF-8."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_class(value: dict[Any, Any]) -> str | None:
-    """The name of the dataclass that a dict stands for."""
+    """The name of the dataclass that a dict was made from; None if it has none."""
     name = value.get("type")
     return name if isinstance(name, str) else None
 
@@ -190,7 +191,7 @@ def to_json(experiment: Experiment) -> str:
 
 
 def from_json(text: str, where: str) -> Experiment:
-    """Raises UserError naming `where` and the field that does not fit."""
+    """The experiment in a JSON text. Raises UserError that names `where` and the wrong field."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -201,7 +202,7 @@ def from_json(text: str, where: str) -> Experiment:
 
 
 def _upgrade(value: Any) -> Any:
-    """Moves fields of version 0.1 runs to where they are now, so that old run folders load."""
+    """Moves the fields of runs of version 0.1 to their present places, so that old runs load."""
     moved = ("token_weights", "position_weights", "embedding_scale", "residual_start")
     for part in (value, value.get("baseline")) if isinstance(value, dict) else ():
         model = part.get("model") if isinstance(part, dict) else None
@@ -211,7 +212,7 @@ def _upgrade(value: Any) -> Any:
 
 
 def read_experiment(run_dir: Path) -> Experiment:
-    """The experiment of a run folder. Raises UserError where there is none."""
+    """The experiment of a run folder. Raises UserError if the folder has none."""
     path = run_dir / EXPERIMENT_FILE
     if not path.is_file():
         raise UserError(f"{run_dir}: not a run folder: it has no {EXPERIMENT_FILE}")

@@ -1,4 +1,4 @@
-"""A run to a folder that other tools load: sentence-transformers, transformers, or safetensors.
+"""The command `jaxcpt export`: writes a run as a folder that other libraries load.
 
 jaxcpt export --run-dir RUN --output DIR [--dtype bfloat16] [--format safetensors]
 """
@@ -32,10 +32,13 @@ def export_run(
     form: str,
     prefixes: Mapping[Side, str] | None = None,
 ) -> list[str]:
-    """Writes the folder; returns what differs from the run. Raises UserError, and then leaves
-    nothing behind. `prefixes` become the prompts of the sides that they name."""
+    """Writes the folder. Returns lines that say what differs from the run.
+
+    form: sentence-transformers or safetensors. prefixes: for some sides, the prompt of the exported
+    model instead of the run's prefix. If it raises UserError, no folder is left.
+    """
     if output.exists():
-        raise UserError(f"{output}: exists; name an output folder that does not")
+        raise UserError(f"{output}: exists; name an output folder that does not exist")
     embedder = Embedder.load(run_dir, step, prefixes=prefixes)
     experiment, params = embedder.experiment, embedder.params
     if experiment.adapter is not None:
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--format",
         choices=tuple(FORMATS),
         default="sentence-transformers",
-        help="safetensors: the arrays by their names here, for any run",
+        help="safetensors: only the arrays, under jaxcpt's own names; works for any run",
     )
     arguments = parser.parse_args(argv)
     given = read_prefix_options(arguments)

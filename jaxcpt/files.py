@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all, and sums that tell whether they are still the same.
+"""Writes files and folders atomically, and computes checksums of files.
 
-Every file of the package is written by `write_file`: under a temporary name, flushed to the disk,
-and renamed. A kill or a full disk leaves the old file or the new one, never a part of one.
-A path is local, or that of an object in a store (`gs://`, `s3://`); `to_path` makes either.
+In: a path and its content. Out: the file. `write_file` writes under a temporary name, flushes to
+the disk, and renames. After a kill or on a full disk there is the old file or the new file, never a
+part of one. A path is local or names an object in a store (`gs://`, `s3://`); `to_path` makes both
+kinds. The module does not know what the files hold.
 """
 
 import hashlib
@@ -23,14 +24,14 @@ Content = str | bytes | Callable[[IO[bytes]], Any]
 
 
 def to_path(text: str | PurePath) -> Path:
-    """A local path, or the path of an object, which has the methods of `Path`."""
+    """A local path, or the path of an object in a store. Both have the methods of `Path`."""
     name = os.fspath(text)
     scheme, separator, _ = name.partition("://")
     if not separator:
         return Path(name)
     if scheme not in ("gs", "s3"):
         raise UserError(f"{name}: expected a local path, gs://BUCKET/NAME or s3://BUCKET/NAME")
-    from jaxcpt.objects import ObjectPath  # it loads libraries that local paths do not need
+    from jaxcpt.objects import ObjectPath  # local paths do not need its libraries
 
     return cast(Path, ObjectPath(name))
 
@@ -41,10 +42,10 @@ def is_object(path: PurePath) -> "TypeGuard[ObjectPath]":
 
 
 def write_file(path: Path, content: Content) -> None:
-    """Writes the whole file at once. `content` is text, bytes, or a function that writes them.
+    """Writes a file atomically. content: text, bytes, or a function that writes to an open file.
 
-    A link, a pipe or a device, such as /dev/stdout, is written to and not replaced. Raises
-    UserError naming the file where the disk is full or the folder cannot be written.
+    A link, a pipe or a device, such as /dev/stdout, is written to directly and not replaced. Raises
+    UserError that names the file if the disk is full or the folder cannot be written.
     """
     try:
         if is_object(path):
@@ -76,7 +77,7 @@ def _replace(path: Path, content: Content) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:  # also of `content`, or Ctrl-C
+    except BaseException:  # also for Ctrl-C and errors that `content` raises
         with suppress(OSError):
             partial.unlink()
         raise
@@ -91,9 +92,10 @@ def _write(file: IO[bytes], content: Content) -> None:
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Yields a local folder to fill. It becomes `output` when the block ends, unless it fails.
+    """A context that yields a local folder to fill. The folder becomes `output` at the block's end.
 
-    In a store, its files are written one after another, in order of their names.
+    If the block raises, there is no output. In a store, the files are uploaded one by one, in the
+    order of their names.
     """
     if is_object(output):
         with tempfile.TemporaryDirectory(prefix="jaxcpt_") as scratch:
@@ -113,7 +115,7 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def make_absolute(folder: Path) -> Path:
-    """A folder of checkpoints as Orbax needs it. Raises UserError where Orbax cannot write."""
+    """The absolute path of a checkpoint folder. Raises UserError if Orbax cannot write there."""
     if not is_object(folder):
         return folder.resolve()
     from jaxcpt.objects import prepare_tensorstore
@@ -123,7 +125,7 @@ def make_absolute(folder: Path) -> Path:
 
 
 def remove_tree(folder: Path) -> None:
-    """Deletes a folder with all that it holds, if there is one."""
+    """Deletes a folder and everything in it. A missing folder is no error."""
     if is_object(folder):
         folder.rmtree(missing_ok=True)
     else:

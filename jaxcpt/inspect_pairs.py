@@ -2,9 +2,10 @@
 
     jaxcpt inspect --experiment experiments/quickstart.py
 
-In: an experiment. Out: tables on the terminal: how many pairs each source has and how often they
-are drawn, which occur twice, how long the texts are, what the limits cut, how much of a batch is
-padding, and some pairs as the model sees them. It builds no model and keeps no file.
+In: an experiment. Out: tables on the terminal. They show how many pairs each source has and how
+often they are drawn, how many pairs occur twice, how long the texts are, what the limits cut, how
+much of a batch is padding, and some pairs as the model sees them. The command builds no model and
+keeps no file.
 """
 
 import tempfile
@@ -29,11 +30,11 @@ from jaxcpt.terminal import print_table, show_progress
 from jaxcpt.tokenizer import Tokenizer
 
 LENGTHS = (32, 64, 128, 256, 512, 1024)
-"""Upper ends of the classes of lengths, in tokens."""
+"""Upper ends of the length classes in the table, in tokens."""
 UNLIMITED = 1 << 30
-"""A limit in tokens that no text reaches."""
+"""A number of tokens that no text reaches, used to read texts without cutting them."""
 CHARACTERS_SHOWN = 300
-"""Of each text of an example."""
+"""Most characters to show of each text of an example."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--experiment", required=True, metavar="FILE", help="a Python file, see experiments/")
     add("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
-    add("--pairs", type=int, default=20_000, help="of each source to look at; default: 20000")
+    add("--pairs", type=int, default=20_000, help="most pairs of each source; default: 20000")
     add("--batches", type=int, default=50, help="batches to pack; default: 50")
     add("--examples", type=int, default=10, help="pairs to show; default: 10")
     arguments = parser.parse_args(argv)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_batches(experiment: Experiment, run_dir: Path) -> Batches:
-    """The batches of a run that would begin in this folder."""
+    """The batches of a run of this experiment. run_dir: where its tokenizer is made."""
     experiment = validate(resolve_start(experiment, run_dir))
     sources = open_training(experiment.data, run_dir, experiment.seed)
     tokenizer = obtain_tokenizer(experiment, run_dir, sources)
@@ -67,7 +68,7 @@ def make_batches(experiment: Experiment, run_dir: Path) -> Batches:
 
 
 def show_pairs(batches: Batches, labels: Sequence[str], most_pairs: int) -> None:
-    """Tables of the sources: their pairs, copies among them, and how long their texts are."""
+    """Prints tables of the sources: their pairs, copies among them, and the lengths of texts."""
     counted, lengths, told = [], [], []
     seen: list[set[object]] = [set(), set(), set()]
     shares = batches.source_shares
@@ -94,7 +95,7 @@ def show_pairs(batches: Batches, labels: Sequence[str], most_pairs: int) -> None
 def read_whole(
     label: str, source: EncodedPairs, batches: Batches, most_pairs: int
 ) -> list[Encoded]:
-    """Pairs spread evenly over a source, whose texts are not cut."""
+    """Reads at most `most_pairs` pairs, spread evenly over a source. Their texts are not cut."""
     tokenizer = replace(batches.tokenizer, x_tokens=UNLIMITED, y_tokens=UNLIMITED)
     places = np.linspace(0, len(source) - 1, min(len(source), most_pairs)).astype(int).tolist()
     read: list[Encoded] = []
@@ -107,7 +108,10 @@ def read_whole(
 
 
 def count_copies(pairs: Sequence[Encoded], seen: list[set[object]]) -> list[str]:
-    """How many pairs, x and y are in `seen` already or occur earlier here. Adds them to `seen`."""
+    """Counts the pairs, x and y that occurred before, in `seen` or earlier in `pairs`.
+
+    Adds the hashes of `pairs` to `seen`.
+    """
     before = [len(have) for have in seen]
     for pair in pairs:
         x, y = pair.hashes[:2]
@@ -121,7 +125,7 @@ def count_copies(pairs: Sequence[Encoded], seen: list[set[object]]) -> list[str]
 def describe_lengths(
     label: str, side: Side, pairs: Sequence[Encoded], tokenizer: Tokenizer
 ) -> tuple[list[str], list[str]]:
-    """A row of the table of lengths, and a sentence where texts are cut. y includes negatives."""
+    """A row of the table of lengths, and a sentence if texts are cut. y includes the negatives."""
     texts = [text for p in pairs for text in (p.ids[:1] if side == "x" else p.ids[1:])]
     lengths = np.array([len(text) for text in texts if len(text)])
     limit = tokenizer.x_tokens if side == "x" else tokenizer.y_tokens
@@ -138,7 +142,7 @@ def describe_lengths(
 
 
 def show_padding(batches: Batches, labels: Sequence[str], count: int) -> None:
-    """A table of the first batches: their rows, what is padding, and pairs without a place."""
+    """Prints a table of the first batches: their rows, padding, and pairs without a place."""
     names = labels if batches.is_homogeneous else ["all sources"]
     padding: list[list[float]] = [[] for _ in names]
     lost = [0] * len(names)

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop: SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a terminal that closes).
+"""Handles the signals that ask a run to stop: SIGTERM, SIGINT (Ctrl-C) and SIGHUP.
 
-In: signals. Out: `noted`, which the training loop asks after each step, and an eval that ends
-early. It does not know what has to be saved.
+In: signals. Out: the flag `noted`, which the training loop reads after each step. A signal also
+ends an eval early. The module does not know what a run must save.
 """
 
 import signal
@@ -17,9 +17,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interruption:
-    """Notes the first signal as a wish to stop; the second, of any kind, ends the process at once.
+    """Notes the first signal as a request to stop. A second signal ends the process at once.
 
-    A context manager. SIGHUP stays ignored where it was, as under nohup.
+    It is a context manager. If SIGHUP was ignored before, as under nohup, it stays ignored.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,8 @@ class Interruption:
     def run(self, work: Callable[[], None]) -> bool:
         """Runs `work`, which has nothing to save. Returns whether a signal ended it early.
 
-        Several processes compute together, so one cannot leave alone: there, only `check` ends it.
+        With several processes, `work` must call `check`: one process cannot stop alone, because the
+        others would wait for it.
         """
         try:
             self._ends_work = jax.process_count() == 1
@@ -61,6 +62,6 @@ class Interruption:
         return False
 
     def check(self) -> None:
-        """Ends the work of `run` if any process was asked to stop. All processes call it."""
+        """Ends the work of `run` if any process was asked to stop. All processes must call it."""
         if any_process(self.noted):
             raise Stopped

@@ -1,13 +1,13 @@
 """How well a generative run predicts texts: bits per byte and perplexity.
 
-In: pairs of texts, and a run's parameters and tokenizer. Out: `Likelihood`, and its two scores. It
-knows neither run folders nor what other models reach, but for two yardsticks: xz, and a model that
-gives all tokens the same chance.
+In: pairs of texts, and a run's parameters and tokenizer. Out: `Likelihood`, with its two scores.
+Two yardsticks are scored on the same texts: the compressor xz, and a model that gives every token
+the same probability. The module knows neither run folders nor other models.
 
-Every token of a text and its closing delimiter are predicted, and nothing is cut: a text that is
-longer than training allows is read in several pieces, each after the opening delimiter. Bytes are
-those of the text as it is given, in UTF-8. So bits per byte compares models with different
-tokenizers, and perplexity, which is per token, does not.
+The model predicts every token of a text and its closing delimiter. A text that is longer than
+training allows is not cut; it is read in several pieces, each after the opening delimiter. Bits per
+byte counts the bytes of the text in UTF-8, so it can compare models with different tokenizers.
+Perplexity is per token, so it cannot.
 """
 
 import functools
@@ -33,7 +33,7 @@ UNLIMITED_TOKENS = 1 << 30
 
 @dataclass(frozen=True)
 class Likelihood:
-    """-log p of some texts, with the number of their predicted tokens and of their bytes."""
+    """-log p of some texts, summed over their predicted tokens; the number of tokens and bytes."""
 
     nats: float
     tokens: int
@@ -54,9 +54,9 @@ def measure(
     pairs: Sequence[Pair],
     check: Callable[[], None] = lambda: None,
 ) -> Likelihood:
-    """The likelihood of the x and the y of all pairs. params are laid out on the mesh.
+    """The likelihood of the x and y of all pairs. params: already sharded on `mesh`.
 
-    check: called before each call of the devices. It may raise.
+    check: called before each call of the devices. It may raise an error to stop the work.
     """
     pieces = [piece for side in ("x", "y") for piece in cut_texts(tokenizer, pairs, side)]
     add_nats = _make_add_nats(experiment, mesh)
@@ -71,7 +71,7 @@ def measure(
 
 
 def cut_texts(tokenizer: Tokenizer, pairs: Sequence[Pair], side: Side) -> Iterator[np.ndarray]:
-    """The token ids of one side's texts. Each text is one piece, or several if it is too long."""
+    """Yields the token ids of one side's texts, in several pieces if a text is too long."""
     opening, _ = tokenizer.delimiters(side)
     longest = tokenizer.x_tokens if side == "x" else tokenizer.y_tokens
     whole = replace(tokenizer, x_tokens=UNLIMITED_TOKENS, y_tokens=UNLIMITED_TOKENS)
@@ -90,9 +90,9 @@ def list_bytes(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[bytes]:
 def score_yardsticks(
     tokenizer: Tokenizer, pairs: Sequence[Pair], measured: Likelihood
 ) -> dict[str, dict[str, float]]:
-    """xz of all texts together; and equal chances for every token of the vocabulary.
+    """Scores of xz on all texts together, and of equal probabilities for all tokens.
 
-    measured: of the same texts, by any model with this tokenizer.
+    measured: the likelihood of the same texts under any model with this tokenizer.
     """
     packed = lzma.compress(b"\n".join(list_bytes(tokenizer, pairs)), preset=9)
     equal = replace(measured, nats=measured.tokens * math.log(tokenizer.vocabulary))
@@ -106,7 +106,7 @@ def score_yardsticks(
 def _make_add_nats(
     experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> Callable[[Params, Cells], jax.Array]:
-    """Params and cells -> the sum of -log p over the cells' targets, on every device."""
+    """The compiled function: parameters, cells -> the sum of -log p over the cells' targets."""
     encoder = make_encoder(experiment)
 
     def add_nats(params: Params, cells: Cells) -> jax.Array:

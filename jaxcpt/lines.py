@@ -1,8 +1,8 @@
-"""A text file in, its lines out: as text, as JSON objects, or as fields between tabs.
+"""Reads the lines of a text file as text, as JSON objects, or as fields between tabs.
 
-Files are UTF-8, as they are or gzipped; a byte order mark at the start is skipped. A fault raises
-UserError that names the file and the line, what was found and what was expected. The module does
-not know what the lines mean.
+In: a file in UTF-8, plain or gzipped. A byte order mark at its start is skipped. Out: its lines.
+What does not fit raises a UserError that names the file, the line, what was found and what was
+expected. The module does not know what the lines mean.
 """
 
 import csv
@@ -17,22 +17,22 @@ from typing import Any, NamedTuple, Protocol
 from jaxcpt.errors import UserError
 
 LONGEST_LINE = 1 << 24
-"""Bytes. A longer line is refused before it is read: parsed JSON takes up to 30 times its size."""
+"""Most bytes of a line. A longer one is refused: parsed JSON takes up to 30 times as many."""
 BYTE_ORDER_MARK = "\ufeff"
 _FOREIGN = {
-    b"\x28\xb5\x2f\xfd": "Zstandard; write it anew with: zstd -d",
-    b"BZh": "bzip2; write it anew with: bunzip2",
-    b"\xfd7zXZ": "xz; write it anew with: unxz",
-    b"PK\x03\x04": "a zip archive; write it anew with: unzip",
-    b"\xff\xfe": "UTF-16; write it anew with: iconv -f UTF-16 -t UTF-8",
-    b"\xfe\xff": "UTF-16; write it anew with: iconv -f UTF-16 -t UTF-8",
+    b"\x28\xb5\x2f\xfd": "Zstandard; convert it with: zstd -d",
+    b"BZh": "bzip2; convert it with: bunzip2",
+    b"\xfd7zXZ": "xz; convert it with: unxz",
+    b"PK\x03\x04": "a zip archive; convert it with: unzip",
+    b"\xff\xfe": "UTF-16; convert it with: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16; convert it with: iconv -f UTF-16 -t UTF-8",
 }
-"""What a file that is neither UTF-8 nor gzip begins with, what it is, and the remedy."""
+"""First bytes of files that are neither UTF-8 nor gzip, with their format and the remedy."""
 _GZIP = b"\x1f\x8b"
 
 
 class Readable(Protocol):
-    """A file of bytes, plain or gzipped."""
+    """An open file of bytes, plain or gzipped."""
 
     def readline(self, size: int, /) -> bytes: ...
 
@@ -41,18 +41,18 @@ class Line(NamedTuple):
     number: int
     """The first line is 1."""
     start: int
-    """The line's first byte in the text; in a gzipped file, in the text that it holds."""
+    """Offset of the line's first byte in the text, which is decompressed if the file is gzipped."""
     text: str
-    """Without its end."""
+    """The line without its line end."""
 
 
 def find_file(path: Path) -> Path | None:
-    """`path`, or else `path` with .gz after it; None where neither exists."""
+    """`path` if it exists, otherwise `path`.gz; None if neither exists."""
     return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
 
 
 def require_file(path: Path, layout: str) -> Path:
-    """`path` or `path`.gz. Raises UserError that says which `layout` was expected there."""
+    """`path` or `path`.gz. If neither exists, raises UserError that names the expected `layout`."""
     found = find_file(path)
     if found is None:
         raise UserError(f"{path}: no such file, nor {path.name}.gz; expected {layout}")
@@ -65,7 +65,7 @@ def is_gzip(path: Path) -> bool:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """All lines. Only \\n ends a line; a \\r before it belongs to the end."""
+    """Yields all lines. Only \\n ends a line. A \\r before it is removed too."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     _refuse_foreign(path)
@@ -78,12 +78,12 @@ def read_lines(path: Path) -> Iterator[Line]:
                 start += len(content)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
-            f"{path}: broken gzip after line {number} ({error}); copy it anew"
+            f"{path}: broken gzip after line {number} ({error}); copy the file again"
         ) from error
 
 
 def read_line(file: Readable, path: Path, number: int) -> bytes:
-    """The next line with its end; nothing at the end of the file. Raises UserError."""
+    """The next line with its line end; empty at the end of the file. Raises UserError."""
     content = file.readline(LONGEST_LINE + 1)
     if len(content) > LONGEST_LINE:
         raise UserError(
@@ -104,7 +104,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def decode_line(content: bytes, path: Path, number: int, start: int) -> Line:
-    """The line of these bytes. Raises UserError where they are not UTF-8."""
+    """Decodes the bytes of a line. Raises UserError if they are not UTF-8."""
     try:
         text = content.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -117,9 +117,9 @@ def decode_line(content: bytes, path: Path, number: int, start: int) -> Line:
 def read_jsonl(
     path: Path, fields: Mapping[str, type] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not blank.
+    """Yields (line number, object) of each line that is not blank.
 
-    Each object has `fields` of these types, and perhaps others.
+    fields: the types of the fields that each object must have. It may have other fields too.
     """
     for line in read_lines(path):
         if line.text.strip():
@@ -149,7 +149,8 @@ def parse_object(
 
 
 def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) below the header. Tabs separate; quotes have no meaning."""
+    """Yields (line number, fields) of the lines below the header. Tabs separate the fields, and
+    quotes are ordinary characters."""
     path = require_file(path, f"tab-separated lines below the header {' '.join(columns)}")
     for line in read_lines(path):
         fields = line.text.split("\t")
@@ -166,12 +167,13 @@ def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
 
 
 def read_quoted(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of its last line, fields) of each row of a file quoted as CSV is, but with tabs."""
+    """Yields (number of the last line, fields) of each row. Fields are quoted as in CSV, and
+    separated by tabs."""
     reader = csv.reader((f"{line.text}\n" for line in read_lines(path)), delimiter="\t")
     try:
         for row in reader:
             yield reader.line_num, row
-    except csv.Error as error:  # a quote without its partner takes in all that follows
+    except csv.Error as error:  # an open quote swallows all that follows
         raise UserError(f"{path}:{reader.line_num}: {error}; is a quote left open?") from error
 
 

@@ -1,8 +1,8 @@
 """The manifest of a saved step: the sha256 of each of its files, in a file beside its folder.
 
-In: the folder of a step. Out: its manifest, written; or what is wrong with the step, in words. Only
-a step that agrees with its manifest counts as saved. Files that a manifest does not name, such as
-those that file managers and copies leave behind, are no damage. The module knows no arrays.
+In: the folder of a step. Out: a new manifest; or, for an existing one, a text that says what is
+wrong with the step. Only a step whose files agree with its manifest counts as saved. Files that the
+manifest does not name, such as those of file managers, are ignored. The module knows no arrays.
 """
 
 import json
@@ -19,7 +19,7 @@ def manifest_of(step_folder: Path) -> Path:
 
 
 def write_manifest(step_folder: Path) -> None:
-    """Names every file of the step, and the step itself, so that a renamed copy is found out."""
+    """Writes the manifest. It names the step too, so that a renamed copy of a folder is noticed."""
     sums = {
         path.relative_to(step_folder).as_posix(): hash_file(path)
         for path in sorted(step_folder.rglob("*"))
@@ -30,7 +30,7 @@ def write_manifest(step_folder: Path) -> None:
 
 
 def check_manifest(step_folder: Path) -> str | None:
-    """What is wrong with a saved step. None if nothing is."""
+    """A text that says what is wrong with a saved step; None if the step is whole."""
     path = manifest_of(step_folder)
     if not path.is_file():
         return "its manifest is not a file" if path.exists() else UNFINISHED
@@ -42,13 +42,13 @@ def check_manifest(step_folder: Path) -> str | None:
         return f"its manifest cannot be read: {error.strerror}"
     if not isinstance(manifest, dict):
         return "its manifest does not parse"
-    files = manifest.get("files", manifest)  # an older manifest is the files alone
+    files = manifest.get("files", manifest)  # older manifests have only the files
     if not isinstance(files, dict) or not files:
         return "its manifest names no files"
     if files is not manifest and manifest.get("step") != int(step_folder.name):
         return f"it is a copy of step {str(manifest.get('step'))[:20]}"
     for path in step_folder.rglob("*"):
-        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would never end
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would not end
             return f"{path.relative_to(step_folder).as_posix()} is not a file"
     for name in sorted(files):
         file, shown = step_folder / name, name[:200].encode("ascii", "backslashreplace").decode()

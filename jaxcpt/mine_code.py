@@ -2,8 +2,8 @@
 
     jaxcpt mine-code --input PATH... --output DIR [options] [-- RUNNER OPTIONS]
 
-Inputs are source files, folders of them, and tar and zip archives (also wheels). docs/mining.md
-explains which functions are left out and why.
+Inputs are source files, folders of them, tar and zip archives, and wheels. docs/mining.md explains
+which functions are left out and why.
 """
 
 from collections.abc import Sequence

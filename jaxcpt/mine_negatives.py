@@ -3,14 +3,14 @@
     jaxcpt mine-negatives --run-dir DIR --output FILE.jsonl
     jaxcpt mine-negatives --run-dir DIR --pairs PATH... --output FILE.jsonl
 
-The candidates are the y of all pairs. For each x, all candidates are searched exactly, and the best
-ones that are not likely positives are kept. A candidate is a likely positive if its score is more
-than `--relative-margin` times the score of the pair's own y, or less than `--absolute-margin` below
-it: most unlabelled texts that rank highest are in fact right (NV-Retriever, arXiv 2407.15831). A
-candidate with the same words as x, as y, or as another y of the same x is also left out. Negatives
-that a pair already has come first.
+The candidates are the y of all pairs. For each x, the command searches all candidates exactly and
+keeps the best ones that are not likely positives. A candidate is a likely positive if its score is
+more than `--relative-margin` times the score of the pair's own y, or less than `--absolute-margin`
+below it. The reason is that most unlabelled texts that rank highest are in fact right answers
+(NV-Retriever, arXiv 2407.15831). A candidate with the same words as x, as y, or as another y of the
+same x is also left out. Negatives that a pair already has come first.
 
-While the command runs, vectors are kept in OUTPUT.unfinished. If it is killed, run it again, and it
+While the command runs, it keeps vectors in OUTPUT.unfinished. If it is killed, run it again, and it
 continues with these vectors. It needs about 60 bytes of memory for each pair.
 """
 
@@ -74,8 +74,8 @@ class Known:
         self.y_m, self.first_m, self.candidate_n = np.unique(
             digest_n2[:, 1], return_index=True, return_inverse=True
         )
-        """y_m and first_m: the hash of each of the m distinct y, and the first pair that has it.
-        candidate_n: the index of each pair's y among them."""
+        """y_m, first_m: for each of the m distinct y, its hash and the first pair that has it.
+        candidate_n: the index of each pair's y among the distinct ones."""
         self.by_x = np.argsort(self.x_n, kind="stable")
 
     def find_positives(self, pair: int) -> set[int]:
@@ -120,10 +120,10 @@ def choose_negatives(
 def embed_candidates(
     embedder: Embedder, pairs: Pairs, known: Known, prefixes: list[str], folder: Path
 ) -> Shards:
-    """Returns the vectors of the distinct y as memory maps [TEXTS_PER_SHARD, d], in their order.
+    """Returns the vectors of the distinct y, in order, as memory maps [TEXTS_PER_SHARD, d].
 
-    Uses the vectors that a killed run left in `folder`. Raises UserError if these belong to other
-    texts or to another checkpoint.
+    Reuses the vectors that a killed command left in `folder`. Raises UserError if they belong to
+    other texts or to another checkpoint.
     """
     numbered = cut_into_blocks(enumerate(known.first_m.tolist()), PAIRS_AT_ONCE)
     documents = (
@@ -151,8 +151,8 @@ def add_negatives(
 ) -> Iterator[tuple[Pair, Counter[str]]]:
     """Yields each pair with its negatives, and the number of candidates passed over by reason.
 
-    `prefixed` and `bare` are the same pairs with and without the prefixes of their sources. The
-    model embeds the prefixed texts, and the negatives are bare texts.
+    prefixed, bare: the same pairs with and without the prefixes of their sources. The model embeds
+    the prefixed texts. The negatives are written without a prefix.
     """
     margins = Margins(options.relative_margin, options.absolute_margin)
     for start in range(0, len(prefixed), PAIRS_AT_ONCE):

@@ -2,9 +2,9 @@
 
     jaxcpt mine-text --input PATH... --output DIR [options] [-- RUNNER OPTIONS]
 
-Inputs are plain text, HTML, JSONL and Parquet, gzip or zstd of these, WARC and WET, tar and zip
-archives, folders of all of these, and tfds:NAME#SPLIT. docs/mining.md explains how pieces are cut
-and which pairs are dropped.
+Inputs are files of plain text, HTML, JSONL, Parquet, WARC and WET, also compressed by gzip or zstd;
+tar and zip archives and folders of these; and tfds:NAME#SPLIT. docs/mining.md explains how pieces
+are cut and which pairs are dropped.
 """
 
 import re

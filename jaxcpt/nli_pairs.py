@@ -8,12 +8,12 @@ contradicts it, or does neither. Two forms are read:
 - `sentence1`, `sentence2` and `gold_label`, as SNLI and MNLI are distributed;
 - `premise`, `hypothesis` and `label`, as Hugging Face distributes them.
 
-A label is `entailment`, `neutral` or `contradiction`, or 0, 1 or 2 in this order. `-` or -1 says
-that the annotators did not agree.
+A label is `entailment`, `neutral` or `contradiction`, or the number 0, 1 or 2 in this order. `-` or
+-1 means that the annotators did not agree.
 
 Each entailment becomes two pairs: (premise, hypothesis) and (hypothesis, premise). The hard
-negatives of both are the hypotheses that contradict the premise, in all files together (paper,
-sections 2.2 and 3.1.1). Nothing else is written, and every line is counted.
+negatives of both pairs are the hypotheses of all files that contradict the premise (paper,
+sections 2.2 and 3.1.1). No other pairs are written. Every line is counted.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from jaxcpt.pairs import write_pairs
 LABELS = ("entailment", "neutral", "contradiction")
 NO_AGREEMENT = "no agreement"
 FORMS = (("sentence1", "sentence2", "gold_label"), ("premise", "hypothesis", "label"))
-"""The fields of premise, hypothesis and label."""
+"""For each form, the fields of premise, hypothesis and label."""
 
 
 class Judged(NamedTuple):
-    """A line: two sentences, and one of LABELS or NO_AGREEMENT."""
+    """A line of a file: two sentences, and a label, which is one of LABELS or NO_AGREEMENT."""
 
     premise: str
     hypothesis: str
@@ -43,7 +43,7 @@ class Judged(NamedTuple):
 
 
 def read_judged(path: Path) -> Iterator[Judged]:
-    """The lines of a file. Raises UserError that names the line and the field."""
+    """Yields the lines of a file. Raises UserError that names the line and the field."""
     for number, row in read_jsonl(path):
         where = f"{path}:{number}"
         premise, hypothesis, label = next((f for f in FORMS if f[0] in row), FORMS[0])
@@ -71,9 +71,10 @@ def _read_label(value: Any, where: str) -> str:
 
 
 def make_pairs(lines: Iterable[Judged], counts: Counter[str]) -> Iterator[Pair]:
-    """Two pairs for each distinct entailment, in the order of the premises. Counts all lines.
+    """Yields two pairs for each distinct entailment, in the order of the premises.
 
-    All sentences are held in memory: about 1.5 kB for each premise.
+    Adds the number of lines of each kind to `counts`. All sentences are held in memory, which takes
+    about 1.5 kB for each premise.
     """
     by_premise: dict[str, dict[str, dict[str, None]]] = {}
     for line in lines:

@@ -1,11 +1,12 @@
-"""Objects in, copies of them on the local disk out, for libraries that read local files alone.
+"""A local cache of objects in a store, for libraries that can only read local files.
 
-A copy is made once and used by all processes of the machine. Copies that no process uses are
-deleted, the least recently used first, where the cache would outgrow its limit. The module does not
-know what the files hold.
+In: the path of an object or of a folder of objects. Out: the path of a local copy. A copy is made
+once and used by all processes of the machine. When the cache would exceed its limit, copies that no
+process uses are deleted, the least recently used first. The module does not know what the files
+hold.
 
     JAXCPT_CACHE        folder of the copies; default: ~/.cache/jaxcpt
-    JAXCPT_CACHE_GB     its limit; default: 200
+    JAXCPT_CACHE_GB     its limit in GB; default: 200
 """
 
 import fcntl
@@ -27,11 +28,11 @@ DOWNLOADS_AT_ONCE = 8
 LOCK, FILES = "lock", "files"
 
 _held: dict[Path, IO[bytes]] = {}
-"""Lock files of the copies that this process uses. The system unlocks them when it ends."""
+"""The open lock files of the copies in use. The system unlocks them when the process ends."""
 
 
 class Wanted(NamedTuple):
-    """An object, and where its copy belongs."""
+    """An object, with its size and date, and the path of its local copy."""
 
     source: "ObjectPath"
     target: Path
@@ -47,10 +48,10 @@ class Wanted(NamedTuple):
 
 
 def fetch(path: Path) -> Path:
-    """A local path with the content of `path`, an object or a folder of them.
+    """Returns a local path with the content of `path`, which is an object or a folder of objects.
 
-    A local path is returned as it is. Raises UserError where there is no such object, and where
-    the copies would not fit into the cache or on the disk.
+    A local path is returned unchanged. Raises UserError if there is no such object, or if the
+    copies do not fit into the cache or on the disk.
     """
     if not is_object(path):
         return path
@@ -78,7 +79,7 @@ def fetch(path: Path) -> Path:
 
 
 def _lock(entry: Path) -> IO[bytes]:
-    """Locks the entry against other processes; waits for one that fills it."""
+    """Locks an entry of the cache. If another process is filling it, waits until that is done."""
     try:
         entry.mkdir(parents=True, exist_ok=True)
         if entry not in _held:
@@ -94,13 +95,13 @@ def _download(file: Wanted) -> None:
     file.target.parent.mkdir(parents=True, exist_ok=True)
     partial = file.target.with_name(f"{file.target.name}.partial")
     file.source.download(partial)
-    # The object's date: what identifies a source is the same on every machine.
+    # The copy gets the object's date, so that a data source looks the same on every machine.
     os.utime(partial, (file.date, file.date))
     partial.replace(file.target)
 
 
 def _make_room(cache: Path, needed: int, path: Path) -> None:
-    """Deletes unused copies until `needed` bytes fit. Raises UserError where they cannot."""
+    """Deletes unused copies until `needed` bytes fit. Raises UserError if they cannot fit."""
     limit = float(os.environ.get("JAXCPT_CACHE_GB") or 200) * 1e9
     entries = sorted(cache.iterdir(), key=lambda entry: (entry / LOCK).stat().st_mtime)
     held = {entry: _measure(entry) for entry in entries}

@@ -1,9 +1,9 @@
-"""Objects of a store, such as `gs://bucket/run/a.txt`, behind the methods of `pathlib.Path`.
+"""Paths of objects in a store, such as `gs://bucket/run/a.txt`, with the methods of `pathlib.Path`.
 
 In: a URL of Google Cloud Storage or S3. Out: a path that reads, writes and lists objects. A folder
-exists as long as an object lies below it, so `mkdir` does nothing. An object appears whole or not
-at all. The module knows nothing of what the objects hold. Sole home of etils and fsspec, whose file
-systems repeat a request that the store answers with an error of its own, such as 503.
+exists as long as an object is below it, so `mkdir` does nothing. Writing an object is atomic. The
+module does not know what the objects hold. Only this module imports etils and fsspec. fsspec's file
+systems repeat a request that fails in the store, for example with status 503.
 """
 
 import errno
@@ -27,7 +27,7 @@ from jaxcpt.errors import UserError
 
 SCHEMES = ("gs", "s3")
 READ_BYTES = 1 << 23
-"""Of one request, where a file is read from front to back."""
+"""Bytes of one request when a file is read from its start to its end."""
 SLOW_SECONDS = 10
 CREDENTIALS = {
     "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
@@ -38,20 +38,20 @@ _NO_CREDENTIALS = ("NoCredentialsError", "GoogleAuthError", "DefaultCredentialsE
 
 @functools.cache
 def open_store(scheme: str) -> Any:
-    """The fsspec file system of `gs` or `s3`. Raises UserError where its library is missing."""
-    # They log errors that they also raise, and what they do in the absence of optional services.
+    """The fsspec file system of `gs` or `s3`. Raises UserError if its library is missing."""
+    # These libraries log errors that they also raise, and warnings about services that are absent.
     for name in ("gcsfs", "google.auth", "google.api_core", "s3fs", "aiobotocore", "botocore"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"google\.auth|google\.api_core|gcsfs|s3fs")
-    if host := os.environ.get("STORAGE_EMULATOR_HOST"):  # gcsfs reads it, tensorstore these two
+    if host := os.environ.get("STORAGE_EMULATOR_HOST"):  # for gcsfs; tensorstore needs two others
         os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", host)
         os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
-    # Else gcsfs asks for each bucket's layout, by another service, at every request.
+    # Without this, gcsfs asks another service for the bucket's layout at every request.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import fsspec
 
-        # Without its cache of listings: other machines write to the same bucket.
+        # Listings are not cached, because other machines write to the same bucket.
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         raise UserError(f"{scheme}://: needs {error.name}: pip install 'jaxcpt[cloud]'") from None
@@ -59,11 +59,11 @@ def open_store(scheme: str) -> Any:
 
 @functools.cache
 def check_bucket(scheme: str, bucket: str) -> None:
-    """Raises UserError where the bucket does not exist or may not be listed."""
+    """Raises UserError if the bucket does not exist or may not be listed."""
     url = f"{scheme}://{bucket}"
     with _explain(url):
         try:
-            if scheme == "gs":  # not `info`: it needs a right that writers of objects lack
+            if scheme == "gs":  # `info` would need a permission that writers of objects lack
                 open_store(scheme).ls(url, detail=False, max_results=1)
             else:
                 open_store(scheme).info(url)
@@ -72,10 +72,10 @@ def check_bucket(scheme: str, bucket: str) -> None:
 
 
 def prepare_tensorstore(folder: PurePath) -> None:
-    """Makes the library by which Orbax writes arrays find its credentials, without a word.
+    """Lets tensorstore, by which Orbax writes arrays, look for its credentials silently.
 
-    At its first request it writes to the standard error where it found them, or did not. Raises
-    UserError for S3, where Orbax cannot write.
+    Otherwise its first request prints to stderr where it found them or did not find them. Raises
+    UserError for S3, because Orbax cannot write there.
     """
     if not str(folder).startswith("gs://"):
         raise UserError(
@@ -96,7 +96,7 @@ def _find_credentials(bucket: str) -> None:
     try:
         store = tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket}).result()
         store.read(".jaxcpt").result()
-    except Exception as error:  # of tensorstore
+    except Exception as error:  # tensorstore raises many kinds of errors
         raise UserError(f"gs://{bucket}: {_describe(error, 'gs:')}") from error
     finally:
         os.dup2(error_stream, 2)
@@ -105,9 +105,10 @@ def _find_credentials(bucket: str) -> None:
 
 @contextmanager
 def _explain(url: str) -> Iterator[None]:
-    """Turns the errors of the stores' libraries into those of pathlib, or into a UserError.
+    """A context that turns errors of the stores' libraries into those of pathlib, or a UserError.
 
-    Tells after SLOW_SECONDS that a request is not done: the libraries repeat it in silence.
+    The libraries repeat a failed request silently, so after SLOW_SECONDS a line says that the
+    request is not done.
     """
     slow = threading.Timer(SLOW_SECONDS, _tell_slow, [url])
     slow.daemon = True
@@ -120,7 +121,7 @@ def _explain(url: str) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", url) from None
     except FileExistsError:
         raise FileExistsError(errno.EEXIST, "File exists", url) from None
-    except Exception as error:  # of gcsfs, aiohttp, google.auth, s3fs, botocore
+    except Exception as error:  # from gcsfs, aiohttp, google.auth, s3fs or botocore
         raise UserError(f"{url}: {_describe(error, url)}") from error
     finally:
         slow.cancel()
@@ -150,7 +151,7 @@ def _describe(error: Exception, url: str) -> str:
 
 @epath.register_path_cls([f"{scheme}://" for scheme in SCHEMES])
 class ObjectPath(PosixGPath):
-    """A `pathlib.Path` of an object or of a folder of objects. Orbax takes it for its own kind."""
+    """A `pathlib.Path` of an object or of a folder of objects. Orbax accepts it as an epath."""
 
     @property
     def _url(self) -> str:
@@ -166,7 +167,8 @@ class ObjectPath(PosixGPath):
             return getattr(open_store(self._scheme), method)(self._url, *arguments, **options)
 
     def _find(self) -> dict[str, Any] | None:
-        """What the store knows of the object or folder. Raises UserError for no such bucket."""
+        """The store's record of the object or folder; None if it does not exist. Raises UserError
+        if the bucket does not exist."""
         try:
             return self._ask("info")
         except FileNotFoundError:
@@ -186,7 +188,7 @@ class ObjectPath(PosixGPath):
         return False
 
     def resolve(self, strict: bool = False) -> "ObjectPath":
-        """Itself: a URL has no `..` and no links."""
+        """Returns itself, because a URL has no `..` and no links."""
         return self
 
     absolute = expanduser = resolve
@@ -199,7 +201,7 @@ class ObjectPath(PosixGPath):
             names = [name.rstrip("/").rpartition("/")[2] for name in self._ask("ls", detail=False)]
         except FileNotFoundError:
             return
-        # Some tools mark a folder by an object of its own name.
+        # Some tools mark a folder by an object with the folder's name. Leave it out.
         yield from (self / name for name in sorted(set(names) - {self.name}))
 
     def glob(self, pattern: str) -> Iterator["ObjectPath"]:
@@ -209,13 +211,13 @@ class ObjectPath(PosixGPath):
                 yield from path.glob(rest) if rest else [path]
 
     def rglob(self, pattern: str) -> Iterator["ObjectPath"]:
-        """The files below; folders, which are no objects, are left out."""
+        """The objects below this folder. Folders are left out, because they are not objects."""
         for path in self.list_files():
             if fnmatch.fnmatchcase(path.name, pattern):
                 yield path
 
     def list_files(self) -> dict["ObjectPath", "ObjectStat"]:
-        """All files below with their sizes and dates, by one request for a thousand of them."""
+        """All objects below, with sizes and dates. One request lists a thousand of them."""
         found = self._ask("find", detail=True)
         return {
             ObjectPath(f"{self._scheme}://{name}"): ObjectStat(found[name])
@@ -227,7 +229,7 @@ class ObjectPath(PosixGPath):
             raise FileExistsError(errno.EEXIST, "File exists", self._url)
 
     def rmdir(self) -> None:
-        """Does nothing: a folder goes with its last object."""
+        """Does nothing: a folder disappears with its last object."""
 
     def rmtree(self, missing_ok: bool = False) -> None:
         try:
@@ -244,7 +246,7 @@ class ObjectPath(PosixGPath):
                 raise
 
     def rename(self, target: Any) -> "ObjectPath":
-        """Copies and deletes: of a folder, one object after another."""
+        """Copies to `target` and deletes here. The objects of a folder are moved one by one."""
         is_folder = self.is_dir()
         self._ask("copy", os.fspath(target), recursive=is_folder)
         self._ask("rm", recursive=is_folder)
@@ -273,8 +275,8 @@ class ObjectPath(PosixGPath):
         return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
     def put(self, content: bytes, exclusive: bool = False) -> None:
-        """Writes the whole object. exclusive: raises FileExistsError where there is one."""
-        if exclusive and self.exists():  # S3-like stores and emulators may not look
+        """Writes the whole object. exclusive: raise FileExistsError if the object exists."""
+        if exclusive and self.exists():  # S3-like stores and emulators may not check it
             raise FileExistsError(errno.EEXIST, "File exists", self._url)
         try:
             self._ask("pipe_file", content, mode="create" if exclusive else "overwrite")
@@ -282,18 +284,19 @@ class ObjectPath(PosixGPath):
             raise UserError(f"{self._url}: no such bucket; make it, or correct its name") from None
 
     def upload(self, file: PurePath) -> None:
-        """Makes this object of a local file."""
+        """Uploads a local file as this object."""
         with _explain(self._url):
             open_store(self._scheme).put_file(os.fspath(file), self._url)
 
     def download(self, file: PurePath) -> None:
-        """Writes the object into a local file."""
+        """Downloads the object into a local file."""
         self._ask("get_file", os.fspath(file))
 
     def open(self, mode: str = "r", **options: Any) -> IO[Any]:  # type: ignore[override]
-        """As `pathlib` does, but for the modes `a` and `+`: objects cannot be changed in part.
+        """Opens the object like `pathlib`, but without the modes `a` and `+`.
 
-        What is written is held in memory, and is there once the file is closed.
+        An object cannot be changed in part. Written bytes are held in memory, and they become the
+        object when the file is closed.
         """
         kind = mode.replace("b", "").replace("t", "")
         if kind not in ("r", "w", "x"):
@@ -309,7 +312,7 @@ class ObjectPath(PosixGPath):
 
 
 class ObjectStat:
-    """Size and date, under the names of `os.stat_result` and of epath."""
+    """Size and date of an object, under the names of `os.stat_result` and of epath."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         date = info.get("mtime") or info.get("LastModified")
@@ -351,7 +354,7 @@ class _Reader(io.RawIOBase):
 
 
 class _Writer(io.BytesIO):
-    """Bytes that become an object when they are closed, unless their block fails."""
+    """A file in memory that becomes an object when it is closed, unless its `with` block fails."""
 
     def __init__(self, path: ObjectPath, exclusive: bool) -> None:
         super().__init__()

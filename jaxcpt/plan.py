@@ -3,10 +3,10 @@
     jaxcpt plan --experiment experiments/cpt_text_xl.py
     jaxcpt plan --experiment experiments/cpt_text_s.py --topology v5e:8x16 --search
 
-For a TPU, XLA's own compiler compiles the real training step from abstract arrays (install
-`jaxcpt[tpu]`). Memory and cycles come from the compiler, and the time of exchanges comes from the
-chip's published figures. For a GPU, or for a quick look with `cpu:8`, the step is compiled for the
-CPU. That shows the memory and traffic of the layout, and the least time that a step can take.
+For a TPU, XLA compiles the real training step from abstract arrays (install `jaxcpt[tpu]`). Memory
+and cycles come from the compiler. The time of communication comes from the published figures of the
+chip. For a GPU, or for a quick look with `cpu:8`, the step is compiled for the CPU. That shows the
+memory and traffic of the layout, and the least time that a step can take.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def load_task(path: str, topology: str | None, changes: list[str]) -> tuple[Experiment, Topology]:
-    """The experiment of a file, and the topology to plan it for. Raises UserError."""
+    """Loads the experiment of a file, and the topology to plan it for. Raises UserError."""
     experiment = apply_overrides(load_experiment(path), changes)
     experiment = validate(foresee_start(experiment))
     name = topology or experiment.topology
@@ -87,7 +87,7 @@ def _try_layouts(
 ) -> Iterator[tuple[Plan, Layout]]:
     """Compiles the first `tries` layouts and yields those that fit."""
     if experiment.batching.rows_per_cell is not None:
-        raise UserError("batching.rows_per_cell: leave it unset, for it depends on the layout")
+        raise UserError("batching.rows_per_cell: leave it unset; it depends on the layout")
     list_devices(topology)
     layouts = list_layouts(experiment, topology)
     for layout in layouts[:tries]:
@@ -103,7 +103,7 @@ def _try_layouts(
 
 
 def find_fit(experiment: Experiment, topology: Topology, too_large: TooLarge, tries: int) -> str:
-    """Looks for a layout that fits. Returns one line: the missing memory, and what fits."""
+    """Looks for a layout that fits. Returns one line with the missing memory and that layout."""
     missing = (
         f"{experiment.name} on {topology.name}: does not fit, "
         f"{too_large.missing / GIB:.1f} GiB a chip are missing"
@@ -111,11 +111,11 @@ def find_fit(experiment: Experiment, topology: Topology, too_large: TooLarge, tr
     print(f"{missing}; other layouts:", flush=True)
     for plan, layout in _try_layouts(experiment, topology, tries):
         return f"{missing}; this fits, {_describe(plan)}: {layout.describe()}"
-    return f"{missing}, and of other layouts none that was tried fits; try more chips, or --tries"
+    return f"{missing}; no other layout that was tried fits; try more chips, or raise --tries"
 
 
 def search(experiment: Experiment, topology: Topology, tries: int) -> list[Plan]:
-    """Compiles the layouts that are likely to be best. Shows and returns them, fastest first."""
+    """Compiles the most promising layouts. Shows and returns their plans, fastest first."""
     results = list(_try_layouts(experiment, topology, tries))
     if not results:
         raise UserError(f"{experiment.name} on {topology.name}: no layout that was tried fits")

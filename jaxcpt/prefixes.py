@@ -1,7 +1,8 @@
-"""What a run puts before a text that has no source: in search, embed, evaluate and export.
+"""Chooses the prefixes that a run puts before texts in search, embed, evaluate and export.
 
-In: an experiment, the prefixes of its tokenizer, and what a user gives instead. Out: the prefix of
-each side. A text of a source carries that source's own prefix already (`jaxcpt.pairs`).
+In: an experiment, the prefixes of its tokenizer, and the prefixes that a user chose instead. Out:
+the prefix of each side. Texts that are read from a data source already have the prefix of that
+source (`jaxcpt.pairs`), so they are not the subject of this module.
 """
 
 import argparse
@@ -15,7 +16,7 @@ SIDES: tuple[Side, ...] = get_args(Side)
 
 
 def list_prefixes(experiment: Experiment, side: Side) -> list[str]:
-    """The different prefixes that the training sources put before this side."""
+    """The distinct prefixes that the training sources put before this side."""
     found = [getattr(source, f"{side}_prefix") for source in experiment.data.train]
     return list(dict.fromkeys(found))
 
@@ -23,8 +24,8 @@ def list_prefixes(experiment: Experiment, side: Side) -> list[str]:
 def choose_prefix(
     experiment: Experiment, side: Side, of_tokenizer: str, given: Mapping[Side, str]
 ) -> str:
-    """What the user gave; else the tokenizer's prefix, and after it the one that all training
-    sources share. Where they differ, the tokenizer's alone."""
+    """The prefix that the user gave. Without one: the tokenizer's prefix, followed by that of the
+    training sources if all of them have the same."""
     if side in given:
         return given[side]
     shared = list_prefixes(experiment, side)
@@ -32,7 +33,7 @@ def choose_prefix(
 
 
 def describe_differences(experiment: Experiment, given: Mapping[Side, str]) -> list[str]:
-    """One line for each side whose training sources differ, where the user gave no prefix."""
+    """A line for each side without a given prefix whose training sources have several prefixes."""
     return [
         f"note: data.train has several prefixes of {side} ({', '.join(map(repr, found))}), so none "
         f"of them is put before a text; choose one with --{side}-prefix"
@@ -44,8 +45,8 @@ def describe_differences(experiment: Experiment, given: Mapping[Side, str]) -> l
 def add_prefix_options(parser: argparse.ArgumentParser) -> None:
     """Adds --x-prefix and --y-prefix."""
     for side in SIDES:
-        told = f"text to put before each {side}; default: that of the run, where its sources agree"
-        parser.add_argument(f"--{side}-prefix", metavar="TEXT", help=told)
+        described = f"text to put before each {side}; default: the run's, if its sources agree"
+        parser.add_argument(f"--{side}-prefix", metavar="TEXT", help=described)
 
 
 def read_prefix_options(arguments: argparse.Namespace) -> dict[Side, str]:

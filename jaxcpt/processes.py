@@ -1,7 +1,8 @@
-"""The processes of one run: how they meet, agree, and leave together. Sole home of jax.distributed.
+"""Connects the processes of one run, lets them agree, and ends them together.
 
-In: a coordinator's address, or a TPU or Slurm environment that tells it. Out: processes that share
-one JAX runtime. It knows nothing of what they compute.
+In: a coordinator's address, or a TPU or Slurm environment that gives it. Out: processes that share
+one JAX runtime. Only this module imports jax.distributed. It does not know what the processes
+compute.
 """
 
 import argparse
@@ -39,20 +40,18 @@ _tell_others = _Handler(lambda _: None)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a command that several processes run together; `join` takes their values."""
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where all processes meet")
+    """Adds the options of a command that several processes run together. `join` uses the values."""
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     parser.add_argument("--num-processes", type=int)
-    parser.add_argument(
-        "--process-id", type=int, help="from 0; TPU VMs and Slurm tell by themselves"
-    )
+    parser.add_argument("--process-id", type=int, help="from 0; not needed on TPU VMs and in Slurm")
     parser.add_argument("--wait", type=int, default=300, help="seconds to wait for other processes")
 
 
 def join(coordinator: str | None, count: int | None, process: int | None, wait: int) -> None:
-    """Joins the other processes, if there are any to join; before anything touches a device.
+    """Connects to the other processes, if there are any. Call it before any use of a device.
 
-    With a coordinator's HOST:PORT, the number of processes and this one's are needed too; without,
-    TPU VMs and Slurm tell. Raises UserError naming who did not come within `wait` seconds.
+    coordinator: HOST:PORT of process 0. It needs `count` and `process` too. None: TPU VMs and Slurm
+    provide all three. Raises UserError that names the processes missing after `wait` seconds.
     """
     if coordinator is None and not (count is None and process is None):
         raise UserError("--num-processes and --process-id go with --coordinator HOST:PORT")
@@ -76,9 +75,11 @@ def join(coordinator: str | None, count: int | None, process: int | None, wait: 
 
 
 def _take_signals_from_jax() -> None:
-    """JAX's own handlers are in C. Its handler of SIGTERM tells all processes of a stop, but would
-    swallow a second signal, so it is only called for the first. An abort, which is how JAX ends a
-    process that lost the coordinator, becomes the exit code of a lost peer.
+    """Replaces the signal handlers that JAX installs, which are written in C.
+
+    JAX's handler of SIGTERM notifies all processes, but it would ignore a second signal. It is
+    therefore called only for the first one. JAX ends a process that lost the coordinator by an
+    abort, which becomes the exit code of a lost process.
     """
     global _tell_others
     set_handler = ctypes.CDLL(None).signal
@@ -93,15 +94,15 @@ def _leave_at_abort(_: int) -> None:
 
 
 def tell_others_to_stop() -> None:
-    """Has `agree_to_stop` answer yes on all processes soon. For a signal's handler."""
+    """Makes `agree_to_stop` return True on all processes soon. A signal handler may call it."""
     _tell_others(signal.SIGTERM)
 
 
 def agree_to_stop(step: int, noted: bool) -> bool:
-    """Whether to stop after this step: the same answer on all processes, which all ask at each.
+    """Whether to stop after this step. All processes must call it at each step.
 
-    Several agree on the step after the last one that any of them has reached, through JAX's
-    preemption service and without waiting for each other or for a device.
+    All processes get the same answer. JAX's preemption service chooses the step after the last one
+    that any process has reached. The processes do not wait for each other or for a device.
     """
     if jax.process_count() == 1:
         return noted
@@ -109,9 +110,9 @@ def agree_to_stop(step: int, noted: bool) -> bool:
 
 
 def _call_the_roll(coordinator: str, count: int, process: int, wait: int) -> None:
-    """Waits until all processes are there, at the coordinator's port, before JAX listens to it.
+    """Waits at the coordinator's port until all processes are there, before JAX uses the port.
 
-    JAX would end a process that waits in vain by an abort, and never tell whom it waited for.
+    Otherwise JAX would abort a process that waited too long, without naming the missing processes.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
@@ -150,19 +151,19 @@ def _await_others(port: int, count: int, wait: int, deadline: float) -> None:
                     f"{', '.join(missing)}"
                 ) from None
             line.settimeout(1.0)
-            with contextlib.suppress(OSError):  # whoever it was will come again
+            with contextlib.suppress(OSError):  # it will connect again
                 number = int.from_bytes(line.recv(4), "big")
-                if 0 < number < count:  # and not a port scan
+                if 0 < number < count:  # it may be a port scan
                     present[number] = line
     for line in present.values():
         with contextlib.suppress(OSError), line:
             line.sendall(b"+")
 
 
-# JAX ends a process that loses the coordinator, or hears nothing of a peer for HEARTBEAT_SECONDS,
-# by an abort with a stack trace of its own, before Python can say anything. What that writes is
-# read by a small process of its own, which says the one line that matters instead. An error of the
-# coordination service goes on over lines that have no prefix.
+# JAX aborts a process that loses the coordinator, or that receives nothing from another process for
+# HEARTBEAT_SECONDS. The abort prints a stack trace, and Python cannot prevent it. Therefore a small
+# second process reads the stderr of this one and prints one line instead of the trace. An error of
+# the coordination service continues on lines without a prefix, so everything after it is dropped.
 _STDERR_FILTER = """
 import re, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -189,7 +190,7 @@ def _filter_stderr(farewell: str) -> None:
 
 
 def _in_a_cluster() -> bool:
-    """Whether JAX can find the other processes by itself."""
+    """Whether JAX can find the other processes without a coordinator's address."""
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         return True
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
@@ -203,7 +204,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def first_goes_first(name: str) -> Iterator[None]:
-    """The first process runs the block alone and then all others: what it writes, they find."""
+    """A context that the first process runs before all others, so that they find what it wrote."""
     if jax.process_count() == 1:
         yield
         return
@@ -215,7 +216,7 @@ def first_goes_first(name: str) -> Iterator[None]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether it is set on any process. All must ask."""
+    """Whether `flag` is true on any process. All processes must call it."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
@@ -223,7 +224,10 @@ def any_process(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def own_together(run_dir: Path) -> Iterator[None]:
-    """The first process owns the run folder for all. All raise UserError where it cannot."""
+    """A context in which the first process owns the run folder for all processes.
+
+    If it cannot own the folder, all processes raise UserError.
+    """
     refusal = None
     with contextlib.ExitStack() as stack:
         if is_first():
@@ -237,7 +241,7 @@ def own_together(run_dir: Path) -> Iterator[None]:
 
 
 def check_agreement(experiment: Experiment) -> None:
-    """Raises UserError, on all processes, naming the first that runs another experiment."""
+    """Raises UserError on all processes if one of them runs another experiment, and names it."""
     if jax.process_count() == 1:
         return
     own = np.frombuffer(to_json(experiment).encode(), np.uint8)
@@ -256,10 +260,10 @@ def check_agreement(experiment: Experiment) -> None:
 
 
 def is_loss(error: Exception) -> bool:
-    """Whether the error says that another process is gone.
+    """Whether the error means that another process is gone.
 
-    JAX raises such errors in several types, depending on what waited for the other process. Outside
-    its own type, only words count that an error of a disk or a store does not have.
+    JAX raises several types of error for this. For other types than JaxRuntimeError, the text must
+    contain words that do not occur in errors of a disk or a store.
     """
     if jax.process_count() == 1:
         return False
@@ -269,18 +273,17 @@ def is_loss(error: Exception) -> bool:
 
 
 def run_together(work: Callable[[], None]) -> None:
-    """Runs `work`; when another process dies in the middle, leaves with one line at once.
+    """Runs `work`. If another process dies meanwhile, ends this process at once with one line.
 
-    After any error the others will not come to a clean shutdown, which would wait for them, so
-    this process is ended as it stands. What the last finished checkpoint holds is safe, and the
-    next start goes on from it.
+    A clean shutdown of JAX waits for all processes. After an error the others would not reach it,
+    so this process ends without one. The next start resumes from the last finished checkpoint.
     """
     try:
         work()
     except (UserError, OSError, Stopped) as end:
         if jax.process_count() == 1:
             raise
-        if isinstance(end, OSError) and is_loss(end):  # orbax waited for it in vain
+        if isinstance(end, OSError) and is_loss(end):  # orbax waited for the process
             leave(LOST_PEER, f"{_LOST} ({' '.join(str(end).split())[:200]})")
         leave(STOPPED if isinstance(end, Stopped) else USER_ERROR, " ".join(str(end).split()))
     except KeyboardInterrupt:

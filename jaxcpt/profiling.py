@@ -1,8 +1,8 @@
-"""Records what the devices and the host do during some training steps, by JAX's profiler.
+"""Records with JAX's profiler what the devices and the host do during some training steps.
 
-In: the function that takes a step. Out: the same function, which writes a trace once, and the
-trace in a folder, for https://ui.perfetto.dev, TensorBoard or XProf. Of several processes, only the
-first one writes: JAX refuses a folder that holds the traces of two.
+In: the function that takes a step. Out: a function that does the same and once writes a trace into
+a folder, for https://ui.perfetto.dev, TensorBoard or XProf. Only the first process writes, because
+JAX refuses a folder with traces of two processes. The module does not know what a step computes.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,10 @@ STEPS_BEFORE = 2
 def trace_steps(
     step: Callable[[State, Batch], tuple[State, Result]], count: int, folder: Path, left: int
 ) -> Callable[[State, Batch], tuple[State, Result]]:
-    """`step`, which traces `count` of its calls into the folder. 0: it traces none.
+    """Returns a function like `step` that also traces `count` of its calls. 0: it traces none.
 
-    left: how many calls there will be. Raises UserError where they are too few, and for a folder in
-    a store, into which the profiler cannot write.
+    folder: where the trace is written. left: the number of calls to come. Raises UserError if these
+    are too few, or if the folder is in a store, where the profiler cannot write.
     """
     if not count:
         return step

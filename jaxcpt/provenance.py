@@ -1,8 +1,8 @@
-"""What a run writes down about its starts and its end, for the people who read its report.
+"""Records facts about a run's starts and its end, for the readers of its report.
 
-In: the step that a start goes on from, its devices and its data. Out: `starts.jsonl`, one object a
-line for each start, and the numbers of the end. It reads the clock, the command line and the
-machine, and knows nothing of training.
+In: the step from which a start continues, its devices and its data. Out: `starts.jsonl`, with one
+line for each start, and the facts about the end. The module reads the clock, the command line and
+the machine. It does not know how a run trains.
 """
 
 import json
@@ -27,9 +27,9 @@ STARTS_FILE = "starts.jsonl"
 
 
 def record_start(run_dir: Path, step: int, devices: str, data: Sequence[Mapping[str, Any]]) -> None:
-    """Adds a line to starts.jsonl. Lines of earlier starts stay.
+    """Adds a line to starts.jsonl. The lines of earlier starts stay.
 
-    step: the step that is done. data: from `fingerprints.describe_data`.
+    step: the last step that is done. data: the result of `fingerprints.describe_data`.
     """
     command = [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
     start = {
@@ -53,9 +53,9 @@ def record_start(run_dir: Path, step: int, devices: str, data: Sequence[Mapping[
 
 
 def describe_end() -> dict[str, Any]:
-    """The date, and the most memory that this process has used so far.
+    """The date, and the peak memory of this process.
 
-    Devices that do not count their memory, such as CPUs, have no `device_memory_bytes`.
+    `device_memory_bytes` is left out for devices that do not count their memory, such as CPUs.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     end: dict[str, Any] = {
@@ -67,14 +67,14 @@ def describe_end() -> dict[str, Any]:
 
 
 def read_clock() -> str:
-    """The date and time, as ISO 8601 writes them, in UTC and whole seconds."""
+    """The date and time in ISO 8601 format, in UTC and whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def find_commit(checkout: Path) -> str | None:
-    """The commit of a git checkout, with `-dirty` where its files have changed since.
+    """The commit of a git checkout, with `-dirty` after it if files have changed since.
 
-    None: the folder is no checkout, as after `pip install`, or git is not there.
+    None if the folder is not a checkout, as after `pip install`, or if git is not installed.
     """
     if not (checkout / ".git").exists():
         return None

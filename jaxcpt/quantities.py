@@ -1,8 +1,8 @@
-"""Quantities in the form in which people read them."""
+"""Writes large numbers in a short form for people."""
 
 
 def shorten(number: float) -> str:
-    """1234567 -> '1.23 M'."""
+    """Three digits and a unit prefix: 1234567 -> '1.23 M'."""
     for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {letter}"

@@ -1,9 +1,9 @@
-"""A folder of source code in, its functions out: what `jaxcpt search --code` searches.
+"""Reads the functions of a folder of source code, for `jaxcpt search --code`.
 
-All functions of the six languages are read, documented or not. A function that stands inside
-another one is part of that one. Hidden files and folders, `node_modules`, minified and generated
-files are left out, and so are files that cannot be read; all are counted. The module knows no
-model.
+In: a folder. Out: all functions of the six languages, with or without documentation. A function
+inside another function is part of the outer one. These files are left out and counted: hidden,
+minified and generated files, files in hidden folders and `node_modules`, and files that cannot be
+read. The module knows no model.
 """
 
 from collections import Counter
@@ -19,9 +19,10 @@ NOT_SEARCHED = {"node_modules", "__pycache__"}
 
 
 def read_functions(folder: Path) -> tuple[list[TextWithId], Counter[str]]:
-    """The functions with `path:line` as their ids, and how many files were left out and why.
+    """Returns the functions, and the number of left-out files by reason.
 
-    Paths count from the folder. Raises UserError where it holds no function.
+    The id of a function is `path:line`, with the path relative to the folder. Raises UserError if
+    the folder has no function.
     """
     if not folder.is_dir():
         raise UserError(f"--code {folder}: no such folder")

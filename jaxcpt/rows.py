@@ -1,8 +1,9 @@
-"""Rows of numbers in files, one JSON object a line: read, replaced, and appended to.
+"""Reads, replaces and appends rows of numbers in files with one JSON object per line.
 
-In: a step and its numbers by name. Out: `NAME.jsonl`, in which each step stands once and in order.
-An object in a store cannot be appended to. There the rows of `metrics.jsonl` are written in parts,
-`metrics/<first step>.jsonl`, and `read_rows` joins them.
+In: a step and its numbers by name. Out: `NAME.jsonl`, which has each step once, in order. An object
+in a store cannot be appended to. There, the rows of `metrics.jsonl` are written in parts,
+`metrics/<first step>.jsonl`, and `read_rows` joins them. The module does not know what the numbers
+mean.
 
 JSON has no NaN. A value that is not finite is written as the string "nan", "inf" or "-inf", and
 `read_rows` turns it back into a float.
@@ -29,10 +30,11 @@ Row = dict[str, float]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The lines of metrics.jsonl or evals.jsonl. A file that does not exist has none.
+    """The rows of metrics.jsonl or evals.jsonl; none if the file does not exist.
 
-    A kill can leave the last line torn, so a last line without its end that does not parse is
-    skipped. Any other line that is not a step and its numbers raises UserError with file and line.
+    A kill can leave a part of the last line. A last line that has no line end and does not parse is
+    therefore skipped. Any other line that is not a step with numbers raises UserError with file and
+    line.
     """
     parts = list_parts(path)
     rows = _read(path)
@@ -45,7 +47,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def find_row(path: Path, step: int) -> Row:
-    """The line of a step. It is empty where the file has none."""
+    """The row of a step; empty if the file has no such row."""
     return {row["step"]: row for row in read_rows(path)}.get(step, {})
 
 
@@ -71,11 +73,11 @@ def _read(path: Path) -> list[Row]:
 
 
 def _parse_row(line: bytes) -> Row:
-    """Raises ValueError for other types than `_to_line` writes, and for numbers out of range."""
+    """Parses a line that `_to_line` wrote. Raises ValueError for other types and huge numbers."""
     row = json.loads(line)
     if not isinstance(row, dict) or type(row.get("step")) is not int:
-        raise ValueError("no object with a step")
-    json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair cannot be written again
+        raise ValueError("not an object with a step")
+    json.dumps(row, ensure_ascii=False).encode()  # raises for half a surrogate pair
     parsed = {"step": row.pop("step"), **{name: _parse_value(v) for name, v in row.items()}}
     if not 0 <= parsed["step"] < HIGHEST_STEP:
         raise ValueError("a step out of range")
@@ -86,14 +88,14 @@ def _parse_value(value: object) -> float:
     if isinstance(value, str) and value in ("nan", "inf", "-inf"):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     if abs(value) > sys.float_info.max:  # JSON text such as 1e400, or an integer of 400 digits
         raise ValueError("a number out of range")
     return float(value)
 
 
 def record_evals(run_dir: Path, step: int, scores: Mapping[str, float]) -> None:
-    """Adds scores to the step's line of evals.jsonl. Lines are in order of steps."""
+    """Adds scores to the row of a step in evals.jsonl, whose rows are ordered by step."""
     path = run_dir / EVALS_FILE
     rows = {row["step"]: row for row in read_rows(path)}
     rows[step] = {**rows.get(step, {}), "step": step, **scores}
@@ -110,7 +112,7 @@ def _to_line(row: Mapping[str, float]) -> str:
 
 
 class Rows(Protocol):
-    """The end of a file of rows."""
+    """A file of rows that is open for appending."""
 
     def append(self, row: Row) -> None: ...
 
@@ -121,7 +123,8 @@ class Rows(Protocol):
 
 
 def open_rows(path: Path, start_step: int) -> Rows:
-    """Removes the rows after `start_step` and opens the end. Raises UserError, see `read_rows`."""
+    """Removes the rows after `start_step` and opens the file for appending. Raises UserError as
+    `read_rows` does."""
     if is_object(path):
         return PartRows(path, start_step)
     return FileRows(path, start_step)
@@ -133,21 +136,22 @@ class FileRows:
 
     def __init__(self, path: Path, start_step: int) -> None:
         write_rows(path, [row for row in read_rows(path) if row["step"] <= start_step])
-        remove_tree(path.with_suffix(""))  # parts of a run that was copied from a store
+        remove_tree(path.with_suffix(""))  # the parts, if the run was copied from a store
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def append(self, row: Row) -> None:
         self._file.write(_to_line(row))
 
     def flush(self) -> None:
-        """Each line has been written."""
+        """Does nothing, because `append` has written each line."""
 
     def close(self) -> None:
         self._file.close()
 
 
 class PartRows:
-    """Rows as objects of at most `PART_ROWS` rows. The last one is written again as it grows."""
+    """Rows in a store, in objects of at most PART_ROWS rows. The last object is rewritten as it
+    grows."""
 
     def __init__(self, path: Path, start_step: int) -> None:
         self._folder = path.with_suffix("")
@@ -180,9 +184,9 @@ class PartRows:
 
 
 class Upload:
-    """Calls `write` in a thread, not more often than every `UPLOAD_SECONDS`.
+    """Calls `write` in a thread, at most once every UPLOAD_SECONDS.
 
-    What `write` raises is raised by the next call of a method.
+    If `write` raises, the next call of a method raises the same error.
     """
 
     def __init__(self, write: Callable[[], None]) -> None:
@@ -192,7 +196,7 @@ class Upload:
         self._begun = -math.inf
 
     def note(self) -> None:
-        """There is something new to write."""
+        """Says that there is something new to write."""
         done = self._writing is None or self._writing.done()
         if done and time.monotonic() >= self._begun + UPLOAD_SECONDS:
             self._begin()

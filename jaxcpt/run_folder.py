@@ -1,9 +1,9 @@
-"""A run's folder: whose it is, before anything is written into it.
+"""Claims a run's folder before anything is written into it.
 
 In: a folder and an experiment. Out: the folder, claimed for that experiment and locked, or a
-UserError. A folder is claimed by a marker file that is created before anything else, so that
-nothing in a folder of somebody else is ever deleted or replaced. It knows nothing of what a run
-writes.
+UserError. A marker file claims the folder. It is created before anything else, so that a run never
+deletes or replaces files in a folder that is not its own. The module does not know what a run
+trains.
 """
 
 from collections.abc import Iterator
@@ -27,19 +27,19 @@ LAYOUT = (
     "model.remat:",
     "model.cut_residual:",
 )
-"""Beginnings of the paths that may differ between two starts of a run: they decide where and in how
-many parts the same numbers are computed, and when a run gives up."""
+"""Fields of the experiment, by the start of their paths, that may change between two starts of a
+run. They decide where and in how many parts the same numbers are computed, and when a run stops."""
 LEFTOVERS = ("pairs", "tokenizer", "start")
-"""What a start writes before it knows that the experiment can run."""
+"""Names in the run folder that a start writes before it knows that the experiment can run."""
 
 
 @contextmanager
 def own_folder(run_dir: Path) -> Iterator[None]:
-    """Makes the folder this run's, and keeps other processes out while the block runs.
+    """A context that claims the folder for this run and locks it against other processes.
 
-    Raises UserError where the folder holds files of somebody else, and where another process writes
-    there. What an earlier start of ours left behind, which was refused before its experiment was
-    written, is removed: it may belong to other values of the experiment.
+    Raises UserError if the folder holds other files, or if another process writes there. An earlier
+    start may have been refused before it wrote its experiment. The files that it left are removed,
+    because they may belong to other values of the experiment.
     """
     claim(run_dir)
     with RunLock(run_dir):
@@ -50,7 +50,7 @@ def own_folder(run_dir: Path) -> Iterator[None]:
 
 
 def claim(run_dir: Path) -> None:
-    """Writes the marker. Raises UserError where the folder holds files of somebody else."""
+    """Writes the marker. Raises UserError if the folder holds files that are not a run's."""
     if (run_dir / EXPERIMENT_FILE).is_file() or (run_dir / MARKER).is_file():
         return
     try:
@@ -61,7 +61,7 @@ def claim(run_dir: Path) -> None:
                 f"{run_dir}: not a run folder, and not empty: it holds {other[0]}; choose "
                 "another --run-dir"
             )
-        with suppress(FileExistsError):  # of another process that started at the same moment
+        with suppress(FileExistsError):  # another process started at the same moment
             (run_dir / MARKER).touch(exist_ok=False)
     except OSError as error:
         raise UserError(
@@ -72,7 +72,7 @@ def claim(run_dir: Path) -> None:
 def check_same_experiment(run_dir: Path, experiment: Experiment) -> list[str]:
     """The values of LAYOUT that differ from the run in the folder, as `path: old -> new`.
 
-    Raises UserError where the folder holds a run of another experiment, naming each value.
+    Raises UserError if other values differ, and names each of them.
     """
     if not (run_dir / EXPERIMENT_FILE).is_file():
         return []
@@ -86,7 +86,7 @@ def check_same_experiment(run_dir: Path, experiment: Experiment) -> list[str]:
 
 
 def remove_run(run_dir: Path) -> None:
-    """Deletes a run folder, if there is one. Raises UserError where it is not a run's, and where
+    """Deletes a run folder, if there is one. Raises UserError if it is not a run folder, or if
     another process writes there."""
     if run_dir.is_dir():
         if not (run_dir / MARKER).is_file():

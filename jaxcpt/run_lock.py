@@ -1,12 +1,13 @@
-"""A lock on a run folder: one process writes there at a time.
+"""A lock on a run folder, so that only one process writes there at a time.
 
-In: a run folder. Out: a lock that is held while a block runs, or a UserError that names who holds
-it. Every holder writes a file of its own, `.lock-<time>-<token>.json`, and renews it every few
-seconds. So the lock needs neither `fcntl` nor a common clock, and works on NFS and object stores.
+In: a run folder. Out: a lock that is held while a block runs, or a UserError that names its holder.
+Every holder writes its own file, `.lock-<time>-<token>.json`, and renews it every few seconds. So
+the lock needs neither `fcntl` nor a common clock, and it works on NFS and in object stores.
 
-A lock is stale, and is removed, where its process is gone (on the same machine), or where its file
-is not renewed while a newcomer watches it (any other machine). A file is named after one holder,
-so that removing a stale one cannot remove the lock of somebody who came in the meantime.
+A stale lock is removed. On the same machine, a lock is stale if its process is gone. On another
+machine, it is stale if its file is not renewed while a newcomer watches it. Each file belongs to
+one holder, so removing a stale file cannot remove the lock of another process that came meanwhile.
+The module does not know what the process writes.
 """
 
 import json
@@ -26,11 +27,11 @@ from jaxcpt.files import write_file
 PREFIX, SUFFIX = ".lock-", ".json"
 BEAT_SECONDS = 10.0
 WATCH_SECONDS = 4.5 * BEAT_SECONDS
-"""A holder on another machine that does not renew its file for so long is gone."""
+"""A holder on another machine counts as gone if it does not renew its file for this long."""
 UNREADABLE_SECONDS = 5.0
-"""A lock file that cannot be read for so long is damaged, and not just being written."""
+"""A lock file counts as damaged if it cannot be read for this long. It may be in writing before."""
 PATIENCE_SECONDS = 5.0
-"""A holder that is about to leave is waited for so long."""
+"""How long to wait for a holder that is about to leave."""
 
 
 class FolderInUse(UserError):
@@ -39,22 +40,22 @@ class FolderInUse(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """What a lock file says of the process that wrote it."""
+    """The process that wrote a lock file, as the file describes it."""
 
     host: str
     machine: str
-    """The boot and the process namespace in which `pid` has its meaning. Empty: unknown."""
+    """Identifies the boot and the process namespace in which `pid` is valid. Empty: unknown."""
     pid: int
     process_start: str
-    """When the process began, by the kernel's clock. It tells two uses of one id apart."""
+    """When the process began, by the kernel's clock. It shows whether an id was used again."""
     since: str
     held: bool = False
-    """False while its process still looks for other holders."""
+    """False while the process still looks for other holders."""
     beat: int = 0
 
 
 def describe_self() -> Holder:
-    """This process as a holder."""
+    """The description of this process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -70,7 +71,7 @@ def describe_self() -> Holder:
 
 
 def find_process_start(pid: int) -> str | None:
-    """When a process of this machine began. None where it is gone, or has ended as a zombie."""
+    """When a process of this machine began; None if it is gone or a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -82,7 +83,7 @@ def find_process_start(pid: int) -> str | None:
 class RunLock:
     """The lock of a run folder, as a context manager.
 
-    Entering raises FolderInUse where another process holds the lock and is alive.
+    Entering raises FolderInUse if another process holds the lock and is alive.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -114,10 +115,10 @@ class RunLock:
             write_file(self.path, json.dumps(asdict(self.holder)))
 
     def _wait_for_others(self) -> None:
-        """Returns once no other holder is left. Raises FolderInUse where one is alive.
+        """Waits until there is no other holder. Raises FolderInUse if one is alive.
 
-        Of several newcomers the one that came first, by the name of its file, gets the lock. The
-        others leave as soon as they see it.
+        Among several newcomers, the first by the name of its file gets the lock. The others raise
+        as soon as they see that file.
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
         while others := self._list_others():
@@ -126,17 +127,17 @@ class RunLock:
                 if _is_stale(path, holder, self.holder):
                     _remove(path)
                     if path.exists():
-                        raise FolderInUse(f"{path}: no lock of jaxcpt; move it away")
+                        raise FolderInUse(f"{path}: not a lock of jaxcpt; move it away")
                 elif holder is None or not path.is_file():
-                    continue  # it was written, or removed, a moment ago
+                    continue  # it is being written or was just removed
                 elif (holder.held or path < self.path) and time.monotonic() > deadline:
                     raise FolderInUse(_explain(path, holder))
             time.sleep(0.1)
 
     def _beat(self) -> None:
-        """Renews the lock file until the lock is left."""
+        """Renews the lock file until the lock is released."""
         while not self.left.wait(BEAT_SECONDS):
-            with suppress(OSError, UserError):  # a full disk, or a storage that is away for a while
+            with suppress(OSError, UserError):  # a full disk or unreachable storage
                 self._write()
                 for path in self._list_others() if self.holder.held else ():
                     if (other := _read(path)) is not None and other.held:
@@ -151,7 +152,7 @@ class RunLock:
 
 
 def _leave_at_once(run_dir: Path, other: Holder) -> NoReturn:
-    """Ends this process, which another one took for dead, so that it does not write any more."""
+    """Ends this process, so that it writes no more, because another one considered it dead."""
     leave(
         LOST_PEER,
         f"{run_dir}: process {other.pid} on {other.host} has taken it over, because this process "
@@ -168,7 +169,7 @@ def _explain(path: Path, holder: Holder) -> str:
 
 
 def _is_stale(path: Path, holder: Holder | None, own: Holder) -> bool:
-    """Whether the holder of a lock file is gone. Of another machine it takes a while to know."""
+    """Whether the holder of a lock file is gone. For another machine this takes WATCH_SECONDS."""
     if holder is None:
         return not _changes(path, UNREADABLE_SECONDS)
     if own.machine and holder.machine == own.machine:
@@ -182,7 +183,7 @@ def _is_stale(path: Path, holder: Holder | None, own: Holder) -> bool:
 
 
 def _changes(path: Path, seconds: float) -> bool:
-    """Whether a lock file is renewed, or removed by its holder, within so many seconds."""
+    """Whether a lock file is renewed, or removed by its holder, within this many seconds."""
     before, until = _read(path), time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(min(0.5, seconds / 10))
@@ -192,14 +193,14 @@ def _changes(path: Path, seconds: float) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Removes a lock file, and what a kill left of a renewal."""
+    """Removes a lock file, and the temporary file of a renewal that a kill interrupted."""
     for leftover in (path, path.with_name(f"{path.name}.partial")):
         with suppress(OSError):
             leftover.unlink()
 
 
 def _read(path: Path) -> Holder | None:
-    """None for a file that is gone, damaged, or being written."""
+    """The holder in a lock file; None if the file is gone, damaged, or being written."""
     try:
         return Holder(**json.loads(path.read_text())) if path.is_file() else None
     except (OSError, ValueError, TypeError, RecursionError):

@@ -1,8 +1,8 @@
-"""What a run scores of itself: during training, at its end, and when it is evaluated later.
+"""Scores a run: during training, at its end, and when it is evaluated later.
 
 In: an experiment, `embed_fn` or an `Embedder`, and a run folder. Out: scores by name, tables on the
-terminal, and `summary.json`, `suites.json`, `evals.jsonl` and the report in the run folder. How a
-score is computed is known to `evals`.
+terminal, and the files `summary.json`, `suites.json`, `evals.jsonl` and the report in the run
+folder. `evals` computes the scores; this module does not know how.
 """
 
 import dataclasses
@@ -54,9 +54,10 @@ RESULTS_PER_EXAMPLE = 3
 def read_heldout(
     experiment: Experiment, run_dir: Path, given: Mapping[Side, str] | None = None
 ) -> list[Pair]:
-    """The held-out pairs of a run, with the prefixes of their source.
+    """The held-out pairs of a run, with the prefixes of their data source; empty if it has none.
 
-    Empty where the experiment names none. given: sides whose prefix `Embedder` puts there instead.
+    given: prefixes that the user chose. A side in it gets no prefix here, because `Embedder` adds
+    the chosen one.
     """
     if experiment.data.heldout is None:
         return []
@@ -72,10 +73,10 @@ def score(
     heldout: Sequence[Pair],
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """The scores of one eval of a run: `heldout/<score>` and `<suite>/<score>`.
+    """The scores of one eval of a run, by `heldout/<score>` and `<suite>/<score>`.
 
-    A set that does not fit is named in a printed line, and training goes on without its scores.
-    check: called before each set of texts is embedded. It may raise.
+    If a set of a suite cannot be read, a printed line names it and its scores are left out. check:
+    called before each set of texts is embedded. It may raise an error to stop the eval.
     """
 
     def checked(embedder: Embedder) -> EmbedFn:
@@ -102,7 +103,7 @@ def score(
 
 
 def lacks_evals(run_dir: Path, experiment: Experiment, step: int) -> bool:
-    """Whether the eval of a saved step was due and has no row: a stop or a kill was before it."""
+    """Whether the eval of a saved step was due but has no row, because the run ended before it."""
     if step == 0:
         is_due = experiment.init_from is not None  # to show what training adds
     else:
@@ -117,8 +118,8 @@ def conclude(
 ) -> None:
     """Compares a trained run with its baselines, shows the tables, and writes the report.
 
-    derived: the numbers that follow from the experiment, for the report. All processes call it,
-    because all embed; only the first one shows and writes.
+    derived: the derived numbers of the run, for the report (`budget.describe`). All processes must
+    call it, because all of them embed. Only the first one prints and writes.
     """
     experiment = embedder.experiment
     data, suites = fetch(to_path(experiment.evals.data)), experiment.evals.suites
@@ -130,8 +131,8 @@ def conclude(
     elif heldout:
         embed_fn = embedder.of_sources.embed
         summary |= compare_heldout(run_dir, embed_fn, heldout, before)
-    # By all processes, so that the others do not wait here for the first one.
-    words = collect([], score_words, data, suites)  # `score` has named what does not fit
+    # All processes compute these, so that the others do not wait for the first one.
+    words = collect([], score_words, data, suites)  # `score` has printed the problems
     if not is_first():
         return
     scores = {name: value for name, value in last.items() if name.partition("/")[0] in suites}
@@ -155,11 +156,11 @@ def compare_heldout(
     before: Mapping[str, float] | None = None,
     given: Mapping[Side, str] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """`table`: the scores of this run, its start and baseline, BM25 and chance. `examples`: see
-    `find_examples`.
+    """Compares a run on its held-out pairs with other models.
 
-    before: the scores at step 0 of a run that starts from another model, as in evals.jsonl.
-    given: prefixes that the baseline, too, puts before the texts of a side.
+    Returns `table`, the scores of this run, of its start, of its baseline, of BM25 and of chance,
+    and `examples` (see `find_examples`). before: the row of evals.jsonl at step 0, for a run that
+    starts from another model. given: prefixes that the user chose; the baseline uses them too.
     """
     scores = {"this run": pair_search.run(embed_fn, heldout)}
     if first := find_heldout(before or {}):
@@ -174,7 +175,7 @@ def compare_heldout(
 
 
 def find_heldout(row: Mapping[str, float]) -> dict[str, float]:
-    """The held-out scores among those of a row of evals.jsonl."""
+    """The held-out scores in a row of evals.jsonl."""
     start = "heldout/"
     return {k.removeprefix(start): v for k, v in row.items() if k.startswith(start)}
 
@@ -190,9 +191,9 @@ def measure_likelihood(
 def compare_likelihood(
     embedder: Embedder, heldout: Sequence[Pair], before: Mapping[str, float] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """`table`: how well a generative run, its start and yardsticks predict the held-out texts.
+    """Compares how well a generative run, its start and the yardsticks predict the held-out texts.
 
-    before: as for `compare_heldout`.
+    Returns the rows as `table`. before: as in `compare_heldout`.
     """
     measured = measure_likelihood(embedder, heldout)
     scores = {"this run": measured.score()}
@@ -203,7 +204,7 @@ def compare_likelihood(
 
 
 def find_examples(embed_fn: EmbedFn, heldout: Sequence[Pair]) -> list[dict[str, Any]]:
-    """A few queries, spread evenly over the held-out pairs, each with the best texts for it."""
+    """A few queries, spread evenly over the held-out pairs, each with its highest-ranked texts."""
     queries = heldout[:: max(len(heldout) // EXAMPLES, 1)][:EXAMPLES]
     zx_qd = embed_fn([pair.x for pair in queries], "x")
     zy_nd = embed_fn([pair.y for pair in heldout], "y")
@@ -226,7 +227,7 @@ def find_examples(embed_fn: EmbedFn, heldout: Sequence[Pair]) -> list[dict[str, 
 
 
 def show_comparison(summary: dict[str, Any]) -> None:
-    """Prints the result of `compare_heldout` or `compare_likelihood`, where the summary has one."""
+    """Prints the result of `compare_heldout` or `compare_likelihood`, if the summary has one."""
     table = summary.get("table", [])
     title, headings = SEARCH_TITLE, SEARCH_HEADINGS
     if table and "bits_per_byte" in table[0]:
@@ -249,7 +250,8 @@ def _shorten(text: str, characters: int) -> str:
 
 
 def embed_as_stored(embed_fn: EmbedFn, storage: Storage) -> EmbedFn:
-    """Embeds, and changes the vectors as storing them would: cut to a width, or as int8."""
+    """A function that embeds, and then changes the vectors as `storage` does: to a smaller width
+    or to int8."""
     if storage == Storage():
         return embed_fn
 
@@ -260,7 +262,8 @@ def embed_as_stored(embed_fn: EmbedFn, storage: Storage) -> EmbedFn:
 
 
 def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn:
-    """Embeds corpora into shards below `folder`. A killed evaluation resumes with them."""
+    """A function that embeds corpora into vector shards below `folder`, from which a killed
+    evaluation can resume."""
 
     def embed(path: Path, documents: Iterable[TextWithId]) -> Iterator[np.ndarray]:
         file = find_file(path)

@@ -1,11 +1,11 @@
-"""Searches texts with a trained run: embeds a corpus, or opens its vectors, and shows the nearest.
+"""Searches texts with a trained run and shows the nearest ones.
 
     jaxcpt search --run-dir DIR [--code FOLDER | --text FOLDER | --corpus FILE.jsonl |
         --vectors FOLDER] QUERY...
 
-What is searched is embedded once and kept in the run folder. Of a folder of code or of texts, only
-what has changed since is embedded again. A hit is marked as weak if the best of so many texts would
-score as much by chance.
+The corpus is embedded once, and its vectors are kept in the run folder. When a folder of code or
+texts is searched again, only changed texts are embedded. A hit is marked as weak if the best of
+equally many unrelated texts would reach its score by chance.
 """
 
 import argparse
@@ -35,22 +35,22 @@ from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Storage, TextWithId, VectorFolder, fill, normalise_rows, truncate
 
 MOST_OWN_PAIRS = 1_000_000
-"""A run's own texts are held in memory, and embedded before the first answer."""
+"""Most pairs of a run whose texts are searched without --corpus. They are all held in memory."""
 LEAST_TEXTS = 100
-"""In a smaller corpus, chance is not estimated."""
+"""Fewest texts of a corpus for which the score by chance is estimated."""
 SAMPLED_TEXTS = 2000
 
 
 def read_own_texts(run_dir: Path) -> list[TextWithId]:
-    """The y of all pairs of the run, each text once and without the prefix of its source.
+    """The y of all pairs of the run, each text once and without the prefix of its data source.
 
-    Raises UserError where they are too many.
+    Raises UserError if there are too many pairs, or no texts.
     """
     experiment = read_experiment(run_dir)
     data = experiment.data
     sources = [*data.train, *([data.heldout] if data.heldout else [])]
     if any(isinstance(source, TokenizedPairs) for source in sources):
-        raise UserError(f"{run_dir}: trained on token ids, which are no texts; add --corpus")
+        raise UserError(f"{run_dir}: trained on token ids, which are not texts; add --corpus")
     bare = [replace(source, x_prefix="", y_prefix="") for source in sources]
     pairs = JoinedPairs([open_source(source, run_dir, experiment.seed) for source in bare])
     if len(pairs) > MOST_OWN_PAIRS:
@@ -70,21 +70,21 @@ def embed_corpus(
     documents: Iterable[TextWithId],
     storage: Storage,
 ) -> VectorFolder:
-    """Vectors of the documents, kept in the run folder for the next search."""
+    """Embeds the documents. Their vectors are kept in the run folder for the next search."""
     named = json.dumps({**about, "path": "", "storage": dataclasses.astuple(storage)})
     folder = run_dir / "search" / digest_text(named)[:16]
     return fill(folder, about, documents, _embed_y(embedder), storage)
 
 
 class Corpus(NamedTuple):
-    """What is searched: its vectors, and a function that reads its texts in the same order."""
+    """The texts that are searched: their vectors, and a function that reads them in that order."""
 
     vectors: VectorFolder
     read: Callable[[], Iterable[TextWithId]]
 
 
 def read_code(folder: Path) -> tuple[list[TextWithId], Counter[str]]:
-    """The functions of a folder, and what was left out. Raises UserError where there are none."""
+    """The functions of a folder, and the number of left-out files by reason. Raises UserError."""
     try:
         from jaxcpt.repository import read_functions  # needs the libraries of an extra
     except ModuleNotFoundError as error:
@@ -101,9 +101,9 @@ def search_folder(
     folder: Path,
     storage: Storage,
 ) -> Corpus:
-    """The functions or the texts of a folder. Raises UserError where there are none.
+    """A corpus of the functions or the texts of a folder. Raises UserError if there are none.
 
-    Vectors of texts that have not changed since the last search are taken from there.
+    The vectors of texts that have not changed since an earlier search are used again.
     """
     found, left_out = read_code(folder) if kind == "code" else read_pieces(folder)
     for reason, count in left_out.items():
@@ -134,7 +134,7 @@ def _embed_y(embedder: Embedder) -> Callable[[Sequence[str]], np.ndarray]:
 def _reuse(
     known: dict[str, np.ndarray], embed: Callable[[Sequence[str]], np.ndarray]
 ) -> Callable[[Sequence[str]], np.ndarray]:
-    """Embeds only texts whose hash is not in `known`."""
+    """A function like `embed` that first looks up the hash of a text in `known`."""
 
     def embed_new(texts: Sequence[str]) -> np.ndarray:
         names = [digest_text(text) for text in texts]
@@ -146,15 +146,15 @@ def _reuse(
 
 
 def _read_known(home: Path, about: dict[str, Any], storage: Storage) -> dict[str, np.ndarray]:
-    """By the hash of a text: the vectors of earlier searches by the same parameters."""
+    """Vectors of earlier searches with the same parameters, by the hash of their text."""
     known: dict[str, np.ndarray] = {}
     if storage != Storage() or not home.is_dir():
-        return known  # a vector that was cut or rounded is not what is embedded
+        return known  # stored vectors are cut or rounded, so they cannot replace embeddings
     for folder in home.iterdir():
         try:
             earlier = VectorFolder.open(folder)
         except UserError:
-            continue  # not complete, or damaged
+            continue  # unfinished or damaged
         same = all(earlier.about.get(name) == about[name] for name in ("checkpoint", "prefix"))
         if same and earlier.storage == storage:
             vectors = (vector_d for shard_nd in earlier.shards() for vector_d in shard_nd)
@@ -166,25 +166,25 @@ def _read_known(home: Path, about: dict[str, Any], storage: Storage) -> dict[str
 def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
     """Opens a folder that `jaxcpt embed` filled.
 
-    Raises UserError where other parameters made the vectors, and where the file of their texts,
-    which are shown, has changed since.
+    Raises UserError if other parameters made the vectors, or if the file of their texts, from which
+    the hits are shown, has changed since.
     """
     vectors = VectorFolder.open(folder)
     about = vectors.about
     for name in ("checkpoint", "side", "path", "input"):
         if not isinstance(about.get(name), str):
-            raise UserError(f"{folder}: about.json does not tell its {name}; embed anew")
+            raise UserError(f"{folder}: about.json does not name its {name}; embed again")
     if about["checkpoint"] != embedder.fingerprint:
         raise UserError(
             f"{folder}: made by another checkpoint (step {about.get('step')}, sha256 "
             f"{about['checkpoint'][:12]}) than step {embedder.step} of this run "
-            f"({embedder.fingerprint[:12]}); choose --step, or embed anew"
+            f"({embedder.fingerprint[:12]}); choose --step, or embed again"
         )
     prefix, asked = about.get("prefix", ""), embedder.prefixes["y"]
     if prefix != asked:
         raise UserError(
-            f"{folder}: made with the prefix {prefix!r} before each text, but {asked!r} is asked "
-            "for; give that --y-prefix, or embed anew"
+            f"{folder}: made with the prefix {prefix!r} before each text, but this search uses "
+            f"{asked!r}; choose --y-prefix, or embed again"
         )
     if about["side"] != "y":
         raise UserError(
@@ -193,18 +193,18 @@ def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
     path = to_path(about["path"])
     if path.is_file() and hash_file(path) != about["input"]:
         raise UserError(
-            f"{path}: changed since {folder} was made of it; put it back, or embed anew"
+            f"{path}: changed since {folder} was made from it; put it back, or embed again"
         )
     return vectors
 
 
 def find_texts(documents: Iterable[TextWithId], rows: Container[int]) -> dict[int, TextWithId]:
-    """The documents of these row numbers, in one pass."""
+    """The documents with these row numbers, read in one pass."""
     return {row: document for row, document in enumerate(documents) if row in rows}
 
 
 class Hit(NamedTuple):
-    """A text that was found. score: the cosine, from -1 to 1. is_weak: see `find_chance`."""
+    """A found text. score: the cosine with the query, from -1 to 1. is_weak: see `find_chance`."""
 
     score: float
     id: str
@@ -215,7 +215,7 @@ class Hit(NamedTuple):
 def find(
     embedder: Embedder, corpus: Corpus, queries: Sequence[str], top: int
 ) -> Iterator[tuple[str, list[Hit]]]:
-    """The `top` best hits of each query, best first."""
+    """Yields each query with its `top` best hits, best first."""
     queries_qd = embedder.embed(queries, "x")
     if corpus.vectors.storage.width is not None:
         queries_qd = truncate(queries_qd, corpus.vectors.storage.width)
@@ -228,11 +228,12 @@ def find(
 
 
 def find_chance(queries_qd: np.ndarray, vectors: VectorFolder) -> np.ndarray:
-    """For each query, the score that the best of so many texts reaches by chance: [q].
+    """The score that the best of n unrelated texts reaches by chance, for each query: [q].
 
-    The scores of texts that do not answer a query are taken as normally distributed. The largest
-    of n such scores is about their mean plus sqrt(2 ln n) deviations. Both are estimated on texts
-    spread evenly over the corpus. Minus infinity where the corpus is too small to tell.
+    It is assumed that the scores of texts that do not answer a query are normally distributed. The
+    largest of n such scores is about their mean plus sqrt(2 ln n) standard deviations. Mean and
+    deviation are estimated on texts spread evenly over the corpus, which has n texts. The result is
+    minus infinity if the corpus is too small.
     """
     if len(vectors) < LEAST_TEXTS:
         return np.full(len(queries_qd), -np.inf)
@@ -259,12 +260,12 @@ def show(query: str, total: int, found: Iterable[Hit], shown_lines: int) -> None
 
 
 def show_json(query: str, found: Iterable[Hit]) -> None:
-    """One line for each query."""
+    """Prints a query and its hits as one line of JSON."""
     print(json.dumps({"query": query, "hits": [hit._asdict() for hit in found]}))
 
 
 def list_kept(run_dir: Path) -> None:
-    """Shows what earlier searches have kept in the run folder."""
+    """Lists the corpora that earlier searches have kept in the run folder."""
     for path in sorted((run_dir / "search").rglob("about.json")):
         try:
             about = json.loads(path.read_bytes())
@@ -276,7 +277,7 @@ def list_kept(run_dir: Path) -> None:
 
 
 def open_corpus(arguments: argparse.Namespace, embedder: Embedder) -> Corpus:
-    """What the options name; by default, the run's own y."""
+    """The corpus that the options name; by default, the run's own y."""
     run_dir, storage = arguments.run_dir, Storage(arguments.width, arguments.int8)
     if arguments.vectors:
         vectors = open_vectors(arguments.vectors, embedder)
@@ -298,7 +299,7 @@ def open_corpus(arguments: argparse.Namespace, embedder: Embedder) -> Corpus:
 
 
 def read_queries(arguments: argparse.Namespace) -> list[str]:
-    """The queries of the options. Raises UserError where there are none."""
+    """The queries that the options name. Raises UserError if there are none."""
     queries: list[str] = list(arguments.queries)
     if arguments.queries_from is not None:
         if str(arguments.queries_from) == "-":
@@ -328,7 +329,7 @@ def _make_parser() -> argparse.ArgumentParser:
     vectors = "folder filled by jaxcpt embed"
     what.add_argument("--vectors", type=to_path, metavar="FOLDER", help=vectors)
     add = parser.add_argument
-    add("--top", type=int, default=5, metavar="N", help="how many to show; default: %(default)s")
+    add("--top", type=int, default=5, metavar="N", help="number of hits; default: %(default)s")
     lines = "lines of each text to show; default: %(default)s"
     add("--lines", type=int, default=12, metavar="N", help=lines)
     add("--json", action="store_true", help="print one JSON object for each query")
@@ -336,8 +337,8 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--queries-from", type=Path, metavar="FILE", help=queries)
     interactive = "load once, then answer each line of standard input"
     add("--interactive", action="store_true", help=interactive)
-    add("--list", action="store_true", help="show what is kept of earlier searches, and end")
-    add("--clear", action="store_true", help="delete what is kept of earlier searches, and end")
+    add("--list", action="store_true", help="list the corpora that are kept, and end")
+    add("--clear", action="store_true", help="delete the corpora that are kept, and end")
     add("queries", nargs="*", metavar="QUERY")
     return parser
 
@@ -351,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.vectors and Storage(arguments.width, arguments.int8) != Storage():
         raise UserError("--vectors: comes without --width and --int8; it has its own")
     if arguments.list or arguments.clear:
-        read_experiment(arguments.run_dir)  # refuses what is no run folder
+        read_experiment(arguments.run_dir)  # raises if it is not a run folder
         list_kept(arguments.run_dir)
         if arguments.clear:
             remove_tree(arguments.run_dir / "search")
@@ -372,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if queries:
         answer(queries)
     if arguments.interactive:
-        print("Ask a question a line; an empty line or Ctrl-D ends.", file=sys.stderr)
+        print("Write one query per line. An empty line or Ctrl-D ends.", file=sys.stderr)
         for line in iter(sys.stdin.readline, ""):
             if not line.strip():
                 break

@@ -1,8 +1,8 @@
-"""Models scored by the same suites on the same texts: one column for each.
+"""Scores several models by the same suites on the same texts, with one column for each model.
 
-In: columns, each of them a name and a function that embeds, and the data folder. Out: a table for
-each suite, the file of --json, and the scores of runs in their own folders. It knows neither how a
-model is loaded nor how a score is computed.
+In: the data folder, and columns, each with a name and a function that embeds. Out: a table for each
+suite, the file of --json, and the scores of runs in their own folders. The module knows neither how
+a model is loaded nor how a score is computed.
 """
 
 import json
@@ -20,21 +20,21 @@ from jaxcpt.suite_tables import record, show_side_by_side, show_suites
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A model, and its scores as they come in."""
+    """A model, and the scores that it has so far."""
 
     name: str
     about: str
-    """What the model reads of a text."""
+    """Text that says which model it is, and how much of a text it reads."""
     embed_fn: EmbedFn
     corpus_fn: CorpusFn | None = None
     step: int | None = None
-    """Of a run."""
+    """The step of a run; None for other models."""
     records_in: Path | None = None
-    """The folder of a run whose own scores these are."""
+    """The run folder in which the scores are recorded; None: they are not recorded."""
     scores: dict[str, float] = field(default_factory=dict)
 
     def take(self, of_suite: dict[str, float], tables: dict[str, list[Line]] | None = None) -> None:
-        """Keeps scores, and records them, and their tables, in the folder of a run."""
+        """Adds scores. If the column has a run folder, records them and their tables there."""
         self.scores.update(of_suite)
         if self.records_in and self.step is not None:
             record(self.records_in, self.step, of_suite, tables)
@@ -43,9 +43,9 @@ class Column:
 def score_suites(
     columns: Sequence[Column], data: Path, suites: Sequence[str], json_file: Path | None
 ) -> None:
-    """Runs the suites. Each is shown and recorded, also in `json_file`, as soon as it ends.
+    """Runs the suites. Shows and records each suite as soon as it ends, also in `json_file`.
 
-    Raises DataRefused at the end where sets did not fit; the scores of all others are kept.
+    Raises DataRefused at the end if some sets could not be read. The scores of the others are kept.
     """
     words: dict[str, float] = {}
     problems: list[str] = []
@@ -61,7 +61,7 @@ def score_suites(
                 column.take(found[column.name])
                 write_json(json_file, describe_scores(columns, words))
         if not any(found.values()):
-            continue  # no set of it fits; the problems are told at the end
+            continue  # none of its sets can be read; the error at the end says why
         print(f"scoring {suite} by {SUITES[suite].words_label}", flush=True)
         words |= collect(problems, score_words, data, [suite])  # after all scores are kept
         tables = {name: tabulate(scores, words, data) for name, scores in found.items()}
@@ -77,7 +77,7 @@ def score_suites(
 
 
 def describe_scores(columns: Sequence[Column], words: Mapping[str, float]) -> dict[str, Any]:
-    """The content of --json: of one run its step and scores, else those of each model."""
+    """The content of --json: the step and scores of a single run, or the scores of each model."""
     if len(columns) == 1:
         return {"step": columns[0].step, "scores": columns[0].scores, "words": words}
     models = {

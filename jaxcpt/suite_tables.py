@@ -1,7 +1,7 @@
-"""Tables of the suites' scores: on the terminal, in suites.json, and in the report of a run.
+"""Shows and records tables of the suites' scores: on the terminal, in suites.json, in the report.
 
 In: the lines of `evals.table`, of one model or of several. Out: tables on the terminal, and files
-in a run folder that no training run holds. It computes no score.
+in a run folder, unless a training run holds its lock. The module computes no score.
 """
 
 import json
@@ -22,7 +22,7 @@ from jaxcpt.terminal import print_table
 
 
 def show_suites(tables: dict[str, list[Line]]) -> None:
-    """Prints a table for each suite, and below it the scores that must not be compared."""
+    """Prints a table for each suite, followed by notes on scores that cannot be compared."""
     for suite, lines in tables.items():
         started = any(line.before is not None for line in lines)
         rows = [
@@ -42,7 +42,7 @@ def show_suites(tables: dict[str, list[Line]]) -> None:
 
 
 def show_side_by_side(suite: str, lines_of: Mapping[str, Sequence[Line]]) -> None:
-    """Prints a table of a suite with a column for each model, and what must not be compared."""
+    """Prints a table of a suite with a column for each model, followed by notes on its scores."""
     by_name: dict[str, dict[str, Line]] = {}
     for model, lines in lines_of.items():
         for line in lines:
@@ -62,7 +62,7 @@ def show_side_by_side(suite: str, lines_of: Mapping[str, Sequence[Line]]) -> Non
 
 
 def print_caveats(suite: str, lines: Sequence[Line]) -> None:
-    """Prints what names of a suite's scores mean, and which must not be compared."""
+    """Prints what the scores of a suite mean, and which of them cannot be compared."""
     if SUITES[suite].note:
         print(f"  {SUITES[suite].note}")
     for caveat in dict.fromkeys(line.caveat for line in lines if line.caveat):
@@ -77,8 +77,8 @@ def show_score(score: float | None) -> str:
 def record_tables(run_dir: Path, step: int, tables: dict[str, list[Line]]) -> None:
     """Adds the lines of the tables to suites.json and writes the report again.
 
-    Other lines, of other suites or of sets in another data folder, stay if they are of the same
-    step; those of another step are removed.
+    Existing lines of other suites, or of sets in another data folder, stay if they are of the same
+    step. Lines of another step are removed.
     """
     path = run_dir / "suites.json"
     recorded = _read_tables(path)
@@ -92,11 +92,11 @@ def record_tables(run_dir: Path, step: int, tables: dict[str, list[Line]]) -> No
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
-    """The content of suites.json. It is empty for a damaged file, which a printed line reports."""
+    """The content of suites.json. For a damaged file, prints a line and returns an empty dict."""
     try:
         return read_object(path, SUITES_SHAPE) or {}
     except UserError:
-        print(f"{path}: does not parse; writing it anew, without the suites that it held")
+        print(f"{path}: does not parse; writing a new one, without the suites that it held")
         return {}
 
 
@@ -106,9 +106,9 @@ def record(
     scores: dict[str, float],
     tables: dict[str, list[Line]] | None = None,
 ) -> None:
-    """Records scores in the run folder. While a run trains there, says that they are not recorded.
+    """Records scores in the run folder. If a run trains there, prints that they are not recorded.
 
-    Both would write evals.jsonl, and the later one would drop the lines of the other.
+    Otherwise both would write evals.jsonl, and one would remove the rows of the other.
     """
     try:
         with RunLock(run_dir):

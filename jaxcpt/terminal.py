@@ -1,7 +1,7 @@
-"""What a person sees while a command runs: tables, progress bars, and the numbers of a run.
+"""Prints what a person sees while a command runs: tables, progress bars, and a run's numbers.
 
-In: host floats, names and counts. Out: text on stdout; on a terminal, bars that are redrawn in
-place. It is the only module that imports rich. It knows no file and no device.
+In: host floats, names and counts. Out: text on stdout. On a terminal, bars are redrawn in place.
+Only this module imports rich. It knows no file and no device.
 """
 
 import math
@@ -20,7 +20,7 @@ from rich.text import Text
 
 LINE_EVERY_SECONDS = 10.0
 EVALS_SHOWN = 9
-"""Scores shown at each eval. The suites have many more, which stand in the file."""
+"""Number of scores to show at each eval. The file has all of them."""
 
 SHOWN = {
     "loss": "loss {:.4f}",
@@ -29,22 +29,22 @@ SHOWN = {
     "tokens_per_s": "{:,.0f} tokens/s",
     "padding": "padding {:.1%}",
 }
-"""Scalars shown beside the step. `accuracy` is the mean of the two search directions."""
+"""Scalars to show beside the step. `accuracy` is the mean of the two search directions."""
 
 
 class Shown:
-    """What stands on the terminal now. Two displays that redraw would mix their lines."""
+    """The displays that are on the terminal now. Two that redraw at once would mix their lines."""
 
     run = False
-    """Whether it is a `RunDisplay`."""
+    """Whether a `RunDisplay` is shown."""
     bars: progress.Progress | None = None
 
 
 class RunDisplay:
     """Shows the progress and the numbers of a training run, as a context manager.
 
-    On a terminal it is a bar with the newest numbers below it. Elsewhere it is a plain line at
-    most every LINE_EVERY_SECONDS, and one at the last step.
+    A terminal shows a bar with the newest numbers below it. Other outputs get a plain line at most
+    every LINE_EVERY_SECONDS, and one at the last step.
     """
 
     def __init__(self, title: str, start_step: int, total_steps: int) -> None:
@@ -62,7 +62,7 @@ class RunDisplay:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             waiting = Text("waiting for the first step", style="dim")
             bar = self._draw_bar(self._start_step, "-", waiting)
-            # Redrawn only when there is news, so no thread competes with the run for a core.
+            # Redraw only when numbers change, so that no thread competes with the run for a core.
             self._live = Live(bar, console=self._console, auto_refresh=False)
             self._live.start(refresh=True)
             Shown.run = True
@@ -87,7 +87,7 @@ class RunDisplay:
             self._print(Text.assemble(head, numbers, f"  {left} left"))
 
     def warn(self, text: str) -> None:
-        """Prints a line that must not be missed."""
+        """Prints a line of warning."""
         self._print(Text(text, style="bold red"))
 
     def show_evals(self, step: int, scores: Mapping[str, float], file: str) -> None:
@@ -110,7 +110,7 @@ class RunDisplay:
         return Group(grid, numbers)
 
     def _estimate_time_left(self, step: int, now: float) -> str:
-        """Assumes the mean pace since the first shown step, evals and checkpoints included."""
+        """The time left, at the mean speed since the first shown step. Evals and saves count."""
         if self._first_shown is None:
             self._first_shown = (step, now)
         first_step, start = self._first_shown
@@ -120,8 +120,10 @@ class RunDisplay:
         return str(timedelta(seconds=round(pace * (self._total_steps - step))))
 
     def _warn_if_not_finite(self, step: int, row: Mapping[str, float]) -> None:
-        """Warns once for each name, until its value is finite again. A step that changed nothing
-        has a warning of its own."""
+        """Warns once of each scalar that is not finite, and again only after it was finite.
+
+        Bad steps are left out, because the training loop warns of them.
+        """
         if "bad_steps" in row:
             return
         bad = {name: value for name, value in row.items() if not math.isfinite(value)}
@@ -149,7 +151,7 @@ def _format_numbers(scalars: Mapping[str, float]) -> Text:
 def print_table(
     title: str, rows: Sequence[Sequence[str | float]], headings: Sequence[str] = ()
 ) -> None:
-    """Prints rows under a title. Floats have three decimals; numeric columns are right-aligned."""
+    """Prints a table. Floats have three decimals, and columns of numbers are right-aligned."""
     table = Table(title=title, title_justify="left", show_header=bool(headings))
     for index, column in enumerate(zip(*rows, strict=True)):
         numbers = all(isinstance(cell, int | float) for cell in column)
@@ -162,11 +164,10 @@ def print_table(
 
 @contextmanager
 def show_progress(title: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Shows a bar on the terminal until the block ends, below those that stand there already.
+    """A context that shows a progress bar on the terminal, below the bars that are there already.
 
-    While a `RunDisplay` stands there, it shows nothing.
-    It yields a function; call that with the number of items done since the last call.
-    total: the number of items. None: not known yet.
+    It yields a function; call that with the number of items done since the last call. While a
+    `RunDisplay` is on the terminal, no bar is shown. total: the number of items; None: unknown.
     """
     if Shown.run or not (shown and make_console().is_terminal):
         yield lambda count: None
@@ -201,7 +202,7 @@ def _show_bar(
 
 
 def make_console() -> Console:
-    """A console that prints text as it is: brackets and emoji names are no markup."""
+    """A console that prints text unchanged: brackets and emoji names are not markup."""
     terminal = sys.stdout.isatty()
     return Console(
         force_terminal=terminal,

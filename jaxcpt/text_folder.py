@@ -1,8 +1,8 @@
-"""A folder of texts in, pieces of them out: what `jaxcpt search --text` searches.
+"""Reads pieces of the texts in a folder, for `jaxcpt search --text`.
 
-A piece is some paragraphs that follow each other, with `path:line` as its id. Hidden files and
-folders are left out, and so are files that are no text; all but hidden ones are counted. The
-module knows no model.
+In: a folder. Out: pieces. A piece is one paragraph or several consecutive ones, and its id is
+`path:line`. Hidden files and folders are left out. Files that are not text are left out and
+counted. The module knows no model.
 """
 
 import os
@@ -16,13 +16,13 @@ from jaxcpt.vectors import TextWithId
 
 SUFFIXES = (".adoc", ".markdown", ".md", ".org", ".rst", ".tex", ".text", ".txt")
 PIECE_CHARACTERS = 1000
-"""Paragraphs are joined up to this length, about 250 tokens. A longer one stays whole."""
+"""Most characters of joined paragraphs, about 250 tokens. A longer paragraph is one piece."""
 
 
 def read_pieces(folder: Path) -> tuple[list[TextWithId], Counter[str]]:
-    """The pieces of all texts, and how many files were left out and why.
+    """Returns the pieces of all texts, and the number of left-out files by reason.
 
-    Paths count from the folder. Raises UserError where it holds no text.
+    Paths in ids are relative to the folder. Raises UserError if the folder has no text.
     """
     if not folder.is_dir():
         raise UserError(f"--text {folder}: no such folder")
@@ -46,7 +46,7 @@ def read_pieces(folder: Path) -> tuple[list[TextWithId], Counter[str]]:
 
 
 def cut(text: str) -> Iterator[tuple[int, str]]:
-    """The pieces of a text, each with the number of its first line."""
+    """Yields (number of the first line, piece) for the pieces of a text."""
     begin = end = 0
     for paragraph in re.finditer(r"\S[^\n]*(?:\n[^\n]*\S[^\n]*)*", text):
         if end > begin and paragraph.end() - begin > PIECE_CHARACTERS:
@@ -60,9 +60,9 @@ def cut(text: str) -> Iterator[tuple[int, str]]:
 
 
 def list_files(folder: Path, not_searched: Collection[str] = ()) -> Iterator[Path]:
-    """Files below the folder, in the order of their paths. Links are not followed.
+    """Yields the files below a folder, in the order of their paths. Links are not followed.
 
-    Hidden files and folders are left out, and folders whose names are in `not_searched`.
+    Hidden files and folders, and folders with a name in `not_searched`, are left out.
     """
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in not_searched)

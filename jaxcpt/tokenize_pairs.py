@@ -1,14 +1,14 @@
-"""Writes pairs as token ids, for runs in which tokenizing is the slowest part of the input.
+"""Writes pairs as token ids, for runs that would wait for the tokenizer.
 
     jaxcpt tokenize-pairs --pairs PATH... --tokenizer FILE.model --output DIR
     jaxcpt tokenize-pairs --pairs PATH... --tokenizer tokenizer.json --delimiters own --output DIR
     jaxcpt tokenize-pairs --experiment FILE --output DIR
 
-An experiment then names TokenizedPairs(DIR) as a source. Its `tokenizer.model_file` is
-DIR/tokenizer.model for SentencePiece, and DIR for a Hugging Face tokenizer. Its batches equal those
-of the texts, bit for bit. A source is read from front to back, so this also prepares Parquet files
-that are too large for random access. The ids include the source's prefixes. The same pairs give the
-same files.
+An experiment then names TokenizedPairs(DIR) as a data source. Its `tokenizer.model_file` is
+DIR/tokenizer.model for SentencePiece, and DIR for a Hugging Face tokenizer. Its batches are exactly
+equal to those of the texts. The pairs are read from first to last, so the command also works for
+Parquet files that are too large for random access. The ids include the prefixes of the data source.
+The same pairs give the same files.
 """
 
 import argparse
@@ -43,9 +43,9 @@ def write_tokens(
     shard_pairs: int,
     prefixes: tuple[str, str],
 ) -> TokensAbout:
-    """Writes the records of all pairs and the tokenizer. Returns what they contain.
+    """Writes the records of all pairs and the tokenizer. Returns facts about them.
 
-    prefixes: those of the x and of the y, which the texts of the sources begin with.
+    prefixes: the prefixes of x and of y, which the texts of `sources` already have.
     """
     if tokenizer.template is None:
         write_file(folder / MODEL_FILE, tokenizer.model)
@@ -89,7 +89,7 @@ def write_tokens(
 
 
 def choose_source(sources: list[Source], number: int | None) -> Source:
-    """Returns one of an experiment's sources. Each gets its own folder, so it keeps its weight."""
+    """Returns one data source of an experiment. Each gets its own folder, to keep its weight."""
     last = len(sources) - 1
     if number is None and last > 0:
         raise UserError(f"--source: missing; the experiment has the sources 0 to {last}; give one")

@@ -1,9 +1,9 @@
 """Exact nearest neighbours: the k documents with the highest inner products, on all devices.
 
-In: query vectors, and document vectors as one array, a memory map or shards that come one after
-another. Out: scores and document numbers, best first. Documents pass through the devices one tile
-at a time, and only the best k so far are kept. So neither the matrix of all scores nor the corpus
-has to fit in memory. The module knows neither texts nor models.
+In: query vectors, and document vectors as one array, a memory map or an iterable of shards. Out:
+scores and document numbers, best first. The devices process one tile of documents at a time and
+keep only the best k so far. So neither the matrix of all scores nor the corpus has to fit in
+memory. The module knows neither texts nor models.
 
 Letters here: q queries, c blocks of queries, n documents, d coordinates, k best.
 """
@@ -33,12 +33,12 @@ def top_k(
     query_rows: int = 1_024,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [q, k] float32 and row numbers [q, k] of the best documents; ties: lower row first.
+    """The k best documents of each query: scores [q, k] float32 and row numbers [q, k], best first.
 
-    `corpus` is [n, d] or shards of it in order, float or int8 (`quantize`). `width` uses the
-    first coordinates alone (Matryoshka). Scores are inner products as given, or cosines where
-    vectors are int8 or cut. Fewer than k documents give fewer columns. Raises UserError for vectors
-    that are not finite and for an empty corpus.
+    corpus: [n, d], or its shards in order; float or int8 (`quantize`). width: use only the first
+    coordinates (Matryoshka). Scores are inner products; if vectors are int8 or cut, they are
+    cosines. Among equal scores the lower row comes first. Fewer than k documents give fewer
+    columns. Raises UserError for vectors that are not finite and for an empty corpus.
     """
     queries_qd = np.asarray(queries_qd, np.float32)
     if bad := np.flatnonzero(~np.isfinite(queries_qd).all(axis=1)).tolist():
@@ -46,7 +46,7 @@ def top_k(
     if k < 1:
         raise ValueError(f"k must be at least 1, found {k}")
     devices = list(devices or jax.local_devices())
-    alone = [make_mesh(config.Mesh(), [device]) for device in devices]  # even inside a run
+    alone = [make_mesh(config.Mesh(), [device]) for device in devices]  # not the run's mesh
     blocks_cqd = _cut_queries(queries_qd, query_rows)
     blocks = [jax.device_put(blocks_cqd, device) for device in devices]
     nothing = _nothing(blocks_cqd.shape[0], blocks_cqd.shape[1], k)
@@ -64,12 +64,12 @@ def top_k(
             at = turn % len(devices)
             tile = jax.device_put(_pad(tile_nd, _round_up(len(tile_nd))), devices[at])
             place = jax.device_put(np.array([count + start, len(tile_nd)], np.int32), devices[at])
-            jax.block_until_ready(best[at])  # else transfers run ahead and pile up in memory
+            jax.block_until_ready(best[at])  # otherwise transfers pile up in memory
             with jax.set_mesh(alone[at]):
                 best[at] = _merge(best[at], blocks[at], tile, place, width)
             turn += 1
         count += len(shard_nd)
-        jax.block_until_ready(best)  # the shard's memory may be used anew
+        jax.block_until_ready(best)  # the caller may reuse the shard's memory
     return _gather(jax.device_get(best), len(queries_qd), min(k, count))
 
 
@@ -81,10 +81,11 @@ def _merge(
     place: jax.Array,
     width: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The best k [c, q, k] of those so far and of a tile whose first row and count `place` holds.
+    """Merges the documents of a tile into the best k so far.
 
-    The third entry is the lowest row that is not finite. `lax.top_k` puts the lower index first
-    among equals, and earlier tiles hold lower rows, so ties keep their order.
+    best: scores and rows [c, q, k], and the lowest row that is not finite. place: the tile's first
+    row and its number of rows. Among equal scores, `lax.top_k` puts the lower index first. Earlier
+    tiles have lower rows, so equal scores stay in the order of their rows.
     """
     first_row, count = place[0], place[1]
     is_int8 = tile_nd.dtype == jnp.int8
@@ -101,12 +102,12 @@ def _merge(
         scores_qn = jnp.einsum(
             "qd,nd->qn", queries_qd, tile_nd, precision=jax.lax.Precision.HIGHEST
         )
-        # One NaN or infinity in a row makes its product with any query one too.
+        # If a row has a NaN or an infinity, its product with any query is not finite either.
         bad_n = real_n & ~jnp.isfinite(scores_qn[0])
         bad = jnp.min(jnp.where(bad_n, first_row + offsets_n, NO_ROW))
         scores_qn = jnp.where(real_n, scores_qn, -jnp.inf)
         best_qk, at_qk = jax.lax.top_k(scores_qn, min(scores_qk.shape[1], len(tile_nd)))
-        # Merging two short lists costs less than sorting the tile with the best appended.
+        # Merging two short lists is faster than sorting the tile together with the best so far.
         both_q2k = jnp.concatenate([scores_qk, best_qk], axis=1)
         rows_q2k = jnp.concatenate([rows_qk, first_row + at_qk.astype(jnp.int32)], axis=1)
         best_qk, at_qk = jax.lax.top_k(both_q2k, scores_qk.shape[1])
@@ -125,7 +126,7 @@ def _nothing(blocks: int, rows: int, k: int) -> tuple[np.ndarray, np.ndarray, np
 def _gather(
     best: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], queries: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best k of all devices' best, higher score first and then lower row."""
+    """The best k of all devices, by higher score and then by lower row."""
     if (bad := min(int(lowest) for *_, lowest in best)) < NO_ROW:
         raise UserError(f"document {bad}: its vector is not finite; look at the model that made it")
     if k == 0:
@@ -140,14 +141,14 @@ def _gather(
 
 
 def _cut_queries(queries_qd: np.ndarray, query_rows: int) -> np.ndarray:
-    """Equal blocks [c, q, d], the last filled with zeros."""
+    """The queries in equal blocks [c, q, d]. The last block is padded with zeros."""
     rows = min(query_rows, _round_up(len(queries_qd)))
     blocks = max(1, -(-len(queries_qd) // rows))
     return _pad(queries_qd, blocks * rows).reshape(blocks, rows, -1)
 
 
 def _round_up(count: int) -> int:
-    """The next power of two, so that few shapes are ever compiled."""
+    """The next power of two, so that few shapes are compiled."""
     return 1 << max(count - 1, 0).bit_length()
 
 

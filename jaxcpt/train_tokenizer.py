@@ -4,9 +4,9 @@
     jaxcpt train-tokenizer --experiment FILE --output FILE.model
 
 The tokenizer has byte fallback, so it can encode every text. The four delimiters are control
-symbols, which no text can inject. Unless identifiers are split, white space is kept, and there are
-pieces for line ends and indentation. The same pairs give the same file. If an option is missing,
-the experiment's own value is used. A run without a `model_file` trains its own tokenizer.
+symbols, so a text cannot contain them. Unless identifiers are split, white space is kept, and there
+are pieces for line ends and indentation. The same pairs give the same file. If an option is
+missing, the experiment's value is used. A run without a `model_file` trains its own tokenizer.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""Vectors on disk: a folder of shards, written one after another, that resumes after a kill.
+"""Vectors on disk: a folder of vector shards. A command that was killed can continue it.
 
-    about.json      how the vectors were made and stored, and, once complete, their number
-    00000.npy       [n, d] of the first texts, float32 or int8
-    00000.ids.txt   the ids of these texts, one a line
-    00000.sha256    the sums of both files, as `sha256sum -c` reads them; written last
+    about.json      how the vectors were made and stored; in a complete folder also their number
+    00000.npy       the vectors [n, d] of the first n texts, float32 or int8
+    00000.ids.txt   the ids of these texts, one per line
+    00000.sha256    the checksums of both files, for `sha256sum -c`; written last
 
-In: texts with ids, one at a time, and a function that embeds a list of texts. Out: shards to search
-or to load into another index, each a plain NumPy file. The module knows no model.
+In: texts with ids, one at a time, and a function that embeds a list of texts. Out: shards, each a
+plain NumPy file, to search or to load into another index. A shard here is a part of the texts and
+has nothing to do with devices. The module knows no model.
 
     python -m jaxcpt.vectors --input FOLDER --output FILE.npy|FILE.fvecs
 """
@@ -30,13 +31,13 @@ T = TypeVar("T")
 TEXTS_PER_SHARD = 16_384
 ABOUT = "about.json"
 NOT_AN_ARRAY = (ValueError, EOFError, OSError, RecursionError, MemoryError, tokenize.TokenError)
-"""What NumPy raises for a damaged file, the last for a header that it takes for Python 2's."""
+"""Errors that NumPy raises for a damaged file. It raises the last one for some damaged headers."""
 NOT_COMPARED = ("path", "documents", "texts", "sums")
-"""Entries of about.json that may differ although the vectors are the same."""
+"""Entries of about.json that may differ between folders with the same vectors."""
 
 
 class TextWithId(NamedTuple):
-    """A text to embed."""
+    """A text to embed, with its id."""
 
     id: str
     text: str
@@ -50,51 +51,51 @@ class Storage:
     int8: bool = False
 
     def apply(self, vectors_nd: np.ndarray) -> np.ndarray:
-        """float32 or int8 [n, width]."""
+        """The vectors as they are stored: float32 or int8 [n, width]."""
         if self.width is not None:
             vectors_nd = truncate(vectors_nd, self.width)
         return quantize(vectors_nd) if self.int8 else vectors_nd
 
     def round_trip(self, vectors_nd: np.ndarray) -> np.ndarray:
-        """The vectors stored and read back, as float32 [n, width] of unit length.
+        """The vectors after they are stored and read again: float32 [n, width] of unit length.
 
-        Their difference from the input is the precision that storage loses.
+        They show how much precision the storage loses.
         """
         return normalise_rows(self.apply(vectors_nd))
 
     def check(self, width: int) -> "Storage":
-        """Raises UserError where a model of this width has fewer coordinates."""
+        """Returns itself. Raises UserError if a model of this width has fewer coordinates."""
         if self.width is not None and not 0 < self.width <= width:
             raise UserError(f"--width {self.width}: must be from 1 to the model's width, {width}")
         return self
 
 
 def truncate(vectors_nd: np.ndarray, width: int) -> np.ndarray:
-    """The first coordinates, normalised to unit length again: float32 [n, width]."""
+    """The first `width` coordinates, scaled to unit length: float32 [n, width]."""
     return normalise_rows(vectors_nd[:, :width])
 
 
 def normalise_rows(vectors_nd: np.ndarray) -> np.ndarray:
-    """float32 [n, d] of unit length; a zero vector stays zero."""
+    """The vectors scaled to unit length, float32 [n, d]. A zero vector stays zero."""
     vectors_nd = np.asarray(vectors_nd, np.float32)
     return vectors_nd / np.maximum(np.linalg.norm(vectors_nd, axis=1, keepdims=True), 1e-12)
 
 
 def quantize(vectors_nd: np.ndarray) -> np.ndarray:
-    """int8 [n, d]: each vector is scaled until its largest coordinate is 127 or -127."""
+    """The vectors as int8 [n, d], each scaled so that its largest coordinate is 127 or -127."""
     largest_n1 = np.abs(vectors_nd).max(axis=1, keepdims=True)
     return np.rint(vectors_nd * (127 / np.maximum(largest_n1, 1e-12))).astype(np.int8)
 
 
 class Part(NamedTuple):
-    """Which shards a command fills: each `of`-th, from `number`, which counts from 1."""
+    """The shards that a command fills: every `of`-th one, beginning with `number` (from 1)."""
 
     number: int = 1
     of: int = 1
 
     @staticmethod
     def parse(text: str) -> "Part":
-        """`I/N`. Raises UserError."""
+        """Reads `I/N`. Raises UserError."""
         number, _, count = text.partition("/")
         if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
             return Part(int(number), int(count))
@@ -103,14 +104,14 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class VectorFolder:
-    """A complete folder of vectors. `open` or `fill` makes one."""
+    """A complete folder of vectors. `VectorFolder.open` and `fill` return one."""
 
     folder: Path
     about: Mapping[str, Any]
 
     @staticmethod
     def open(folder: str | Path) -> "VectorFolder":
-        """Raises UserError where there is none, or a part of it is missing."""
+        """Opens a folder. Raises UserError if it is not a folder of vectors, or is not complete."""
         folder = to_path(folder)
         about = _read_about(folder)
         if about is None:
@@ -127,7 +128,7 @@ class VectorFolder:
         return self.about["texts"]
 
     def shards(self) -> Iterator[np.ndarray]:
-        """Memory maps [n, d] in order. A part that is not read takes no memory."""
+        """Yields the shards in order as memory maps [n, d], which take no memory until read."""
         for path in _list_shards(self.folder):
             try:
                 if not path.is_file():
@@ -162,12 +163,12 @@ def fill(
     storage: Storage,
     texts_per_shard: int = TEXTS_PER_SHARD,
 ) -> VectorFolder:
-    """Writes the shards that are missing, each whole or not at all.
+    """Writes the missing shards of a folder, each of them atomically.
 
-    `about` says what the vectors are made of; its entry `documents`, if any, is the number of
-    texts. Raises UserError, naming what differs, for a folder that holds other vectors. The same
-    texts are cut into the same shards, and each shard is embedded by itself. So a command that was
-    killed and started again writes the same bytes.
+    about: facts about the vectors; the entry `documents`, if there is one, is the number of texts.
+    If the folder holds other vectors, raises UserError that names the difference. The same texts
+    are always cut into the same shards, and each shard is embedded separately. So a command that
+    was killed and started again writes the same bytes.
     """
     fill_part(folder, about, texts, embed, storage, Part(), texts_per_shard)
     return VectorFolder.open(folder)
@@ -182,9 +183,9 @@ def fill_part(
     part: Part,
     texts_per_shard: int = TEXTS_PER_SHARD,
 ) -> int:
-    """As `fill`, but writes the shards of one part. Returns how many other shards are missing.
+    """Like `fill`, but writes only the shards of one part. Returns how many shards are missing.
 
-    Whoever writes the last missing shard completes the folder.
+    The command that writes the last missing shard completes the folder.
     """
     about = {
         **about,
@@ -212,9 +213,9 @@ def fill_part(
 
 
 def _write_shard(path: Path, ids: Sequence[str], vectors_nd: np.ndarray) -> None:
-    """Writes the sums last, because a shard counts as written once they are."""
+    """Writes a shard. Its checksums come last, because a shard with checksums counts as written."""
     if broken := [name for name in ids if "\n" in name or "\r" in name]:
-        raise UserError(f"id {broken[0]!r}: holds a line break; ids are kept one a line")
+        raise UserError(f"id {broken[0]!r}: holds a line break; an id must be one line")
     write_file(path.with_suffix(".ids.txt"), "".join(f"{name}\n" for name in ids))
     write_file(path, lambda file: np.save(file, vectors_nd))
     sums = "".join(f"{hash_file(file)}  {file.name}\n" for file in _files_of(path))
@@ -230,15 +231,15 @@ def _files_of(shard: Path) -> tuple[Path, Path]:
 
 
 def _hash_sums(folder: Path) -> str:
-    """sha256 of all sums, in order: what is in a complete folder, and how many shards it has."""
+    """sha256 of all checksum files, in order. It covers the content and the number of shards."""
     sums = (path.with_suffix(".sha256") for path in _list_shards(folder))
     return hashlib.sha256(b"".join(p.read_bytes() for p in sums if p.is_file())).hexdigest()
 
 
 def _check_sums(folder: Path, expected: str | None) -> None:
-    """Raises UserError where a file is not as it was written."""
+    """Raises UserError if a file has changed since it was written."""
     if expected is None:
-        print(f"{folder}: made by an older version, which kept no sums; its bytes are not checked")
+        print(f"{folder}: an older version made it without checksums; its bytes are not checked")
         return
     if _hash_sums(folder) != expected:
         raise UserError(f"{folder}: its .sha256 files are not its own; delete it and fill it again")
@@ -255,7 +256,7 @@ def _check_sums(folder: Path, expected: str | None) -> None:
 
 
 def _check_about(path: Path, about: Mapping[str, Any]) -> None:
-    """Raises UserError where a complete folder's about.json lacks what every one has."""
+    """Raises UserError if about.json lacks an entry that every complete folder has."""
     if "texts" not in about:
         raise UserError(f"{path.parent}: not complete; start the command that fills it again")
     width, int8, texts = (about.get(name) for name in ("width", "int8", "texts"))
@@ -265,11 +266,11 @@ def _check_about(path: Path, about: Mapping[str, Any]) -> None:
 
 
 def _claim(folder: Path, about: Mapping[str, Any]) -> None:
-    """Makes the folder, or raises UserError where it holds other vectors."""
+    """Makes the folder. Raises UserError if it holds other files or other vectors."""
     found = _read_about(folder)
     if found is None:
         if folder.is_dir() and any(path.suffix != ".partial" for path in folder.iterdir()):
-            raise UserError(f"{folder}: holds something else than vectors; choose a new folder")
+            raise UserError(f"{folder}: holds other files than vectors; choose a new folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -305,7 +306,7 @@ def _list_shards(folder: Path) -> list[Path]:
 
 
 def cut_into_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one shorter."""
+    """Yields lists of `size` items. The last list may be shorter."""
     source = iter(items)
     while block := list(islice(source, size)):
         yield block
@@ -314,8 +315,8 @@ def cut_into_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def export(vectors: VectorFolder, path: Path) -> None:
     """Writes all shards into one file, and their ids into `<path>.ids.txt` beside it.
 
-    `.npy` holds them as they are stored, `.fvecs` as float32 of unit length. Memory stays that of
-    one shard.
+    `.npy` holds the vectors as they are stored, and `.fvecs` as float32 of unit length. Only one
+    shard is in memory at a time.
     """
     if path.suffix not in (".npy", ".fvecs"):
         raise UserError(f"{path}: must end in .npy or .fvecs")
@@ -326,7 +327,7 @@ def export(vectors: VectorFolder, path: Path) -> None:
 
 def _write_rows(vectors: VectorFolder, file: IO[bytes], suffix: str) -> None:
     for number, shard_nd in enumerate(vectors.shards()):
-        if suffix == ".fvecs":  # before each row stands its number of coordinates
+        if suffix == ".fvecs":  # each row begins with its number of coordinates
             rows_nd = normalise_rows(shard_nd).astype("<f4")
             widths_n1 = np.full((len(rows_nd), 1), rows_nd.shape[1], "<i4").view("<f4")
             file.write(np.hstack([widths_n1, rows_nd]).tobytes())

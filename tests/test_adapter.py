@@ -230,8 +230,8 @@ def test_a_run_can_start_from_adapters(adapted):
             lambda base: (base / "0.sha256.json").write_text(
                 (base / "0.sha256.json").read_text() + "\n"
             ),
-            r"base: other frozen parameters than step 6 was trained with \(sha256 [0-9a-f]{12}, "
-            r"expected [0-9a-f]{12}\); put its own folder back",
+            r"base: step 6 was trained with other frozen parameters \(sha256 [0-9a-f]{12}, "
+            r"found [0-9a-f]{12}\); put the run's own folder back",
         ),
     ],
 )

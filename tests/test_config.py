@@ -126,8 +126,14 @@ def test_set_in_order_and_leaves_the_rest():
         ("optimizer.b2=1e400", "--set optimizer.b2: expected a finite number, found inf"),
         ("loss.prefixes=4", "--set loss.prefixes: expected a tuple, found 4"),
         ("loss.prefixes=(4, 'a')", "--set loss.prefixes.1: expected int, found 'a' (str)"),
-        ("data.train.3.path=a", "--set data.train.3.path: '3' is no index; there are 3 entries"),
-        ("data.train.x.path=a", "--set data.train.x.path: 'x' is no index; there are 3 entries"),
+        (
+            "data.train.3.path=a",
+            "--set data.train.3.path: '3' is not an index; there are 3",
+        ),
+        (
+            "data.train.x.path=a",
+            "--set data.train.x.path: 'x' is not an index; there are 3",
+        ),
         ("data.train.1=a.jsonl", "expected one of PythonPackages, JsonlPairs, TfdsPairs"),
         ("model=small", "--set model: expected Model, found 'small'"),
     ],

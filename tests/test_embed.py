@@ -264,7 +264,7 @@ def test_search_in_a_runs_own_texts_of_any_kind(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "MOST_OWN_PAIRS", 2)
     with pytest.raises(UserError, match=r"\d+ pairs, too many to search at once; add --corpus"):
         read(BeirPairs(str(tmp_path)))
-    with pytest.raises(UserError, match="trained on token ids, which are no texts; add --corpus"):
+    with pytest.raises(UserError, match="trained on token ids, which are not texts; add --corpus"):
         read(TokenizedPairs("anywhere"))
 
 

@@ -108,7 +108,7 @@ def test_all_stand_beside_the_probe_and_each_text_is_embedded_once(tmp_path):
 def test_refusals_keep_the_other_scores(tmp_path):
     path = tmp_path / "linear_probe" / "mr" / "all.tsv"
     write_rows(path, [1] * 150 + [2] * 150, [f"{i / 10 + i // 150 * 60}" for i in range(300)])
-    text = "linear_probe/mr: label 2 has no word, so that zero-shot has no text for it; the words "
+    text = "linear_probe/mr: label 2 has no word, so zero-shot has no text for it; the words "
     with pytest.raises(DataRefused, match=re.escape(text)) as refused:
         classification.run_untrained(embed_words, path.parent)
     assert refused.value.scores == {"mr_neighbours": 1.0}

@@ -202,7 +202,7 @@ def test_refusals(tmp_path, monkeypatch):
     with refuse(f"{tmp_path / 'none' / 'linear_probe'}: none of the folders mr, cr, subj, mpqa, "):
         linear_probe.run(embed_numbers, tmp_path / "none")
     write_rows(path, [0, 1] * 19, ["1 0", "0 1"] * 19)
-    with refuse(f"{path}: no label has more than 19 rows; 10-fold cross-validation in 10-fold"):
+    with refuse(f"{path}: no label has more than 19 rows; nested 10-fold cross-validation"):
         linear_probe.run(embed_numbers, tmp_path, tasks=["mr"])
     write_rows(path, [0, 1], ["1 0", "nan 1"])
     with refuse("1 of 2 embeddings of side x are not finite, first that of 'nan 1'"):

@@ -365,5 +365,5 @@ def test_a_damaged_table_of_suites_is_written_anew(tmp_path, capsys):
         record_tables(run_dir, 6, {"retrieval": []})
         assert json.loads(path.read_text()) == {"step": 6, "suites": {"retrieval": []}}
         assert capsys.readouterr().out == (
-            f"{path}: does not parse; writing it anew, without the suites that it held\n"
+            f"{path}: does not parse; writing a new one, without the suites that it held\n"
         )

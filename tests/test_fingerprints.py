@@ -161,8 +161,8 @@ def test_a_vocabulary_of_another_run_is_refused(tmp_path, tokenizer):
     with pytest.raises(UserError) as caught:
         check_model(found | {"tokenizer": "a" * 64}, found, tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/tokenizer: another vocabulary than the checkpoint was trained with "
-        f"(sha256 {found['tokenizer'][:12]}, expected aaaaaaaaaaaa); put its own one back"
+        f"{tmp_path}/tokenizer: the checkpoint was trained with another vocabulary "
+        f"(sha256 aaaaaaaaaaaa, found {found['tokenizer'][:12]}); put the old one back"
     )
 
 
@@ -176,7 +176,7 @@ def test_an_older_checkpoint_goes_on_with_one_line(tmp_path, tokenizer, capsys):
     found = describe_model(tiny_experiment(), tokenizer)
     check_model({"tokenizer": found["tokenizer"]}, found, tmp_path)
     assert capsys.readouterr().out == (
-        f"{tmp_path}: its checkpoint is of an older version; model and data not checked\n"
+        f"{tmp_path}: an older version wrote its checkpoint; model and data not checked\n"
     )
 
 

@@ -306,10 +306,10 @@ def test_capital_letters_in_names(name, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x28\xb5\x2f\xfd\x04\x00", "is Zstandard; write it anew with: zstd -d a.jsonl.zst"),
-        (b"BZh91AY&SY", "is bzip2; write it anew with: bunzip2 a.jsonl.zst"),
-        (b"\xfd7zXZ\x00\x00", "is xz; write it anew with: unxz a.jsonl.zst"),
-        (b"PK\x03\x04\x14\x00", "is a zip archive; write it anew with: unzip a.jsonl.zst"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "is Zstandard; convert it with: zstd -d a.jsonl.zst"),
+        (b"BZh91AY&SY", "is bzip2; convert it with: bunzip2 a.jsonl.zst"),
+        (b"\xfd7zXZ\x00\x00", "is xz; convert it with: unxz a.jsonl.zst"),
+        (b"PK\x03\x04\x14\x00", "is a zip archive; convert it with: unzip a.jsonl.zst"),
         (gzip.compress(b"", mtime=0), "is gzip; give it a name that ends in .gz"),
     ],
 )
@@ -355,7 +355,7 @@ def test_judgements_that_cannot_be(line, message, tmp_path):
     path.write_bytes(path.read_bytes() + line.encode("latin-1") + b"\n")
     assert message in refuse(open_it, source)
     path.write_text(path.read_text("latin-1"), "utf-16")
-    assert "train.tsv: is UTF-16; write it anew with: iconv" in refuse(open_it, source)
+    assert "train.tsv: is UTF-16; convert it with: iconv" in refuse(open_it, source)
 
 
 def test_the_title_of_a_document_is_text(tmp_path):
@@ -525,8 +525,8 @@ def test_a_stored_prefix_is_not_dropped(tokenizer, tmp_path):
     [
         ("x" * 3000 + "=1", "xxx: Experiment has no field 'xxx"),
         ("x" * 3000, "xxx: expected dotted.path=value"),
-        ("data.train.²=1", "'²' is no index; there are 1 entries"),
-        ("data.train.99999999999999999999=1", "is no index; there are 1 entries"),
+        ("data.train.²=1", "'²' is not an index; there are 1 entries"),
+        ("data.train.99999999999999999999=1", "is not an index; there are 1 entries"),
         ("optimizer.learning_rate=1" + "0" * 400, "expected a finite number, found an integer of"),
         ("model.width=1" + "0" * 400, "expected an integer below 2^63, found an integer of 1329 b"),
         ("model.width=1e400", "expected int, found inf (float)"),

@@ -114,7 +114,7 @@ def test_shows_a_source_without_its_defaults():
         (["mine", "--pairs", "faq.jsonl"], "faq.jsonl:1: no text under 'x'; keys: question, answ"),
         (["mine", "--pairs", "few.jsonl"], "few.jsonl: 2 pairs, of which 0 share no text with an"),
         (["there", *NAMES], "there.py: exists; choose another name, or remove the file"),
-        (["2nd", *NAMES], "2nd: expected a name of letters, digits and _ that begins with no"),
+        (["2nd", *NAMES], "2nd: expected a name of letters, digits and _ that does not"),
         (["mine", *NAMES, "--heldout", "no.jsonl"], "no.jsonl: no pairs; expected .jsonl"),
         (["mine", *NAMES, "--heldout", "none.jsonl"], "none.jsonl: no pairs in it"),
         (["mine", "--pairs", "none.jsonl", "--heldout", "few.jsonl"], "none.jsonl: no pairs in it"),

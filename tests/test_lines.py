@@ -109,8 +109,8 @@ def test_beir_keeps_the_queries_of_its_split(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"corpus": "aba"}, "corpus.jsonl:3: the id 'a' occurred before; ids are unique"),
-        ({"queries": "qq"}, "queries.jsonl:2: the id 'q' occurred before; ids are unique"),
+        ({"corpus": "aba"}, "corpus.jsonl:3: the id 'a' occurred before; ids must be unique"),
+        ({"queries": "qq"}, "queries.jsonl:2: the id 'q' occurred before; ids must be unique"),
         ({"corpus": ""}, "corpus.jsonl: empty; it needs at least one line"),
         ({"qrels": ["qz1"]}, "test.tsv: no relevant document is in corpus.jsonl; is it of another"),
         ({"qrels": [("q", "a", "1001")]}, "test.tsv:2: score 1001 is out of range"),

@@ -202,7 +202,7 @@ QUERY = b'{"_id": "q", "text": "who?"}\n'
         ({"corpus.jsonl": b'{"_id": "7", "text": 5}\n'}, "corpus.jsonl:1: found no text"),
         ({"corpus.jsonl": b'{"_id": "7", "text": ["a"]}\n'},
          "corpus.jsonl:1: 'text' must be a text, found list; make it one"),
-        ({"corpus.jsonl": b"\xff\xfe{\0"}, "corpus.jsonl: is UTF-16; write it anew with: iconv"),
+        ({"corpus.jsonl": b"\xff\xfe{\0"}, "corpus.jsonl: is UTF-16; convert it with: iconv"),
         ({"corpus.jsonl": b"\xff{\0"}, "corpus.jsonl:1: not UTF-8"),
         ({}, "corpus.jsonl: no such file, nor corpus.jsonl.gz; expected the texts that the qrels"),
         ({"corpus.jsonl": b'{"_id": "7", "text": ""}', "queries.jsonl": b'{"_id": "", "text": ""}'},

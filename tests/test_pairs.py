@@ -79,7 +79,7 @@ def test_reads_other_keys_blank_lines_and_windows_lines(tmp_path):
             GOOD.encode() * 9 + b'{"x": "\xe2\x82',
             ":10: not UTF-8 at byte 196 of the text; convert it",
         ),
-        (GOOD.encode("utf-16"), ": is UTF-16; write it anew with: iconv -f UTF-16 -t UTF-8 pairs"),
+        (GOOD.encode("utf-16"), ": is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8 pairs"),
     ],
 )
 def test_refuses_a_bad_line(tmp_path, content, message):

@@ -134,8 +134,8 @@ def test_vectors_know_their_prefix(prefixed, tmp_path, capsys, refuse):
     options = ("--run-dir", prefixed, "--vectors", output)
     assert run_search(capsys, *options, "w5")
     assert refuse(search, *options, "--y-prefix", "", "w5") == (
-        f"{output}: made with the prefix {PASSAGE!r} before each text, but '' is asked for; give "
-        "that --y-prefix, or embed anew"
+        f"{output}: made with the prefix {PASSAGE!r} before each text, but this search "
+        "uses ''; choose --y-prefix, or embed again"
     )
 
 

@@ -73,7 +73,7 @@ def test_values(refuse_set, tmp_path, change, line):
         (["batching.pairs_per_batch=91"], "batching.pairs_per_batch: 91 pairs of a batch come from "
          "a source that has 90; lower it"),
         (["mesh.data=2", "mesh.fsdp=3"], "mesh: data 2 x fsdp 3 x tensor 2 does not multiply to "
-         "the 8 devices here; set mesh.data=-1 to take what the other axes leave"),
+         "the 8 devices here; set mesh.data=-1 to take all remaining devices"),
         (["mesh.fsdp=-1"], "mesh: only one axis may be -1, found data and fsdp"),
         (["mesh.tensor=8", "mesh.fsdp=1"], "model.heads: 4 does not divide by the mesh axis "
          "tensor=8"),
@@ -234,9 +234,9 @@ def test_a_tokenizer_of_another_vocabulary(refuse, experiment_file, tmp_path):
     ):
         said = refuse(command, "--run-dir", run_dir, *arguments)
         assert said.startswith(
-            f"{run_dir}/tokenizer: another vocabulary than the checkpoint was trained with "
-            f"(sha256 {fingerprint[:12]}, expected "
+            f"{run_dir}/tokenizer: the checkpoint was trained with another vocabulary (sha256 "
         )
+        assert said.endswith(f", found {fingerprint[:12]}); put the old one back")
     assert not (tmp_path / "out.npy").exists()
 
 
@@ -274,11 +274,11 @@ def test_no_checkpoint_yet_and_none_that_is_whole(refuse, tmp_path):
         (GOOD + '{"z": "c"}\n', ":2: no text under 'text' or 'y'"),
         (GOOD + '{"text": 1}\n', ":2: no text under 'text' or 'y'"),
         (b"\xff\xfd", ":1: not UTF-8 at byte 0 of the text; convert it"),
-        (b"\xff\xfe", ": is UTF-16; write it anew with: iconv -f UTF-16 -t UTF-8 texts.jsonl"),
+        (b"\xff\xfe", ": is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8 texts.jsonl"),
         (GOOD + '{"text": "c", "title": 3}\n', ":2: 'title' must be text, found int"),
         (
             GOOD + '{"text": "c", "_id": "a\\nb"}\n',
-            ":2: '_id' holds a line break; ids are kept one a line",
+            ":2: '_id' holds a line break; an id must be one line",
         ),
         (GOOD + '{"text": "c", "_id": ["a"]}\n', ":2: '_id' must be text or a number, found list"),
     ],
@@ -306,7 +306,7 @@ def test_output_that_cannot_be_written(refuse, tmp_path):
     assert refuse(embed, *arguments, below) == f"{below}: cannot be written: Not a directory"
     assert refuse(embed, *arguments, below.parent).endswith("cannot be written: File exists")
     said = refuse(embed, *arguments, tmp_path)
-    assert said == f"{tmp_path}: holds something else than vectors; choose a new folder"
+    assert said == f"{tmp_path}: holds other files than vectors; choose a new folder"
 
 
 def test_vectors_of_other_parameters_or_of_queries(refuse, tmp_path):

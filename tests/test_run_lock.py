@@ -128,7 +128,7 @@ def test_a_pipe_in_place_of_a_lock_does_not_hang(tmp_path):
 
 def test_a_folder_in_place_of_a_lock_is_named(tmp_path):
     (tmp_path / f"{PREFIX}1.json").mkdir()
-    with pytest.raises(FolderInUse, match=r"1\.json: no lock of jaxcpt; move it away"):
+    with pytest.raises(FolderInUse, match=r"1\.json: not a lock of jaxcpt; move it away"):
         RunLock(tmp_path).__enter__()
 
 

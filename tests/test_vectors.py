@@ -145,9 +145,9 @@ def test_refusals(tmp_path):
     with refuse(f"{tmp_path}: no vectors: it has no about.json; jaxcpt.embed makes one"):
         VectorFolder.open(tmp_path)
     (tmp_path / "thesis.txt").touch()
-    with refuse(f"{tmp_path}: holds something else than vectors; choose a new folder"):
+    with refuse(f"{tmp_path}: holds other files than vectors; choose a new folder"):
         fill_some(tmp_path)
-    with refuse("id 'a\\nb': holds a line break; ids are kept one a line"):
+    with refuse("id 'a\\nb': holds a line break; an id must be one line"):
         fill_some(tmp_path / "ids", documents=[TextWithId("a\nb", "text 1")])
     folder = tmp_path / "v"
     fill_some(folder)
@@ -299,7 +299,7 @@ def test_a_folder_of_an_older_version_is_opened_with_one_line(tmp_path, capsys):
     capsys.readouterr()
     assert len(VectorFolder.open(tmp_path)) == 100
     assert capsys.readouterr().out == (
-        f"{tmp_path}: made by an older version, which kept no sums; its bytes are not checked\n"
+        f"{tmp_path}: an older version made it without checksums; its bytes are not checked\n"
     )
     (tmp_path / "00000.ids.txt").write_bytes(b"\xff\n")
     with pytest.raises(UserError, match=r"00000.ids.txt: damaged \(not UTF-8\)"):

@@ -1,9 +1,9 @@
-"""Evaluations: texts and a function that embeds them in, named scores out.
+"""Evaluations of a function that embeds texts.
 
-Each family is one file with `run(embed_fn, data, ...) -> dict[str, float]`; `suites` lists the
-paper's. A family knows `embed_fn` and the files of its own task. It knows no model, no tokenizer
-and no device. A corpus that is too large for memory goes through a `CorpusFn`, which may keep the
-vectors on disk.
+In: `embed_fn` and a folder of data. Out: scores by name. Each family of evaluations is one file
+with `run(embed_fn, data, ...) -> dict[str, float]`; `suites` lists those of the paper. A family
+knows `embed_fn` and the files of its own task. It knows no model, no tokenizer and no device. A
+corpus that is too large for memory is embedded by a `CorpusFn`, which may keep vectors on disk.
 """
 
 import functools
@@ -26,10 +26,10 @@ DOCUMENTS_PER_BLOCK = 16_384
 Read = TypeVar("Read")
 
 EmbedFn = Callable[[Sequence[str], Side], np.ndarray]
-"""Texts and their side -> float32 [n, d] of unit length, in the order of the texts."""
+"""Texts, side -> vectors of unit length, float32 [n, d], in the order of the texts."""
 
 CorpusFn = Callable[[Path, Iterable[TextWithId]], Iterable[np.ndarray]]
-"""A corpus's file and its documents -> their vectors [n, d] in order, shard by shard."""
+"""File of a corpus, its documents -> their vectors [n, d], in order, in several parts."""
 
 
 def embed_blocks(embed_fn: EmbedFn) -> CorpusFn:
@@ -43,9 +43,9 @@ def embed_blocks(embed_fn: EmbedFn) -> CorpusFn:
 
 
 def embed_finite(embed_fn: EmbedFn, texts: Sequence[str], side: Side) -> np.ndarray:
-    """The vectors [n, d] of `embed_fn`. Raises UserError where one is not finite.
+    """The vectors [n, d] of `embed_fn`. Raises UserError if one of them is not finite.
 
-    No number is greater than NaN, so without this check a diverged model could rank first.
+    Comparisons with NaN are false, so without this check a diverged model could get the best rank.
     """
     vectors_nd = np.asarray(embed_fn(texts, side))
     if vectors_nd.ndim != 2 or len(vectors_nd) != len(texts):
@@ -60,7 +60,7 @@ def embed_finite(embed_fn: EmbedFn, texts: Sequence[str], side: Side) -> np.ndar
 
 
 class DataRefused(UserError):
-    """Some sets of a suite do not fit. `scores` are those of the sets that do."""
+    """Raised if some sets of a suite cannot be read. `scores` are those of the other sets."""
 
     def __init__(self, text: str, scores: Mapping[str, float] | None = None) -> None:
         super().__init__(text)
@@ -70,7 +70,7 @@ class DataRefused(UserError):
 def read_each(
     read: Callable[[Path], Read], sets: Iterable[Path], problems: list[str]
 ) -> Iterator[Read]:
-    """What `read` makes of each set. A set that it refuses adds a line to `problems`."""
+    """Yields `read(set)` for each set. If it raises UserError, adds the text to `problems`."""
     for path in sets:
         try:
             value = read(path)
@@ -82,7 +82,7 @@ def read_each(
 
 @contextmanager
 def show_sets(title: str, sets: Sequence[Path]) -> Iterator[Iterator[Path]]:
-    """The sets in turn, with a bar on the terminal that counts those that are done."""
+    """A context that yields an iterator over the sets and shows a progress bar."""
     with show_progress(title, len(sets), shown=is_first() and len(sets) > 1) as advance:
 
         def count() -> Iterator[Path]:
@@ -94,7 +94,7 @@ def show_sets(title: str, sets: Sequence[Path]) -> Iterator[Iterator[Path]]:
 
 
 def finish(scores: dict[str, float], problems: Sequence[str]) -> dict[str, float]:
-    """The scores of a suite. Raises DataRefused, which holds them, where there are problems."""
+    """Returns the scores of a suite. If there are problems, raises DataRefused with the scores."""
     if problems:
         raise DataRefused("; ".join(dict.fromkeys(problems)), scores)
     return scores
@@ -103,7 +103,8 @@ def finish(scores: dict[str, float], problems: Sequence[str]) -> dict[str, float
 def collect(
     problems: list[str], run: Callable[..., dict[str, float]], *of: Any
 ) -> dict[str, float]:
-    """The scores of `run(*of)`. Where sets were refused: those of the others, and a problem."""
+    """The scores of `run(*of)`. If some sets could not be read, adds the reason to `problems` and
+    returns the scores of the others."""
     try:
         return run(*of)
     except DataRefused as refused:
@@ -112,9 +113,9 @@ def collect(
 
 
 def name_files(paths: Iterable[Path], ending: str, taken: Sequence[str] = ()) -> dict[str, Path]:
-    """The files by name without `ending` and .gz. Raises UserError where a name comes twice.
+    """The files by their name without `ending` and .gz. Raises UserError if a name occurs twice.
 
-    taken: names that mean something else among the scores.
+    taken: names that a file must not have, because they are names of other scores.
     """
     named: dict[str, Path] = {}
     for path in sorted(paths):
@@ -128,24 +129,24 @@ def name_files(paths: Iterable[Path], ending: str, taken: Sequence[str] = ()) ->
 
 
 def name_of(path: Path, ending: str) -> str:
-    """The file's name without `ending` and .gz. Other dots belong to the name."""
+    """The name of a file without `ending` and .gz. Other dots belong to the name."""
     return path.name.removesuffix(".gz").removesuffix(ending)
 
 
 @functools.cache
 def note(text: str) -> None:
-    """Prints a line about the data, once in a process: evals run again as training goes on."""
+    """Prints a line about the data, once per process: evals run several times during training."""
     if is_first():
         print(text, flush=True)
 
 
 def import_extra(module: str, extra: str = "evals") -> Any:
-    """Imports a module of an optional library. Raises UserError naming the extra to install."""
+    """Imports a module of an optional library. Raises UserError that names the extra to install."""
     require_library(module.partition(".")[0], extra)
     return importlib.import_module(module)
 
 
 def require_library(name: str, extra: str = "evals") -> None:
-    """Raises UserError naming the extra to install where the library is missing."""
+    """Raises UserError that names the extra to install if the library is missing."""
     if importlib.util.find_spec(name) is None:
         raise UserError(f"this evaluation needs {name}: pip install 'jaxcpt[{extra}]'")

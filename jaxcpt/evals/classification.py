@@ -1,9 +1,9 @@
-"""Classification of sentences: by a linear probe, and without training.
+"""Classifies sentences by a linear probe, and by two methods that train nothing.
 
-In: `embed_fn` and the folder linear_probe/. Out: the scores of `linear_probe`, and for each task
-whose labels have words the accuracies of two ways that train nothing. Zero-shot takes the label
-whose own text is nearest to a sentence (section 3.1.2 of the paper). Neighbours takes the label
-that most of the 256 nearest training texts have. All texts are embedded as x. It knows no model.
+In: `embed_fn` and the folder linear_probe/. Out: the scores of `linear_probe`, and the accuracies
+of both methods for each task whose labels have words. Zero-shot predicts the label whose own text
+is nearest to the sentence (section 3.1.2 of the paper). Neighbours predicts the most frequent label
+among the 256 nearest training texts. All texts are embedded as x. The module knows no model.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from jaxcpt.pair import Side
 
 NEIGHBOURS = 256
 TIE = 1e-6
-"""Products of equal float32 vectors can differ by so much."""
+"""Scores that differ by less count as equal, because float32 products of equal vectors differ."""
 TEXTS_PER_TILE = 256
 
 _SENTIMENTS = ("negative", "positive")
@@ -39,15 +39,15 @@ LABEL_WORDS = {
     "sst2": _SENTIMENTS,
     "trec": ("abbreviation", "description", "entity", "human", "location", "number"),
 }
-"""The word of each label, from label 0 on."""
+"""The words of the labels of each task, in the order of the labels 0, 1 and so on."""
 PROMPT = "this is an example of a {} movie review."
-"""The paper's, for SST2."""
+"""The paper's prompt for SST2."""
 MOVIE_REVIEWS = ("mr", "sst2")
 
 
 def run(embed_fn: EmbedFn, data: Path, folds: int = 10) -> dict[str, float]:
-    """The probes' scores, and by task `<task>_zero_shot_words`, `<task>_zero_shot_prompt` for film
-    reviews, and `<task>_neighbours`."""
+    """The scores of the probes, and for each task `<task>_zero_shot_words`, `<task>_neighbours`
+    and, for film reviews, `<task>_zero_shot_prompt`."""
     probed: dict[str, float] = {}
     untrained: dict[str, float] = {}
     problems: list[str] = []
@@ -61,7 +61,11 @@ def run(embed_fn: EmbedFn, data: Path, folds: int = 10) -> dict[str, float]:
 
 
 def run_untrained(embed_fn: EmbedFn, folder: Path, folds: int = 10) -> dict[str, float]:
-    """Zero-shot on the test split, or on all rows where there is none; neighbours as the probe."""
+    """The scores of zero-shot and neighbours.
+
+    Zero-shot is scored on the test split, or on all rows if there is none. Neighbours is scored on
+    the same splits or folds as the probe.
+    """
     scores: dict[str, float] = {}
     problems: list[str] = []
     read = partial(linear_probe.read_splits, folds=folds)
@@ -72,7 +76,7 @@ def run_untrained(embed_fn: EmbedFn, folder: Path, folds: int = 10) -> dict[str,
 
 
 def zero_shot(embed_fn: EmbedFn, task: str, splits: dict[str, Split]) -> dict[str, float]:
-    """The share of sentences that are nearer to the text of their label than to any other's.
+    """Accuracy: the share of sentences whose own label has the nearest text.
 
     Raises DataRefused for a label without a word.
     """
@@ -80,7 +84,7 @@ def zero_shot(embed_fn: EmbedFn, task: str, splits: dict[str, Split]) -> dict[st
     words = LABEL_WORDS[task]
     if unknown := sorted(set(split.labels_n.tolist()) - set(range(len(words)))):
         raise DataRefused(
-            f"linear_probe/{task}: label {unknown[0]} has no word, so that zero-shot has no text "
+            f"linear_probe/{task}: label {unknown[0]} has no word, so zero-shot has no text "
             f"for it; the words of labels 0 to {len(words) - 1} are {', '.join(words)}"
         )
     forms = {"words": "{}"} | ({"prompt": PROMPT} if task in MOVIE_REVIEWS else {})
@@ -96,9 +100,9 @@ def zero_shot(embed_fn: EmbedFn, task: str, splits: dict[str, Split]) -> dict[st
 def neighbours(
     embed_fn: EmbedFn, task: str, splits: dict[str, Split], folds: int = 10
 ) -> dict[str, float]:
-    """The share of sentences whose label most of the nearest training texts have.
+    """Accuracy: the share of sentences for which the nearest training texts vote for their label.
 
-    Raises DataRefused where fewer than `NEIGHBOURS` texts are there to vote.
+    Raises DataRefused if there are fewer than NEIGHBOURS training texts.
     """
     rows = {
         name: Labelled(embed_finite(embed_fn, split.sides[0], "x"), split.labels_n)
@@ -119,7 +123,7 @@ def neighbours(
 
 
 def _vote(train: Labelled, test: Labelled) -> float:
-    """Accuracy. Texts that are as near as the last of the neighbours vote too."""
+    """Accuracy of the vote. Texts that are as near as the last neighbour vote too."""
     labels = np.unique(np.concatenate([train.labels_n, test.labels_n]))
     train_nc = (train.labels_n[:, None] == labels).astype(np.float32)
     right = 0
@@ -134,13 +138,13 @@ def _vote(train: Labelled, test: Labelled) -> float:
 
 
 def _is_ahead(scores_nc: np.ndarray, columns_n: np.ndarray) -> np.ndarray:
-    """Whether the score of the right column is above all others [n]. A tie is not."""
+    """Whether the score of the right column is above all others [n]. A tie counts as not above."""
     right_n = np.take_along_axis(scores_nc, columns_n[:, None], axis=1)
     return (scores_nc >= right_n - TIE).sum(axis=1) == 1
 
 
 def _remember(embed_fn: EmbedFn) -> EmbedFn:
-    """Embeds the same texts once."""
+    """A function like `embed_fn` that embeds the same texts only once."""
     kept: dict[tuple[tuple[str, ...], Side], np.ndarray] = {}
 
     def embed(texts: Sequence[str], side: Side) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Code search: a function is searched by its documentation or by a web query.
+"""Code search: finds functions by their documentation or by web queries.
 
 In: `embed_fn` and the folder code_search/. Out: mrr, recall_at_1 and recall_at_10 of each set, for
-a model and for BM25 on the same candidates. A set is a folder in BEIR layout, whose whole corpus is
-searched (CoSQA), or codesearchnet/, where each function is searched among 1,000 and among 10,000,
-as in the paper. A query without a right answer counts as never answered. It knows no model.
+a model and for BM25 on the same candidates. A set in BEIR layout, such as CoSQA, is searched as a
+whole. In codesearchnet/, each function is searched among 1,000 and among 10,000 functions, as in
+the paper. A query without a right answer scores 0. The module knows no model.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,23 +38,23 @@ from jaxcpt.lines import read_jsonl
 LANGUAGES_FOLDER = "codesearchnet"
 LANGUAGES = ("go", "java", "javascript", "php", "python", "ruby")
 CODESEARCHNET = {1_000: "codesearchnet", 10_000: "codesearchnet_10k"}
-"""The numbers of candidates that a function is searched among, and the names of these scores. The
-paper gives both."""
+"""The numbers of candidates among which a function is searched, and the names of these scores. The
+paper reports both."""
 SEED = 0
 
 Right = Sequence[Sequence[int]]
-"""For each query the indices of the candidates that answer it."""
+"""For each query, the indices of the candidates that answer it."""
 Rank = Callable[[slice, Right], np.ndarray]
-"""Some queries, which search among the candidates of the same places -> the ranks [q]."""
+"""A slice of the queries and candidates, the right answers -> the ranks [q] within the slice."""
 Prepare = Callable[[Sequence[str], Sequence[str]], Rank]
-"""All queries and all candidates of a set -> what ranks some of them."""
+"""All queries and all candidates of a set -> a function that ranks a slice of them."""
 
 
 def run(embed_fn: EmbedFn, data: Path, split: str = "test") -> dict[str, float]:
-    """`<set>/<score>` and `codesearchnet/<language>/<score>`, by the model's inner products.
+    """Scores of the model's inner products: `<set>/<score>`, `codesearchnet/<language>/<score>`.
 
-    `codesearchnet_10k/...`: among 10,000 candidates, for languages that have so many. With all six
-    languages also `codesearchnet/average/mrr`.
+    `codesearchnet_10k/...` is among 10,000 candidates, for languages that have as many. If all six
+    languages are there, it also has `codesearchnet/average/mrr`.
     """
 
     def prepare(queries: Sequence[str], code: Sequence[str]) -> Rank:
@@ -66,7 +66,7 @@ def run(embed_fn: EmbedFn, data: Path, split: str = "test") -> dict[str, float]:
 
 
 def bm25(data: Path, split: str = "test") -> dict[str, float]:
-    """The same scores of BM25. It splits words at camelCase and snake_case."""
+    """The same scores for BM25. It splits words at camelCase and snake_case."""
 
     def prepare(queries: Sequence[str], code: Sequence[str]) -> Rank:
         query_words, code_words = (
@@ -109,7 +109,7 @@ def _score_all(prepare: Prepare, data: Path, split: str) -> dict[str, float]:
 
 
 def _score_task(prepare: Prepare, task: Task) -> dict[str, float]:
-    """Each query among the whole corpus."""
+    """Scores of a set in which each query searches the whole corpus."""
     row = {name: i for i, name in enumerate(task.document_ids)}
     right = [
         [row[name] for name, grade in grades.items() if grade > 0 and name in row]
@@ -125,7 +125,10 @@ def _score_task(prepare: Prepare, task: Task) -> dict[str, float]:
 def _score_language(
     prepare: Prepare, language: str, pairs: Sequence[tuple[str, str]]
 ) -> dict[str, float]:
-    """Each function among others, in blocks. Like the original, it drops an incomplete block."""
+    """Scores of a language, in which each function is searched within its block of functions.
+
+    Like the original protocol, it drops the last block if that is incomplete.
+    """
     order = np.random.default_rng(SEED).permutation(len(pairs)).tolist()
     most = max(len(pairs) // count * count for count in CODESEARCHNET)
     queries, code = zip(*(pairs[i] for i in order[:most]), strict=True)
@@ -145,9 +148,9 @@ def _score_language(
 
 
 def _read_codesearchnet(folder: Path) -> tuple[str, list[tuple[str, str]]]:
-    """A language and its functions, as documentation and code.
+    """A language, and (documentation, code) of its functions.
 
-    Texts are the tokens that the data has; their code does not contain its documentation.
+    The texts are joined from the tokens in the data. The code does not contain its documentation.
     """
     paths = (folder / "final" / "jsonl" / "test").glob("*.jsonl*")
     files = name_files([path for path in paths if path.suffix in (".jsonl", ".gz")], ".jsonl")

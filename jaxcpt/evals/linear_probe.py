@@ -1,8 +1,8 @@
-"""Linear probes: how well a logistic regression on frozen embeddings classifies sentences.
+"""Linear probes: classifies sentences by a logistic regression on frozen embeddings.
 
 In: `embed_fn` and the folder linear_probe/. Out: accuracy per task, F1 of MRPC, and the average
-accuracy of the seven tasks, for a model and for bags of words. The protocol is SentEval's, which
-the paper uses. Both texts of a pair are embedded as x. Only this module imports scikit-learn.
+accuracy of the seven tasks, for a model and for bags of words. The protocol is that of SentEval,
+which the paper uses. Both texts of a pair are embedded as x. Only this module imports scikit-learn.
 It knows no model.
 """
 
@@ -36,22 +36,22 @@ CROSS_VALIDATED = ("mr", "cr", "subj", "mpqa")
 TASKS = (*CROSS_VALIDATED, "sst2", "trec", "mrpc")
 HIGHEST_LABEL = 1_000_000
 STRENGTHS = tuple(4.0**power for power in range(-1, 5))
-"""Inverse L2 strengths to choose from. On a tie the first, most regularised one is taken.
-SentEval tries 1/4 to 8 on vectors that are longer than ours, whose length is 1."""
+"""Inverse L2 strengths to choose from. If several are equally good, the first one, with the most
+regularisation, is taken. SentEval tries 1/4 to 8, on vectors that are longer than unit vectors."""
 SEED = 1111
 
 FEWEST = 4
-"""Rows that a second label needs, so that all parts of a fold of a fold have two labels."""
+"""Fewest rows of the second most frequent label. With fewer, a fold could have only one label."""
 MRPC_LABELS = {0, 1}
-"""1 is a paraphrase. F1 is of that label."""
+"""Label 1 is a paraphrase. F1 is computed for that label."""
 
 Featurize = Callable[[Sequence[str]], Any]
-"""Texts -> a row of features for each: [n, d], dense or sparse."""
+"""Texts -> their features [n, d], dense or sparse."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts of a task as features, dense or sparse, with their labels."""
+    """Features of a task's texts, dense or sparse, with their labels."""
 
     features_nd: Any
     labels_n: np.ndarray
@@ -61,7 +61,7 @@ class Labelled:
 
 
 class Split(NamedTuple):
-    """A file of a task: labels [n], and a list of texts, or two where the rows are pairs."""
+    """A file of a task: labels [n], and one list of texts, or two lists if the rows are pairs."""
 
     labels_n: np.ndarray
     sides: list[list[str]]
@@ -70,13 +70,13 @@ class Split(NamedTuple):
 def run(
     embed_fn: EmbedFn, data: Path, tasks: Sequence[str] | None = None, folds: int = 10
 ) -> dict[str, float]:
-    """Accuracy by task, `mrpc_f1`, and with all seven tasks `average`.
+    """Accuracy by task, `mrpc_f1`, and `average` if all seven tasks are there.
 
     MR, CR, SUBJ and MPQA: the mean over `folds` folds; the L2 strength of each is chosen by
     another `folds` folds of its training part. SST2: the strength is chosen on the dev split.
     TREC and MRPC: the strength is chosen by cross-validation on the training split.
 
-    tasks: None for those that have a folder.
+    tasks: None means those that have a folder.
     """
     return _score(lambda _: lambda texts: embed_finite(embed_fn, texts, "x"), data, tasks, folds)
 
@@ -84,7 +84,7 @@ def run(
 def bag_of_words(
     data: Path, tasks: Sequence[str] | None = None, folds: int = 10
 ) -> dict[str, float]:
-    """The same scores of word counts, weighted by rarity in the task's training texts."""
+    """The same scores for word counts, weighted by their rarity in the task's training texts."""
     bags = import_extra("sklearn.feature_extraction.text").TfidfVectorizer
 
     def learn(texts: Sequence[str]) -> Featurize:
@@ -101,11 +101,11 @@ def _score(
     tasks: Sequence[str] | None,
     folds: int,
 ) -> dict[str, float]:
-    """learn: takes the training texts of a task and returns what turns texts into features."""
+    """learn: a function from the training texts of a task to a function that computes features."""
     scores: dict[str, float] = {}
     problems: list[str] = []
     folders = list_folders(data, tasks)
-    # The folds use all cores. With BLAS threads on top, a fit was up to 25 times slower.
+    # The folds already use all cores. With BLAS threads too, a fit was up to 25 times slower.
     limits = import_extra("threadpoolctl").threadpool_limits
     with limits(1), show_sets("linear_probe", folders) as sets:
         for task, splits in read_each(partial(read_splits, folds=folds), sets, problems):
@@ -114,14 +114,14 @@ def _score(
 
 
 def add_average(scores: dict[str, float]) -> dict[str, float]:
-    """Adds the mean accuracy of the seven tasks where all are there."""
+    """Adds the mean accuracy of the seven tasks if all of them are there."""
     if not set(TASKS) <= set(scores):
         return scores
     return scores | {"average": float(np.mean([scores[task] for task in TASKS]))}
 
 
 def list_folders(data: Path, tasks: Sequence[str] | None = None) -> list[Path]:
-    """The folders of `tasks`; None: of those that are there. Raises DataRefused."""
+    """The folders of `tasks`; None means all tasks that have a folder. Raises DataRefused."""
     parent = Path(data) / "linear_probe"
     folders = [parent / task for task in tasks or TASKS if tasks or (parent / task).is_dir()]
     if not folders:
@@ -132,7 +132,7 @@ def list_folders(data: Path, tasks: Sequence[str] | None = None) -> list[Path]:
 def read_splits(folder: Path, folds: int) -> tuple[str, dict[str, Split]]:
     """A task's name, and its files by name, such as "all", or "train" and "test".
 
-    folds: as in `run`. Raises UserError for labels that a split has and the training split lacks.
+    folds: as in `run`. Raises UserError for a label that does not occur in the training split.
     """
     task = folder.name
     if task in CROSS_VALIDATED:
@@ -176,7 +176,7 @@ def _probe(
 
 
 def cross_validate(rows: Labelled, folds: int) -> float:
-    """Mean accuracy over the folds, each with a strength chosen on its own training part."""
+    """Mean accuracy over the folds. The strength is chosen on each fold's training part."""
     accuracies = []
     for train, test in _split(rows, folds):
         predicted_n = _fit(train, choose_by_folds(train, folds)).predict(test.features_nd)
@@ -209,7 +209,8 @@ def _split(rows: Labelled, folds: int) -> list[tuple[Labelled, Labelled]]:
 
 
 def cut_into_folds(labels_n: np.ndarray, folds: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows to train on and rows to test on. They are shuffled; labels stay in proportion."""
+    """The training rows and the test rows of each fold. Rows are shuffled, and all folds have the
+    same proportions of labels."""
     folding = import_extra("sklearn.model_selection").StratifiedKFold
     splitter = folding(folds, shuffle=True, random_state=SEED)
     with warnings.catch_warnings():
@@ -218,7 +219,7 @@ def cut_into_folds(labels_n: np.ndarray, folds: int) -> list[tuple[np.ndarray, n
 
 
 def _read(path: Path, folds: int = 0) -> Split:
-    """folds: the rows will be cut into so many folds, and the training part of a fold once more."""
+    """Reads a file. folds: how many folds the rows, and each training part, will be cut into."""
     columns = ("label", "text_a", "text_b") if path.parent.name == "mrpc" else ("label", "text")
     labels, texts = [], []
     for number, (label, *row) in read_tsv(path, columns):
@@ -231,13 +232,13 @@ def _read(path: Path, folds: int = 0) -> Split:
         raise UserError(f"{path}: {len(labels)} rows with {len(counts)} labels; a probe needs 2")
     if counts[0] < 2 * folds:
         raise UserError(
-            f"{path}: no label has more than {counts[0]} rows; {folds}-fold cross-validation in "
-            f"{folds}-fold cross-validation needs {2 * folds} of one"
+            f"{path}: no label has more than {counts[0]} rows; nested {folds}-fold "
+            f"cross-validation needs {2 * folds} rows of one label"
         )
     if folds and counts[1] < FEWEST:
         raise UserError(
             f"{path}: all labels but one have at most {counts[1]} rows; cross-validation needs "
-            f"{FEWEST} of a second one"
+            f"{FEWEST} rows of a second label"
         )
     return Split(np.array(labels), [list(side) for side in zip(*texts, strict=True)])
 
