@@ -138,7 +138,7 @@ def test_sick_r_as_it_is_distributed(tmp_path):
     whole = tmp_path / "sts" / "SICK" / "SICK.txt"
     header = ("pair_ID", "sentence_A", "sentence_B", "entailment_label", "relatedness_score")
     write_lines(whole, header, *[("1", a, b, "N", score) for a, b, score in SCORED])
-    with refuse(f"{whole}: it holds all parts; keep it alone, or the parts"):
+    with refuse(f"{whole}: holds all parts; keep only it, or only the parts"):
         sts.run(embed_angle, tmp_path)
     whole.rename(tmp_path / "SICK.txt")
     (tmp_path / "sts" / "SICK").rename(tmp_path / "old")
@@ -173,7 +173,7 @@ def test_glue_keeps_the_scores_of_its_test_part(tmp_path, capsys):
     write_lines(folder / "test.tsv", header[:-1], *[("1", "news", *row[:2]) for row in SCORED])
     scores = sts.run(embed_angle, tmp_path)
     assert scores.keys() == {"sts-b/dev/spearman", "sts-b/dev/pearson"}
-    said = "has no column 'score', as the test part of GLUE; not scored"
+    said = "has no column 'score', like the test part of GLUE; not scored"
     assert capsys.readouterr().out == f"{folder / 'test.tsv'}: {said}\n"
     (folder / "dev.tsv").unlink()
     with refuse(f"{folder}: no part of sts-b has scores; add one that has"):
@@ -214,7 +214,7 @@ def test_layouts_that_contradict_each_other_are_refused(tmp_path):
         sts.run(embed_angle, tmp_path)
     other.rename(tmp_path / "sts" / "SICK")
     with refuse(
-        f"{tmp_path / 'sts' / 'SICK'}: no .tsv files; expected one a subset, with score text_a "
+        f"{tmp_path / 'sts' / 'SICK'}: no .tsv files; expected one per subset, with score text_a "
         "text_b, or SICK.txt, or SICK_train.txt, or SICK_trial.txt, or SICK_test_annotated.txt"
     ):
         sts.run(embed_angle, tmp_path)
@@ -229,7 +229,7 @@ def test_refusals(tmp_path):
         sts.run(embed_angle, tmp_path)
     folder = tmp_path / "sts" / "sts15"
     folder.mkdir(parents=True)
-    with refuse(f"{folder}: no .tsv files; expected one a subset, with score text_a text_b"):
+    with refuse(f"{folder}: no .tsv files; expected one per subset, with score text_a text_b"):
         sts.run(embed_angle, tmp_path)
     write_subset(folder, "belief", ["1", ""], [1, 2])
     with refuse(f"{folder / 'belief.tsv'}:3: score must be a number, found ''"):

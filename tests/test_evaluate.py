@@ -273,7 +273,7 @@ def test_folders_that_no_suite_reads_are_named(tmp_path, data, call):
     (data / "code_search" / "a" / "b" / "c").mkdir(parents=True)
     (data / "code_search" / "a" / "b" / "c" / "corpus.jsonl").write_text("")
     (data / "code_search" / "codesearchnet" / "rust").mkdir(parents=True)
-    beir = "corpus.jsonl, queries.jsonl and qrels/ in it, or in the folders in it"
+    beir = "corpus.jsonl, queries.jsonl and qrels/ in it or in its folders"
     expected = {
         "STS-B": "sts-b in the folder sts",
         "scifact": "a folder with a corpus.jsonl in the folder retrieval or code_search",

@@ -126,7 +126,7 @@ def compare(embedder, folder, texts):
 def test_sentence_transformers_gives_the_same_embeddings(tmp_path, family):
     changes = {f"model__{name}": value for name, value in FAMILIES[family].items()}
     experiment = make_experiment(**changes, tokenizer__x_tokens=24)
-    # transformers reads every tokenizer of a qwen2 model as one of Qwen2's kind.
+    # transformers reads the tokenizer of a qwen2 model as Qwen2's own kind.
     tokenizer = train_like_qwen2(tmp_path) if family == "qwen2" else None
     embedder = write_run(tmp_path / "run", experiment, tokenizer)
     notes = export_run(tmp_path / "run", tmp_path / "out", None, "float32", "sentence-transformers")
@@ -242,10 +242,10 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path):
     write_run(tmp_path / "qwen2", make_experiment(**qwen2))
     (tmp_path / "full").mkdir()
     for run, out, text in (
-        ("both", "out", r"gpt2 comes nearest and differs in model.causal \(False here\); export "),
-        ("qwen2", "out", "reads every tokenizer of a qwen2 model as one of Qwen2's kind"),
+        ("both", "out", r"the nearest, gpt2, differs in model.causal \(False here\); export "),
+        ("qwen2", "out", "reads the tokenizer of a qwen2 model as Qwen2's own kind"),
         ("bag", "out", "only with pooling mean and without position_weights"),
-        ("bag", "full", "full: exists; name an output folder that does not"),
+        ("bag", "full", "full: exists; name an output folder that does not exist"),
     ):
         with pytest.raises(UserError, match=text):
             export_run(tmp_path / run, tmp_path / out, None, "float32", "sentence-transformers")

@@ -183,8 +183,8 @@ def test_choices_overrule_the_folder(tmp_path):
          "xlm-roberta, gpt2, gpt_neox, llama, mistral, qwen2, qwen3"),
         ({"model_type": "modernbert"}, "model_type: modernbert is not supported: its layers "
          "alternate between local and global attention"),
-        ({"auto_map": {}}, "auto_map: the model needs code of its own, which is not run; of bert "
-         "only the standard form is supported"),
+        ({"auto_map": {}}, "auto_map: the model needs its own code, which is not run; only the "
+         "standard form of bert is supported"),
         ({"hidden_act": "silu"}, "hidden_act: 'silu' is not supported; there is 'gelu', "
          "'gelu_python', 'gelu_new', 'gelu_fast', 'gelu_pytorch_tanh', 'relu'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type: 'relative_key' is "
@@ -291,7 +291,7 @@ def test_an_output_folder_that_exists(refuse, tmp_path):
     (tmp_path / "run").mkdir()
     folder = write_folder(tmp_path / "bert")
     line = refuse(import_model, "--input", folder, "--output", tmp_path / "run")
-    assert line == f"{tmp_path / 'run'}: exists; name a folder that does not"
+    assert line == f"{tmp_path / 'run'}: exists; name a folder that does not exist"
 
 
 def test_tokenizers_that_do_not_fit(refuse_import, tmp_path):
@@ -322,7 +322,7 @@ def test_tokenizers_that_do_not_fit(refuse_import, tmp_path):
          "sentence_transformers.models.Dense is not supported; there are Transformer, Pooling, "
          "Normalize"),
         (None, ("Transformer", "Normalize"), "FOLDER/modules.json: its modules are Transformer, "
-         "Normalize; expected Transformer, Pooling and, where there is one, Normalize"),
+         "Normalize; expected Transformer, Pooling and perhaps Normalize"),
     ],
 )  # fmt: skip
 def test_modules_that_are_not_supported(refuse_import, tmp_path, pooling, names, line):
@@ -333,7 +333,7 @@ def test_other_damage_of_a_sentence_transformers_folder(refuse_import, tmp_path)
     folder = add_modules(write_folder(tmp_path / "st"))
     (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
     assert refuse_import(folder) == (
-        "FOLDER/sentence_bert_config.json: do_lower_case is not supported where tokenizer.json "
+        "FOLDER/sentence_bert_config.json: do_lower_case is not supported if tokenizer.json "
         "does not lower-case"
     )
     modules = json.loads((folder / "modules.json").read_text())

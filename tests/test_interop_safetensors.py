@@ -75,13 +75,13 @@ def test_shards(tmp_path):
             open_weights(tmp_path)
         assert str(error.value) == line
 
-    refused({"x": "../b.safetensors"}, f"{index}: '../b.safetensors' is no file of its folder")
-    refused({"x": "/etc/passwd"}, f"{index}: '/etc/passwd' is no file of its folder")
-    refused({"x": ".."}, f"{index}: '..' is no file of its folder")
+    refused({"x": "../b.safetensors"}, f"{index}: '../b.safetensors' is not a file in its folder")
+    refused({"x": "/etc/passwd"}, f"{index}: '/etc/passwd' is not a file in its folder")
+    refused({"x": ".."}, f"{index}: '..' is not a file in its folder")
     refused({"x": "c.safetensors"}, f"{index}: names the file c.safetensors, which is missing")
     refused({"x": "a.safetensors"}, f"{tmp_path}/a.safetensors: lacks x")
-    refused({names[0]: "b.safetensors"}, f"{tmp_path}/a.safetensors: holds {names[0]}, which "
-            "model.safetensors.index.json denies")  # fmt: skip
+    refused({names[0]: "b.safetensors"}, f"{tmp_path}/a.safetensors: holds {names[0]}; "
+            "model.safetensors.index.json names another")  # fmt: skip
     index.write_text('{"weight_map": [1]}')
     with pytest.raises(UserError, match=r"weight_map: expected a file's name for each tensor"):
         open_weights(tmp_path)
@@ -120,7 +120,7 @@ def lie(**changes):
         (join_file(b"[]", b""), "expected a JSON object, found list"),
         (join_file(b"{", b""), "not JSON: "),
         (join_file(b"\xff", b""), "not JSON: "),
-        (join_file(b'{"a": 1, "a": 2}', b""), "not JSON: a name stands in it twice"),
+        (join_file(b'{"a": 1, "a": 2}', b""), "not JSON: a name occurs twice"),
         (join_file(b'{"a":' * 100_000, b""), "not JSON: "),
         (join_file({"__metadata__": {"a": 1}}, b""), "__metadata__: expected texts by name"),
         (join_file({"a": {"dtype": "F32"}}, b""), "'a': expected dtype, shape and data_offsets"),

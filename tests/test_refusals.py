@@ -387,7 +387,8 @@ def test_scores_that_cannot_be_taken_or_written(refuse, tmp_path):
         (["--data", tmp_path, "--suite", "sts"], f"{tmp_path / 'sts'}: none of the folders sts12"),
         (
             ["--data", tmp_path, "--suite", "stss"],
-            "--suite stss: there are linear_probe, sts, retrieval, code_search, open_qa, and all",
+            "--suite stss: unknown; choose linear_probe, sts, retrieval, code_search, open_qa or "
+            "all",
         ),
     ):
         assert refuse(evaluate, *options, *arguments).startswith(line)

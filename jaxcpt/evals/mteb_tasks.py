@@ -1,10 +1,10 @@
-"""Tasks of the MTEB library, run by MTEB's own evaluation loop.
+"""Runs tasks of the MTEB library with MTEB's own evaluation loop.
 
 In: `embed_fn`, names of tasks, and a folder for MTEB's result files. Out: the main score of each
-task. MTEB loads the data from a hub or from its cache on this machine. It does not run a task again
-that has a result file for the same model. Queries are embedded as x and documents as y; texts that
-are neither (similarity, classification, clustering) as x, as in our own suites. Only this module
-imports mteb. It knows no model.
+task. MTEB loads the data from a hub or from its cache on this machine. It skips a task that already
+has a result file for the same model. Queries are embedded as x and documents as y. All other texts
+(for similarity, classification and clustering) are embedded as x, as in our own suites. Only this
+module imports mteb. It knows no model.
 """
 
 import math
@@ -20,7 +20,7 @@ from jaxcpt.pair import Side
 
 
 class MtebModel:
-    """`embed_fn` with the methods that MTEB calls on a model."""
+    """Wraps `embed_fn` in an object with the methods that MTEB calls on a model."""
 
     def __init__(self, embed_fn: EmbedFn, meta: Any) -> None:
         self.embed_fn = embed_fn
@@ -35,19 +35,20 @@ class MtebModel:
         return embed_finite(self.embed_fn, texts, side)
 
     def similarity(self, one_nd: Any, other_nd: Any) -> np.ndarray:
-        """Inner products of all with all. Of unit vectors they are cosines."""
+        """Inner products of every pair of vectors, which are cosines for unit vectors."""
         return np.asarray(one_nd) @ np.asarray(other_nd).T
 
     def similarity_pairwise(self, one_nd: Any, other_nd: Any) -> np.ndarray:
-        """The inner product of each vector of `one_nd` with the one in its place in `other_nd`."""
+        """The inner product of each row of `one_nd` with the same row of `other_nd`."""
         return np.sum(np.asarray(one_nd) * np.asarray(other_nd), axis=-1)
 
 
 def run(
     embed_fn: EmbedFn, tasks: Sequence[str], results: Path, name: str, revision: str
 ) -> dict[str, float]:
-    """Main scores by task. MTEB's result files are of the model `name` and `revision`.
+    """Main scores by task.
 
+    results: the folder of MTEB's result files. name, revision: the model's name in these files.
     Raises UserError for a task that MTEB does not know, and for data that it cannot load.
     """
     mteb = import_extra("mteb", extra="mteb")
@@ -86,7 +87,7 @@ def _check(task: Any, score: float) -> float:
 def _load(task: Any) -> None:
     try:
         task.load_data()
-    except OSError as error:  # also DatasetNotFoundError of the datasets library
+    except OSError as error:  # includes DatasetNotFoundError of the datasets library
         raise UserError(
             f"--mteb {task.metadata.name}: its data, {task.metadata.dataset['path']}, could not be "
             f"loaded: {error}; MTEB needs a data hub, or HF_HUB_OFFLINE=1 and its cache"

@@ -1,8 +1,8 @@
-"""Open-domain questions: does one of the best 20 or 100 passages contain an answer?
+"""Open-domain question answering: does one of the best 20 or 100 passages contain an answer?
 
 In: `embed_fn` and the folder dpr/ in the layout of the DPR download. Out: answer recall@20 and
-@100 per question set, for a model and for BM25. Answers are matched word by word, as DPR does.
-Passages are embedded and searched a block at a time. It knows no model.
+@100 of each question set, for a model and for BM25. Answers are matched word by word, as in DPR.
+Passages are embedded and searched one block at a time. The module knows no model.
 """
 
 import ast
@@ -40,9 +40,9 @@ Best = tuple[np.ndarray, np.ndarray]
 
 
 def run(embed_fn: EmbedFn, data: Path, corpus_fn: CorpusFn | None = None) -> dict[str, float]:
-    """`<set>/answer_recall_at_20` and `_at_100`: the share of questions with an answer in the best.
+    """`<set>/answer_recall_at_20` and `_at_100`: the share of questions that are answered there.
 
-    corpus_fn: embeds the passages, once for all sets. None: see `embed_blocks`.
+    corpus_fn: embeds the passages, once for all sets. None: `embed_blocks`.
     """
 
     def find(questions: Sequence[str], path: Path) -> Best:
@@ -54,7 +54,7 @@ def run(embed_fn: EmbedFn, data: Path, corpus_fn: CorpusFn | None = None) -> dic
 
 
 def bm25(data: Path) -> dict[str, float]:
-    """The same scores of BM25. Empty where there are too many passages for its index."""
+    """The same scores for BM25; empty if there are too many passages for its index."""
 
     def find(questions: Sequence[str], path: Path) -> Best:
         texts = (document.text for document in read_documents(path))
@@ -68,9 +68,10 @@ def _score_sets(
     data: Path,
     can_search: Callable[[Path, int], bool] = lambda *_: True,
 ) -> dict[str, float]:
-    """find: questions and the file of passages -> the best passages for each question.
+    """The scores of all question sets.
 
-    can_search: whether `find` takes so many passages. Where it does not, there are no scores.
+    find: questions, file of passages -> the best passages for each question. can_search: file,
+    number of passages -> whether `find` can search that many. If not, there are no scores.
     """
     folder = Path(data) / "dpr"
     files = {folder / QUESTIONS.format(name): name for name in SETS}
@@ -80,7 +81,7 @@ def _score_sets(
             f"{folder}: no question set; expected {QUESTIONS.format('nq')}, or trivia"
         )
     problems: list[str] = []
-    # All passages are read once before the first is embedded, which can take hours.
+    # Read all passages once before embedding, which can take hours, so that errors come early.
     counts = list(read_each(_count_passages, [folder / PASSAGES], problems))
     if not counts or not can_search(folder / PASSAGES, counts[0]):
         return finish({}, problems)
@@ -99,7 +100,7 @@ def _score_sets(
 
 
 def _count_passages(path: Path) -> int:
-    """Raises UserError where a line does not fit, and where there is none."""
+    """The number of passages. Raises UserError for a line that does not fit, and for no passage."""
     count = sum(1 for _ in read_passages(path))
     if not count:
         raise UserError(f"{path}: empty; it needs at least one passage")
@@ -107,7 +108,7 @@ def _count_passages(path: Path) -> int:
 
 
 def read_documents(path: Path) -> Iterator[TextWithId]:
-    """Title and text of each passage, as DPR's encoder reads them."""
+    """Yields title and text of each passage as one text, as DPR's encoder reads them."""
     for number, (text, title) in enumerate(read_passages(path)):
         yield TextWithId(str(number), f"{title} {text}")
 
@@ -115,7 +116,7 @@ def read_documents(path: Path) -> Iterator[TextWithId]:
 def measure(
     path: Path, answers: Sequence[Sequence[str]], scores_qk: np.ndarray, rows_qk: np.ndarray
 ) -> dict[int, float]:
-    """Recall at each cut, from the best passages of each question, best first."""
+    """Recall at each of CUTS. scores_qk, rows_qk: the best passages of each question, in order."""
     wanted = set(rows_qk.ravel().tolist())
     passages = {row: text for row, (text, _) in enumerate(read_passages(path)) if row in wanted}
     tokens = {row: split_like_dpr(text) for row, text in passages.items()}
@@ -131,20 +132,20 @@ def measure(
 
 
 def split_like_dpr(text: str) -> list[str]:
-    """DPR's words: runs of letters, marks and digits, and every other visible character."""
+    """Splits a text as DPR does: into runs of letters, marks and digits, and other characters."""
     normal = unicodedata.normalize("NFD", text)
     regex = import_extra("regex")
     return [word.lower() for word in regex.findall(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]", normal)]
 
 
 def read_questions(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Questions and the answers of each, from lines `question<TAB>['answer', ...]`."""
+    """The questions and the answers of each, from lines `question<TAB>['answer', ...]`."""
     questions, answers = [], []
     for number, row in _read_rows(path, 2):
         try:
             listed = ast.literal_eval(row[1])
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            listed = None  # the last two: brackets in brackets, thousands deep
+            listed = None  # the last two errors come from thousands of nested brackets
         if not isinstance(listed, list) or not all(isinstance(a, str) for a in listed):
             raise UserError(f"{path}:{number}: expected a list of answers, found {row[1][:60]}")
         questions.append(row[0])
@@ -160,14 +161,14 @@ def read_questions(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def read_passages(path: Path) -> Iterator[tuple[str, str]]:
-    """(text, title) of each passage, from lines `id<TAB>text<TAB>title` below a header."""
+    """Yields (text, title) of each passage, from lines `id<TAB>text<TAB>title` below a header."""
     for number, (name, text, title) in _read_rows(path, 3):
         if number > 1 or name != "id":
             yield text, title
 
 
 def _read_rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of a file of the DPR download."""
+    """Yields (line number, fields) from a file of the DPR download."""
     path = require_file(path, f"the DPR download's tab-separated file of {columns} columns")
     for number, row in read_quoted(path):
         if len(row) != columns:
@@ -176,7 +177,7 @@ def _read_rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
 
 
 def _holds_any(tokens: Sequence[str], phrases: Iterable[Sequence[str]]) -> bool:
-    """Whether the tokens hold one of the phrases. No text holds a phrase without a token."""
+    """Whether the tokens contain one of the phrases. An empty phrase is never contained."""
     return any(
         tokens[start : start + len(phrase)] == phrase
         for phrase in phrases

@@ -1,8 +1,8 @@
-"""Search among held-out pairs: the x of each pair is a query, and the y of all are candidates.
+"""Search among held-out pairs: each x is a query, and the y of all pairs are the candidates.
 
 In: pairs and `embed_fn`. Out: mrr, recall_at_1 and recall_at_10, for a model, for BM25 and for
-chance on the same candidates. A y that several pairs share is one candidate, which is right for
-each of them. It knows no model.
+chance on the same candidates. A y that several pairs share is one candidate, and the right answer
+for all of them. The module knows no model.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxcpt.pair import Pair
 
 
 def run(embed_fn: EmbedFn, pairs: Sequence[Pair]) -> dict[str, float]:
-    """The model's scores. Raises UserError where there are no pairs or a vector is not finite."""
+    """The model's scores. Raises UserError if there are no pairs or a vector is not finite."""
     candidates, right = _candidates(pairs)
     queries_qd = embed_finite(embed_fn, [pair.x for pair in pairs], "x")
     candidates_nd = embed_finite(embed_fn, candidates, "y")

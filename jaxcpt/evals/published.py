@@ -1,7 +1,7 @@
 """Published scores, and the reasons why some of our scores cannot be compared with them.
 
 In: the data folder. Out: published scores by the name of our score, and reasons by the prefix of
-that name. It computes nothing. Each figure was checked against its source.
+that name. The module computes no score. Each figure was checked against its publication.
 """
 
 from collections.abc import Mapping
@@ -60,8 +60,8 @@ BY_SOURCE: dict[str, dict[str, dict[str, float]]] = {
         }.items()
     },
 }
-"""Scores from 0 to 1 by source, then by `<suite>/<name of our score>`, then by system. nq_dev is
-the development set of Natural Questions. The paper does not name its candidates."""
+"""Scores from 0 to 1 by publication, then by `<suite>/<name of our score>`, then by system. nq_dev
+is the development set of Natural Questions. The paper does not say which candidates it used."""
 
 FIGURES: dict[str, dict[str, float]] = {
     name: {
@@ -72,24 +72,24 @@ FIGURES: dict[str, dict[str, float]] = {
     for named in BY_SOURCE.values()
     for name in named
 }
-"""The same by `<suite>/<name of our score>`, then by system."""
+"""The same scores by `<suite>/<name of our score>`, then by system."""
 
 STS12_SUBSETS = {"MSRpar", "MSRvid", "OnWN", "SMTeuroparl", "SMTnews"}
 SICK_R_PAIRS = 9_927
-"""Of its parts train, trial and test together."""
+"""Number of pairs in the parts train, trial and test together."""
 STS12_PAIRS = 3_108
 FORUMS_COUNT = 12
 
 
 def list_caveats(data: Path) -> dict[str, str]:
-    """By prefix of `<suite>/<name>`: why such scores cannot be compared with published ones."""
+    """Reasons why scores cannot be compared with published ones, by prefix of `<suite>/<name>`."""
     caveats = {
         "code_search/codesearchnet/": (
-            "code here is code_tokens, without documentation; the paper does not say what it took"
+            "code here is code_tokens, without documentation; the paper does not say what it used"
         ),
     }
     for folder in sts_files.list_folders(Path(data) / "sts"):
-        with suppress(UserError):  # a set that does not fit has no scores
+        with suppress(UserError):  # a set that cannot be read has no scores
             caveats |= _list_sts_caveats(*sts_files.read_set(folder))
     folder = Path(data) / "retrieval"
     names = [path.relative_to(folder).as_posix() for path in list_folders(folder)]
@@ -97,8 +97,8 @@ def list_caveats(data: Path) -> dict[str, str]:
         for score in ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map"):
             caveats[f"retrieval/{FORUMS}/{score}"] = f"the mean of {count} of {FORUMS_COUNT} forums"
     for name, reason in {
-        "code_search/concode_java": "made from CONCODE's dev split; no published search task",
-        "retrieval/nq_utd": "of Cocktail's NQ-UTD the human-written documents alone",
+        "code_search/concode_java": "made from CONCODE's dev split; not a published search task",
+        "retrieval/nq_utd": "only the human-written documents of Cocktail's NQ-UTD",
     }.items():
         if (Path(data) / name).is_dir():
             caveats[f"{name}/"] = reason
@@ -124,9 +124,9 @@ def _list_sts_caveats(name: str, parts: Mapping[str, sts_files.Subset]) -> dict[
 
 
 def is_published_form(name: str) -> bool:
-    """Whether MTEB and model cards publish this score of the suite sts, and not another of its set.
+    """Whether a score of the suite sts is the one that MTEB and model cards publish for its set.
 
-    It is the Spearman correlation of all pairs of a set together; of STS-B, that of its test part.
+    That is the Spearman correlation of all pairs of a set together, or of the test part of STS-B.
     """
     part = "test" if name.startswith(f"sts/{sts_files.STS_B}/") else sts_files.ALL
     return name.startswith("sts/") and name.endswith(f"/{part}/spearman")

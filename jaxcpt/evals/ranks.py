@@ -1,24 +1,25 @@
-"""The rank of the right answer among all candidates, and the scores that follow from it.
+"""Finds the rank of the right answer among all candidates, and computes scores from ranks.
 
-In: vectors or scores, and which candidates are right. Out: ranks from 1, and their means.
-Ties always count against the model: a wrong candidate with the score of the right one ranks before
-it. So a model that gives all texts the same vector ranks last. It knows neither texts nor files.
+In: vectors or scores, and which candidates are right. Out: ranks from 1, and their means. Ties
+always count against the model: a wrong candidate with the same score as the right one ranks before
+it. So a model that gives all texts the same vector gets the last rank. The module knows neither
+texts nor files.
 """
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-# Products of equal float32 vectors differ in float64 by the order of summation. They are a tie.
+# Scores that differ by less are a tie: float64 products of equal vectors differ by rounding.
 TIE = 1e-12
 QUERIES_PER_TILE = 256
 
 
 def rank_scores(rows: Iterable[np.ndarray], right: Sequence[Sequence[int]]) -> np.ndarray:
-    """Ranks [q] of the best right candidate: 1 + the number of wrong ones that score as much.
+    """Ranks [q] of the best right candidate: 1 + the number of wrong ones with at least its score.
 
     rows: for each query, the scores [n] of all candidates. right: for each query, the indices of
-    the candidates that answer it. Where there are none, the rank is infinite.
+    the candidates that answer it. The rank is infinite if there are none.
     """
     ranks: list[float] = []
     for scores_n, columns in zip(rows, right, strict=True):
@@ -34,7 +35,7 @@ def rank_scores(rows: Iterable[np.ndarray], right: Sequence[Sequence[int]]) -> n
 def rank_vectors(
     queries_qd: np.ndarray, candidates_nd: np.ndarray, right: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """`rank_scores` of the inner products, taken in float64 for one tile of queries at a time."""
+    """`rank_scores` of float64 inner products, computed for one tile of queries at a time."""
     candidates_dn = candidates_nd.astype(np.float64).T
     starts = range(0, len(queries_qd), QUERIES_PER_TILE)
     tiles = (queries_qd[start : start + QUERIES_PER_TILE].astype(np.float64) for start in starts)
@@ -42,10 +43,11 @@ def rank_vectors(
 
 
 def settle_ties(scores_k: np.ndarray, grades_k: np.ndarray, complete: bool) -> np.ndarray:
-    """Orders the best k candidates; among equal scores the least relevant comes first.
+    """The order of the best k candidates. Among equal scores, the least relevant one comes first.
 
-    complete: the k are all candidates. If not, candidates beyond the k may tie with the last one
-    and would come before it, so relevant candidates with the lowest score are left out.
+    complete: whether the k are all candidates. If not, candidates beyond the k may have the same
+    score as the last one and would come before it. Relevant candidates with that score are
+    therefore left out.
     """
     order = np.lexsort((grades_k, -scores_k))
     if complete:
@@ -54,7 +56,7 @@ def settle_ties(scores_k: np.ndarray, grades_k: np.ndarray, complete: bool) -> n
 
 
 def mean_of_ranks(ranks_q: np.ndarray) -> dict[str, float]:
-    """Mean reciprocal rank, and the share of queries answered among the first 1 and 10."""
+    """The mean reciprocal rank, and the shares of queries with a rank of 1 and of at most 10."""
     return {
         "mrr": float(np.mean(1 / ranks_q)),
         "recall_at_1": float(np.mean(ranks_q <= 1)),

@@ -1,7 +1,7 @@
-"""Search in any folder of BEIR layout: nDCG@10, MRR@10, recall@100 and MAP of the top 1,000.
+"""Search in folders of BEIR layout: nDCG@10, MRR@10, recall@100 and MAP of the top 1,000.
 
-In: `embed_fn` and the folder retrieval/. Out: four scores per set, for a model and for BM25, as
-the reference library pytrec_eval computes them. Documents are embedded and searched a block at a
+In: `embed_fn` and the folder retrieval/. Out: four scores of each set, for a model and for BM25, as
+the reference library pytrec_eval computes them. Documents are embedded and searched one block at a
 time, so a corpus need not fit in memory. Only this module imports pytrec_eval. It knows no model.
 """
 
@@ -39,7 +39,7 @@ from jaxcpt.vectors import TextWithId
 
 DEPTH = 1_000
 SPLITS = {"msmarco": "dev"}
-"""Sets that are not scored on test. MS MARCO's test split has public judgements for 43 queries."""
+"""Sets with another split than test. MS MARCO's test split has judgements for only 43 queries."""
 AVERAGED = (
     "arguana",
     "climate-fever",
@@ -53,8 +53,8 @@ AVERAGED = (
     "trec-covid",
     "webis-touche2020",
 )
-"""The BEIR sets that the paper averages over."""
-# Our name of a measure: pytrec_eval's.
+"""The BEIR sets over which the paper averages."""
+# Our names of measures, and those of pytrec_eval.
 MEASURES = {"ndcg_at_10": "ndcg_cut_10", "recall_at_100": "recall_100", "map": "map"}
 
 
@@ -66,8 +66,8 @@ def run(
 ) -> dict[str, float]:
     """`<set>/ndcg_at_10`, `mrr_at_10`, `recall_at_100` and `map`, by the model's inner products.
 
-    `BEIR average/ndcg_at_10` is added where all sets of the paper's average are there. split: the
-    split of every set. None: see `SPLITS`. corpus_fn: embeds the documents. None: see
+    `BEIR average/ndcg_at_10` is added if all sets of the paper's average are there. split: the
+    split of every set; None: test, or that in SPLITS. corpus_fn: embeds the documents; None:
     `embed_blocks`.
     """
     embed_corpus = corpus_fn or embed_blocks(embed_fn)
@@ -89,7 +89,7 @@ def run(
 
 
 def bm25(data: Path, split: str | None = None) -> dict[str, float]:
-    """The same scores of BM25, set up as in the BEIR paper."""
+    """The same scores for BM25, with the settings of the BEIR paper."""
 
     def find(task: Task) -> dict[str, float]:
         if not words.can_search(task.folder, len(task.document_ids)):
@@ -103,7 +103,7 @@ def bm25(data: Path, split: str | None = None) -> dict[str, float]:
 def _score_sets(
     find: Callable[[Task], dict[str, float]], data: Path, split: str | None
 ) -> dict[str, float]:
-    """find: a task -> its scores. The scores of a set of several corpora are their mean."""
+    """The scores of all sets. A set of several corpora gets a mean. find: a task -> its scores."""
     parent = Path(data) / "retrieval"
     folders = list_folders(parent)
     if not folders:
@@ -126,10 +126,10 @@ def _score_sets(
 
 
 def find_themselves(task: Task) -> dict[str, str]:
-    """The document that is the query itself, by query. As in BEIR, it has the query's id.
+    """The id of the document that is the query itself, by query. As in BEIR, both ids are equal.
 
-    Where the judgements call such a document relevant, the ids of queries and of documents mean
-    different things, and there are none.
+    If a judgement says that such a document is relevant, then equal ids of queries and documents
+    mean different texts, and the result is empty.
     """
     same = task.queries.keys() & set(task.document_ids)
     if any(task.qrels[query].get(query, 0) > 0 for query in same):
@@ -138,10 +138,11 @@ def find_themselves(task: Task) -> dict[str, str]:
 
 
 def measure(task: Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str, float]:
-    """The four scores, from the best k documents of each of the task's queries, best first.
+    """The four scores. scores_qk, rows_qk: the best k documents of each query, best first.
 
-    k is `DEPTH` + 2, or the whole corpus. One document may be the query itself, which does not
-    count. The last one shows whether documents beyond `DEPTH` tie with those before it.
+    k is DEPTH + 2, or the size of the corpus if that is smaller. One of the two additional
+    documents replaces the query itself, which does not count. The other one shows whether documents
+    beyond DEPTH have the same score as the last one.
     """
     themselves = find_themselves(task)
     complete = rows_qk.shape[1] == len(task.document_ids)
@@ -162,17 +163,17 @@ def measure(task: Task, scores_qk: np.ndarray, rows_qk: np.ndarray) -> dict[str,
 
 
 def _rate(task: Task, run_of: dict[str, list[str]], measures: set[str]) -> dict[str, float]:
-    """Means over the queries. The library gets ranks as scores, so that it finds no ties."""
+    """Means over the queries. pytrec_eval gets ranks instead of scores, so there are no ties."""
     evaluator = import_extra("pytrec_eval").RelevanceEvaluator(task.qrels, measures)
     rated = evaluator.evaluate(
         {query: {name: -float(i) for i, name in enumerate(run_of[query])} for query in run_of}
     )
-    # The library leaves out a query for which nothing was found. That query scores 0.
+    # pytrec_eval leaves out a query for which nothing was found. It counts as 0 here.
     return {name: sum(row[name] for row in rated.values()) / len(task.qrels) for name in measures}
 
 
 def _name(by_set: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Scores by `<set>/<score>`, with BEIR's average where all of its sets have scores."""
+    """Scores by `<set>/<score>`, with BEIR's average if all of its sets have scores."""
     keys = [f"{name}/ndcg_at_10" for name in AVERAGED]
     scores = name_scores(by_set)
     if set(keys) <= scores.keys():

@@ -1,8 +1,8 @@
-"""A sentence-transformers folder as an `embed_fn`, to be scored by the same suites as a run.
+"""Loads a sentence-transformers folder as an `embed_fn`, so that our suites can score it.
 
 In: a folder on this machine; nothing is downloaded. Out: unit vectors, as that library computes
-them. It chooses the prompts and the longest text itself: x is embedded as a query and y as a
-document. Only this module imports sentence-transformers. It knows no run.
+them. x is embedded as a query and y as a document. The library chooses the prompts and the longest
+text. Only this module imports sentence-transformers. It knows no run.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from jaxcpt.terminal import show_progress
 LIBRARY = "sentence_transformers"
 MODULES = "modules.json"
 TEXTS_AT_ONCE = 1_024
-"""The library sorts so many texts by length, to waste little on padding."""
+"""Texts that the library gets at once. It sorts them by length, so that little is padding."""
 
 
 def check_folder(folder: Path) -> Path:
-    """The folder itself. Raises UserError where it holds no model, or the library is missing."""
+    """Returns the folder. Raises UserError if it holds no model, or if the library is missing."""
     require_library(LIBRARY, extra="compare")
     if not folder.is_dir():
         raise UserError(f"--library {folder}: no such folder; nothing is downloaded")
@@ -33,12 +33,12 @@ def check_folder(folder: Path) -> Path:
 
 
 def load(folder: Path) -> Any:
-    """The library's model. Raises UserError where the library cannot load it."""
+    """Loads the library's model. Raises UserError if the library cannot load it."""
     library = import_extra(LIBRARY, extra="compare")
     import_extra("transformers.utils.logging", extra="compare").disable_progress_bar()
     try:
         return library.SentenceTransformer(str(folder), local_files_only=True)
-    except Exception as error:  # of any kind, by what is damaged
+    except Exception as error:  # its type depends on what is damaged
         raise UserError(
             f"--library {folder}: sentence-transformers cannot load it: "
             f"{type(error).__name__}: {str(error)[:200]}"
@@ -46,7 +46,7 @@ def load(folder: Path) -> Any:
 
 
 def make_embed(model: Any) -> EmbedFn:
-    """Embeds texts with a bar on the terminal. Raises UserError where the library cannot."""
+    """A function that embeds texts and shows a progress bar. It raises UserError if it fails."""
 
     def embed(texts: Sequence[str], side: Side) -> np.ndarray:
         encode = model.encode_query if side == "x" else model.encode_document
@@ -56,7 +56,7 @@ def make_embed(model: Any) -> EmbedFn:
                 part = list(texts[start : start + TEXTS_AT_ONCE])
                 try:
                     vectors_nd = encode(part, normalize_embeddings=True, show_progress_bar=False)
-                except Exception as error:  # such as of an empty text, or of full memory
+                except Exception as error:  # such as for an empty text, or full memory
                     raise UserError(
                         f"--library: sentence-transformers cannot embed texts such as "
                         f"{part[0][:40]!r}: {type(error).__name__}: {str(error)[:200]}"
@@ -74,8 +74,8 @@ def get_width(model: Any) -> int:
 
 
 def describe(model: Any) -> str:
-    """What the library puts before a text, and how much of it the model reads."""
+    """Text that says which prompts the library uses, and how much of a text the model reads."""
     version = import_extra(LIBRARY, extra="compare").__version__
-    told = f"sentence-transformers {version}, at most {model.max_seq_length} tokens of a text"
+    reads = f"sentence-transformers {version}, at most {model.max_seq_length} tokens of a text"
     prompts = {name: prompt for name, prompt in model.prompts.items() if prompt}
-    return told + "".join(f", {name} prompt {prompt!r}" for name, prompt in prompts.items())
+    return reads + "".join(f", {name} prompt {prompt!r}" for name, prompt in prompts.items())

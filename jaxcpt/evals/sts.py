@@ -1,9 +1,9 @@
-"""Semantic similarity: does the cosine of two embeddings correlate with people's judgement?
+"""Semantic similarity: does the cosine of two embeddings correlate with people's scores?
 
 In: `embed_fn` and the folder sts/, which has a folder for each set (see `sts_files`). Out: Spearman
-and Pearson correlations of each part of a set, for a model and for bags of words. For sts12 to
-sts16 and SICK-R also their mean over the parts, and those of all pairs of a set together. Both
-texts are embedded as x. It knows no model.
+and Pearson correlations of each part of a set, for a model and for bags of words. sts12 to sts16
+and SICK-R also get the mean over their parts, and the correlations of all pairs of a set together.
+Both texts are embedded as x. The module knows no model.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,10 @@ from jaxcpt.evals.sts_files import ALL, MEAN, SETS, STS_B, list_folders, read_se
 
 
 def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
-    """`<set>/<subset>/spearman` and `pearson`; as subsets also `mean` and `all`.
+    """`<set>/<subset>/spearman` and `<set>/<subset>/pearson`.
 
-    The parts of STS-B are for training and for testing, so it has neither `mean` nor `all`.
+    The names `mean` and `all` in place of a subset are explained above. STS-B has neither, because
+    its parts are for training and for testing.
     """
 
     def compare(texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
@@ -31,14 +32,14 @@ def run(embed_fn: EmbedFn, data: Path) -> dict[str, float]:
 
 
 def bag_of_words(data: Path) -> dict[str, float]:
-    """The same scores of bags of words."""
+    """The same scores for bags of words."""
     return _score_sets(words.compare_bags, data)
 
 
 def _score_sets(
     compare: Callable[[Sequence[str], Sequence[str]], np.ndarray], data: Path
 ) -> dict[str, float]:
-    """compare: two lists of texts -> the cosine of each pair."""
+    """The scores of all sets. compare: two lists of texts -> the cosine of each pair."""
     scores: dict[str, float] = {}
     problems: list[str] = []
     found = list_folders(Path(data) / "sts")
@@ -60,7 +61,7 @@ def _score_sets(
 
 
 def correlate(cosines_n: np.ndarray, gold_n: np.ndarray) -> tuple[float, float]:
-    """Spearman and Pearson. Both are 0 where all cosines are the same."""
+    """The Spearman and Pearson correlations. Both are 0 if all cosines are equal."""
     if np.ptp(cosines_n) < 1e-12:
         return 0.0, 0.0
     spearman = stats.spearmanr(cosines_n, gold_n).statistic

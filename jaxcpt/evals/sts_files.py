@@ -1,8 +1,8 @@
-"""Pairs of texts with people's scores, read in our layout and in those of SICK-R and STS-B.
+"""Reads pairs of texts with people's similarity scores.
 
 In: the folder sts/. Out: the folders of the sets that are there, and the parts of each set by name.
-A file is in our layout (`score text_a text_b`), or in that of SICK, STS-B, GLUE or MTEB. The module
-computes no score.
+A file has our layout (`score text_a text_b`), or that of SICK, STS-B, GLUE or MTEB. The module
+computes no correlation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ OTHER_NAMES = {
     "stsbenchmark-sts": STS_B,
     **{f"{name}-sts": name for name in SETS[:5]},
 }
-"""Names of folders, in lower case, under which a set is distributed too. MTEB's end in -sts."""
+"""Other names of the folders of sets, in lower case. The names of MTEB end in -sts."""
 
 COLUMNS = ("score", "text_a", "text_b")
 SICK_COLUMNS = ("relatedness_score", "sentence_A", "sentence_B")
@@ -42,19 +42,19 @@ SICK_FILES = {
 }
 STS_B_FILES = {"sts-train.csv": "train", "sts-dev.csv": "dev", "sts-test.csv": "test"}
 OWN_FILES = {SICK_R: SICK_FILES, STS_B: STS_B_FILES}
-"""Files of these sets as their authors distribute them, and the names of their parts."""
+"""The files that the authors of these sets distribute, with the names of their parts."""
 MEAN, ALL = "mean", "all"
 LARGEST = 1e6
-"""The largest score that is taken. Sums of squares of larger ones could overflow."""
+"""The largest allowed score. Sums of squares of larger scores could overflow."""
 
 Subset = tuple[np.ndarray, list[str], list[str]]
-"""Scores [n] and the two texts of each pair."""
+"""Scores [n], the first texts and the second texts of n pairs."""
 Row = tuple[int, Sequence[str]]
-"""A line's number; the score and the two texts."""
+"""The number of a line; its score and its two texts."""
 
 
 def find_set(folder: Path) -> str:
-    """The set that a folder of sts/ holds, by its name. Empty: it is the name of no set."""
+    """The set in a folder of sts/, by the folder's name; empty if the name belongs to no set."""
     name = folder.name.lower()
     return name if name in SETS else OTHER_NAMES.get(name, "")
 
@@ -66,7 +66,7 @@ def list_folders(parent: Path) -> list[Path]:
 
 
 def read_set(folder: Path) -> tuple[str, dict[str, Subset]]:
-    """The set's name and its parts by name. Raises UserError, also for two folders of one set."""
+    """The name of a set, and its parts by name. Raises UserError, also if two folders have it."""
     name = find_set(folder)
     for other in list_folders(folder.parent):
         if find_set(other) == name and other != folder:
@@ -79,7 +79,7 @@ def read_set(folder: Path) -> tuple[str, dict[str, Subset]]:
 
 
 def list_parts(folder: Path) -> dict[str, Path]:
-    """The files of a set by the name of their part. Raises UserError where there are none."""
+    """The files of a set by the name of their part. Raises UserError if there are none."""
     paths = [*folder.glob("*.tsv"), *folder.glob("*.tsv.gz")]
     parts = name_files(paths, ".tsv", taken=(MEAN, ALL))
     own = OWN_FILES.get(find_set(folder), {})
@@ -89,20 +89,20 @@ def list_parts(folder: Path) -> dict[str, Path]:
                 raise UserError(f"{path}: {parts[part].name} is the part {part} too; keep one")
             parts[part] = path
     if "whole" in parts and len(parts) > 1:
-        raise UserError(f"{parts['whole']}: it holds all parts; keep it alone, or the parts")
+        raise UserError(f"{parts['whole']}: holds all parts; keep only it, or only the parts")
     if not parts:
         other = "".join(f", or {file}" for file in own)
         raise UserError(
-            f"{folder}: no .tsv files; expected one a subset, with {' '.join(COLUMNS)}{other}"
+            f"{folder}: no .tsv files; expected one per subset, with {' '.join(COLUMNS)}{other}"
         )
     return parts
 
 
 def read_part(path: Path) -> Subset | None:
-    """The pairs of a file. None: it has no scores, as the test part of GLUE."""
+    """The pairs of a file; None if it has no scores, like the test part of GLUE."""
     rows = _read_rows(path)
     if rows is None:
-        note(f"{path}: has no column 'score', as the test part of GLUE; not scored")
+        note(f"{path}: has no column 'score', like the test part of GLUE; not scored")
         return None
     gold, texts_a, texts_b = [], [], []
     for number, (score, text_a, text_b) in rows:
@@ -120,7 +120,7 @@ def read_part(path: Path) -> Subset | None:
 
 
 def _read_rows(path: Path) -> Iterator[Row] | None:
-    """The rows of a file in one of the layouts. None: of GLUE, without scores."""
+    """The rows of a file in any of the layouts; None for a file of GLUE without scores."""
     name = path.name.removesuffix(".gz")
     if name in MTEB_FILES:
         return _read_objects(path)
@@ -143,7 +143,8 @@ def _read_objects(path: Path) -> Iterator[Row]:
 
 
 def _read_places(path: Path, places: Sequence[int], header: bool) -> Iterator[Row]:
-    """The fields at these places of each line. Quotes have no meaning; more fields may follow."""
+    """Yields the fields at these indices of each line. Quotes are ordinary characters. A line may
+    have more fields."""
     for line in read_lines(path):
         fields = line.text.split("\t")
         if len(fields) <= max(places):

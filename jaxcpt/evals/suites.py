@@ -1,7 +1,7 @@
-"""The table of the paper's suites, and what runs them.
+"""The table of the paper's suites, and the functions that run them.
 
 In: `embed_fn` and the data folder, which holds a folder for each suite. Out: scores by
-`<suite>/<name>`. It knows no model.
+`<suite>/<name>`. The module knows no model.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,19 +31,19 @@ from jaxcpt.lines import find_file
 class Suite:
     name: str
     folder: str
-    """Its folder in the data folder."""
+    """Name of its folder in the data folder."""
     run: Callable[..., dict[str, float]]
     """`embed_fn` and the data folder -> scores by name. Takes `corpus_fn` if `has_corpora`."""
     run_words: Callable[[Path], dict[str, float]]
-    """The data folder -> the scores of matching words alone, by the same names."""
+    """The data folder -> the scores of a baseline that only matches words, by the same names."""
     words_label: str
-    """What matches the words."""
+    """Name of that baseline."""
     libraries: tuple[str, ...] = ()
-    """Those of the extra `evals` that it needs."""
+    """The libraries of the extra `evals` that it needs."""
     note: str = ""
-    """What names of scores mean, for the line below its table."""
+    """A line below its table that explains the names of its scores."""
     has_corpora: bool = False
-    """It searches corpora that need not fit in memory. Their vectors may be kept on disk."""
+    """Whether it searches corpora that need not fit in memory, whose vectors may be kept."""
 
 
 SUITES = {
@@ -69,8 +69,8 @@ SUITES = {
             words_label="bag of words",
             note=(
                 "all: the pairs of all subsets of a set together, as MTEB and model cards publish; "
-                "mean: the mean of the subsets' own scores; 'this form': the row that published "
-                "figures of the set are of"
+                "mean: the mean of the subsets' own scores; 'this form': the row to compare with "
+                "published figures"
             ),
         ),
         Suite(
@@ -110,10 +110,11 @@ SUITES = {
 def run_suites(
     embed_fn: EmbedFn, data: Path, names: Sequence[str], corpus_fn: CorpusFn | None = None
 ) -> dict[str, float]:
-    """Scores by `<suite>/<name>`. Raises UserError for an unknown suite, and DataRefused, which
-    holds the scores of the other sets, where some sets do not fit.
+    """Scores by `<suite>/<name>`.
 
-    corpus_fn: embeds the corpora of suites that have some. None: see `embed_blocks`.
+    corpus_fn: embeds the corpora of suites that have some; None: `embed_blocks`. Raises UserError
+    for an unknown suite. If some sets cannot be read, raises DataRefused with the scores of the
+    others.
     """
     if unknown := [name for name in names if name not in SUITES]:
         raise UserError(f"suite {unknown[0]}: there is no such suite; choose {', '.join(SUITES)}")
@@ -127,7 +128,7 @@ def run_suites(
 
 
 def score_words(data: Path, names: Sequence[str]) -> dict[str, float]:
-    """What matching words alone scores, by `<suite>/<name>`."""
+    """Scores of the baselines that only match words, by `<suite>/<name>`."""
     scores: dict[str, float] = {}
     problems: list[str] = []
     for name in names:
@@ -136,9 +137,9 @@ def score_words(data: Path, names: Sequence[str]) -> dict[str, float]:
 
 
 def list_suites(data: Path, chosen: str) -> list[str]:
-    """`chosen` alone, or for "all" the suites whose folder is in `data`. Raises UserError."""
+    """The suite `chosen`, or for "all" the suites whose folder is in `data`. Raises UserError."""
     if chosen not in (*SUITES, "all"):
-        raise UserError(f"--suite {chosen}: there are {', '.join(SUITES)}, and all")
+        raise UserError(f"--suite {chosen}: unknown; choose {', '.join(SUITES)} or all")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; it holds a folder for each suite")
     if chosen != "all":
@@ -151,21 +152,23 @@ def list_suites(data: Path, chosen: str) -> list[str]:
 
 
 def check_suites(data: Path, names: Sequence[str]) -> None:
-    """Raises UserError where `data` has no suite's folder, and where a library is missing."""
+    """Raises UserError if `data` has no folder of a suite, or if a needed library is missing."""
     list_suites(data, "all")
     require_libraries(names)
 
 
 def require_libraries(names: Sequence[str]) -> None:
-    """Raises UserError where a library that one of the suites needs is missing."""
+    """Raises UserError if a library that one of the suites needs is missing."""
     for name in names:
         for library in SUITES[name].libraries:
             require_library(library)
 
 
 def describe_unknown(data: Path, names: Sequence[str]) -> list[str]:
-    """A line for each folder in `data`, and in the folders of the suites `names`, that no suite
-    reads. It says what was expected there."""
+    """Lines about folders that no suite reads, with what was expected there.
+
+    They are looked for in `data` and in the folders of the suites `names`.
+    """
     scored = {SUITES[name].folder for name in names}
     return [
         f"{path}: no suite reads it, so it is not scored; expected {_say_expected(data, path)}"
@@ -177,7 +180,7 @@ def describe_unknown(data: Path, names: Sequence[str]) -> list[str]:
 
 
 def _list_known(data: Path) -> dict[str, set[str]]:
-    """The names of the folders that suites read, by the folder that they are in."""
+    """For each folder, the names of the folders in it that suites read."""
     known = {
         "": {suite.folder for suite in SUITES.values()},
         "linear_probe": set(linear_probe.TASKS),
@@ -195,7 +198,7 @@ def _list_known(data: Path) -> dict[str, set[str]]:
 
 
 def _say_expected(data: Path, path: Path) -> str:
-    """What `describe_unknown` says of a folder."""
+    """What was expected instead of a folder that no suite reads, in words."""
     folder = path.parent.relative_to(data).as_posix()
     if folder == ".":
         if set_name := sts_files.find_set(path):
@@ -211,7 +214,7 @@ def _say_expected(data: Path, path: Path) -> str:
         return f"one of {', '.join(sts_files.SETS)}"
     if folder == "code_search/codesearchnet":
         return f"one of {', '.join(code_search.LANGUAGES)}"
-    return f"{CORPUS}, {QUERIES} and qrels/ in it, or in the folders in it"
+    return f"{CORPUS}, {QUERIES} and qrels/ in it or in its folders"
 
 
 def _prefix(suite: str, scores: dict[str, float]) -> dict[str, float]:

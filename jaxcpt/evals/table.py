@@ -1,6 +1,7 @@
-"""Tables of the paper's suites: our scores beside those of words alone and published ones.
+"""Tables of the paper's suites: our scores beside those of word matching and published ones.
 
-In: scores by `<suite>/<name>`. Out: the lines of a table for each suite. It computes no score.
+In: scores by `<suite>/<name>`. Out: the lines of a table for each suite. The module computes no
+score.
 """
 
 from collections.abc import Mapping
@@ -11,24 +12,24 @@ from jaxcpt.evals.published import FIGURES, is_published_form, list_caveats
 from jaxcpt.evals.sts_files import ALL, MEAN, STS_B
 
 PUBLISHED_FORM = "this form"
-"""Marks the row that published figures are of, where a set has several."""
+"""Marks the row to compare with published figures, if a set has several rows."""
 
 
 class Line(NamedTuple):
     name: str
     score: float
     words: float | None
-    """The score of matching words alone, where there is one."""
+    """The score of the baseline that only matches words; None if there is none."""
     before: float | None
-    """The score at step 0 of a run that starts from another model."""
+    """The score at step 0, if the run starts from another model."""
     published: str
-    """Systems and their scores, as text. It begins with PUBLISHED_FORM where the row is marked."""
+    """Published systems and their scores, as text. Begins with PUBLISHED_FORM in a marked row."""
     caveat: str
-    """Why the score cannot be compared with published ones. Empty: it can."""
+    """Why the score cannot be compared with published ones; empty if it can."""
 
 
 def is_shown(name: str) -> bool:
-    """Whether the table of the suite sts shows this score."""
+    """Whether the table of a suite shows this score. Only the suite sts leaves some out."""
     part = name.split("/")[1]
     is_whole = name.startswith(f"{STS_B}/") or part in (MEAN, ALL)
     return is_whole and name.endswith("/spearman")
@@ -40,10 +41,10 @@ def tabulate(
     data: Path,
     before: Mapping[str, float] | None = None,
 ) -> dict[str, list[Line]]:
-    """The lines of each suite. The suite sts shows only Spearman correlations of whole sets, and
-    of the parts of STS-B.
+    """The lines of each suite's table.
 
-    before: the scores at step 0. None: the run did not start from another model.
+    The suite sts shows only Spearman correlations of whole sets and of the parts of STS-B. before:
+    the scores at step 0; None if the run did not start from another model.
     """
     caveats = list_caveats(data)
     tables: dict[str, list[Line]] = {}

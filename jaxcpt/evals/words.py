@@ -1,8 +1,8 @@
-"""Baselines that match words alone, to compare a model's scores with.
+"""Baselines that only match words, for comparison with a model.
 
-In: texts. Out: BM25 scores of every query and document, or the best documents; and cosines of
-pairs of texts as bags of words. Only this module imports bm25s. It does not know which answers are
-right.
+In: texts. Out: BM25 scores of every query and document, or the best documents of each query; and
+cosines of pairs of texts as bags of words. Only this module imports bm25s. It does not know which
+answers are right.
 """
 
 import logging
@@ -19,7 +19,7 @@ from jaxcpt.evals import import_extra
 CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 WORD = re.compile(r"[^\W_]+")
 MOST_DOCUMENTS = 2_000_000
-"""BM25's index of more documents would need tens of gigabytes."""
+"""Most documents of a BM25 index. An index of more would need tens of gigabytes of memory."""
 
 
 def list_words(text: str) -> list[str]:
@@ -29,7 +29,7 @@ def list_words(text: str) -> list[str]:
 
 def list_content_words(text: str) -> list[str]:
     """Lower-cased words without stopwords. camelCase and snake_case are split into their words."""
-    # Imported here, because importing bm25s runs a JAX operation. After one, a command can neither
+    # Imported here, because importing bm25s runs a JAX operation. After that, a command can neither
     # choose its devices nor join other processes.
     from bm25s.stopwords import STOPWORDS_EN
 
@@ -43,25 +43,25 @@ def score(
     k1: float = 1.5,
     b: float = 0.75,
 ) -> Iterator[np.ndarray]:
-    """For each query in turn, the BM25 scores [n] of all documents. Texts are lists of words."""
+    """Yields the BM25 scores [n] of all documents for each query. Texts are lists of words."""
     import bm25s
 
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets its logger to DEBUG
 
     corpus = [list(words) for words in documents]
-    if not any(corpus):  # bm25s refuses a corpus without a word. In such a corpus nothing matches.
+    if not any(corpus):  # bm25s raises for a corpus without words, in which nothing matches
         yield from (np.zeros(len(corpus), np.float32) for _ in queries)
         return
     index = bm25s.BM25(k1=k1, b=b)
     index.index(corpus, show_progress=False)
     for words in queries:
         known = [word for word in words if word in index.vocab_dict]
-        # bm25s refuses a query without a known word. Such a query matches nothing.
+        # bm25s raises for a query without a known word. Such a query matches nothing.
         yield index.get_scores(known) if known else np.zeros(len(corpus), np.float32)
 
 
 def can_search(path: Path, documents: int) -> bool:
-    """Whether BM25 can index so many documents. Prints that it is left out where it cannot."""
+    """Whether BM25 can index this many documents. If not, prints that BM25 is left out."""
     if documents > MOST_DOCUMENTS:
         print(f"{path}: BM25 is left out, {documents:,} documents")
     return documents <= MOST_DOCUMENTS
@@ -72,8 +72,8 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores [q, k] and row numbers [q, k] of the k best documents of each query, best first.
 
-    With fewer than k documents it returns all. BM25 is set up as in the BEIR paper: Porter's
-    stemmer, k1 0.9 and b 0.4.
+    With fewer than k documents it returns all of them. BM25 has the settings of the BEIR paper:
+    Porter's stemmer, k1 0.9 and b 0.4.
     """
     stem = import_extra("Stemmer").Stemmer("porter").stemWords
     query_words, document_words = (
@@ -88,7 +88,8 @@ def search(
 
 
 def compare_bags(texts_a: Sequence[str], texts_b: Sequence[str]) -> np.ndarray:
-    """Cosines [n] of pairs of texts as word counts, each weighted by the log of its rarity."""
+    """Cosines [n] of pairs of texts as word counts. Each count is weighted by its inverse document
+    frequency."""
     bags = [Counter(list_content_words(text)) for text in (*texts_a, *texts_b)]
     texts_with = Counter(word for bag in bags for word in bag)
     rarity = {word: 1 + np.log(len(bags) / count) for word, count in texts_with.items()}

@@ -1,4 +1,7 @@
-"""The model card of an exported folder: what it is, how to use it, how it was made and scored."""
+"""Writes the model card of an exported folder: what it is, how to use it, its data and scores.
+
+In: an experiment, scores and data cards. Out: the text of README.md. The module reads no model.
+"""
 
 from collections.abc import Mapping
 
@@ -22,10 +25,10 @@ def write_card(
     scores: Mapping[str, float],
     cards: Mapping[str, DataCard],
 ) -> str:
-    """README.md with the front matter that model hubs read.
+    """The text of README.md, with the front matter that model hubs read.
 
-    scores: the step's row of evals.jsonl. Empty: it was not measured.
-    cards: the data cards of mined training data, as `read_data_cards` finds them.
+    scores: the step's row of evals.jsonl; empty if the step was not evaluated. cards: the data
+    cards of mined training data, from `read_data_cards`.
     """
     m, t = experiment.model, experiment.tokenizer
     lines = [
@@ -82,9 +85,10 @@ def _list_sources(experiment: Experiment, cards: Mapping[str, DataCard]) -> list
 
 
 def read_data_cards(experiment: Experiment) -> dict[str, DataCard]:
-    """The data cards that mining left in the folders of the training sources, by folder.
+    """The data cards in the folders of the training sources, by folder.
 
-    A folder that is gone, or was not mined by jaxcpt, has none. Raises UserError for a damaged one.
+    A folder that is missing, or that jaxcpt did not mine, has none. Raises UserError for a damaged
+    card.
     """
     folders = [
         getattr(source, "directory", "") or getattr(source, "path", "")

@@ -1,7 +1,8 @@
-"""A `config.Model` in, the config.json of a Hugging Face family that computes the same out.
+"""Finds the config.json of a Hugging Face family that computes the same as a `config.Model`.
 
-Each family proposes the config.json that comes nearest. It is only used if `families` reads the
-same model back from it, so a proposal need not say which models it fits.
+In: a `config.Model`. Out: the values of a config.json. Each family proposes the config.json that
+is most similar to the model. The proposal is used only if `families` reads the same model back from
+it, so a family need not know which models it fits. The module knows no tensors.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,10 @@ ACTIVATIONS = {"gelu": "gelu_new", "gelu_exact": "gelu", "relu": "relu", "swiglu
 
 
 def choose_config(model: Model, vocabulary: int, longest: int) -> dict[str, Any]:
-    """The config.json of the first family that has this model.
+    """The config.json of the first family that computes this model.
 
-    longest: tokens of the longest text. Raises UserError
-    naming the family that comes nearest and the fields in which it differs.
+    longest: tokens of the longest text. If there is no such family, raises UserError that names the
+    most similar family and the fields that differ.
     """
     rows = model.position_rows or longest
     wanted = resolve(replace(model, position_rows=rows))
@@ -28,7 +29,7 @@ def choose_config(model: Model, vocabulary: int, longest: int) -> dict[str, Any]
         values = propose(wanted, longest) | {"model_type": family, "vocab_size": vocabulary}
         try:
             found = resolve(FAMILIES[family].read(Options(values, family)))
-        except UserError:  # such as an activation that the family has no name for
+        except UserError:  # such as for an activation that the family does not have
             continue
         differing = _compare(wanted, found)
         if not differing:
@@ -37,13 +38,13 @@ def choose_config(model: Model, vocabulary: int, longest: int) -> dict[str, Any]
             nearest = family, differing
     assert nearest is not None
     raise UserError(
-        f"no Hugging Face architecture computes this model; {nearest[0]} comes nearest and differs "
+        f"no Hugging Face architecture computes this model; the nearest, {nearest[0]}, differs "
         f"in {', '.join(nearest[1])}; export with --format safetensors"
     )
 
 
 def resolve(model: Model) -> Model:
-    """The model with every size stated, and without the fields that a config.json does not hold."""
+    """The model with explicit sizes, and with defaults in the fields that no config.json has."""
     epsilon = 1e-5 if model.norm == "layernorm" else 1e-6
     is_rotary = model.positions == "rotary"
     return replace(

@@ -1,7 +1,8 @@
-"""Tensors of a Hugging Face folder to parameters of ours, one at a time.
+"""Converts the tensors of a Hugging Face folder to our parameters, one tensor at a time.
 
 In: the tensors of a folder and the rules of its family. Out: one memory-mapped file for each
-parameter, float32, layers stacked. Hardly more than a tensor is ever in memory.
+parameter, in float32, with all layers in one array. The memory holds little more than one tensor.
+The module does not know config.json.
 """
 
 import math
@@ -19,7 +20,7 @@ from jaxcpt.interop.safetensors import Tensor
 
 
 class Slot(NamedTuple):
-    """Where a tensor of the family's table goes."""
+    """Where a tensor of the family's table belongs: its rule, its layer, and its expected shape."""
 
     rule: Rule
     layer: int | None
@@ -28,15 +29,21 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes of axes by their letters, and of the position table as it is written."""
+    """The sizes of a model's axes."""
 
     letters: Mapping[str, int]
+    """The size of each axis by its letter."""
     position_offset: int = 0
+    """Rows of the folder's position table before that of the first token."""
     token_types: int = 0
+    """Rows of the folder's token type table. 0: there is none."""
 
 
 def list_slots(family: Family, sizes: Sizes) -> dict[str, Slot]:
-    """Every tensor that a folder of this family and these sizes must hold, by its short name."""
+    """Every tensor that a folder of this family and these sizes must hold, by its short name.
+
+    The short name is that of `shorten_name`.
+    """
     slots = {}
     letters = {**sizes.letters, "c": 3}
     for name, rule in family.rules.items():
@@ -57,9 +64,9 @@ def list_slots(family: Family, sizes: Sizes) -> dict[str, Slot]:
 def match_tensors(
     tensors: Mapping[str, Tensor], family: Family, slots: Mapping[str, Slot], where: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors by their short names, and the names of those that are ignored.
+    """The tensors by their short names, and the names of ignored tensors.
 
-    Raises UserError for a tensor that is missing, of another shape, or has no place.
+    Raises UserError for a tensor that is missing, has another shape, or belongs to no slot.
     """
     found: dict[str, Tensor] = {}
     ignored = []
@@ -88,7 +95,7 @@ def match_tensors(
 
 
 def shorten_name(name: str, family: Family) -> str:
-    """Without the family's prefix, and with today's names of LayerNorm's parameters."""
+    """A tensor's name without the family's prefix, and with the current names in LayerNorm."""
     short = name.removeprefix(family.prefix)
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         if short.endswith(f"LayerNorm{old}"):
@@ -103,7 +110,7 @@ def write_parameters(
     axes: Mapping[str, tuple[str, ...]],
     folder: Path,
 ) -> dict[str, np.ndarray]:
-    """Fills a file of `folder` for each parameter in `axes`; returns them mapped, read-only."""
+    """Writes each parameter in `axes` to a file in `folder`. Returns read-only memory maps."""
     slots = list_slots(family, sizes)
     written: dict[str, np.ndarray] = {}
     for number, (parameter, letters) in enumerate(axes.items()):
@@ -125,7 +132,7 @@ def write_parameters(
 def rearrange(
     values: np.ndarray, rule: Rule, parameter: str, letters: str, sizes: Sizes
 ) -> np.ndarray:
-    """One parameter of a tensor, its axes in the order of `letters`; a view."""
+    """A view of one parameter in a tensor, with its axes in the order of `letters`."""
     if parameter == "positions":
         values = values[sizes.position_offset :]
     theirs = rule.letters.replace(" ", "")
@@ -133,6 +140,6 @@ def rearrange(
     if "c" in theirs:
         values = np.moveaxis(values, theirs.index("c"), 0)[rule.parameters.index(parameter)]
         theirs = theirs.replace("c", "")
-        if "j" in letters:  # query, key and value in one tensor have equally many heads
+        if "j" in letters:  # in one tensor, query, key and value have equally many heads
             theirs = theirs.replace("h", "j")
     return values.transpose([theirs.index(x) for x in letters])

@@ -1,9 +1,10 @@
-"""A run folder in, a folder out that sentence-transformers and transformers load without our code.
+"""Exports a run as a folder that sentence-transformers and transformers load without our code.
 
-In: a run, trained or imported. Out: config.json and safetensors of the matching Hugging Face
-architecture, tokenizer.json, pooling, unit length, prompts, and a model card. A run whose two sides
-have delimiters of their own becomes a Router with one branch for queries and one for documents.
-`export_arrays` writes the arrays of any run by their names here, and a JSON of their shapes.
+In: a trained or imported run. Out: config.json and safetensors of the matching Hugging Face
+architecture, tokenizer.json, settings of pooling and normalisation, prompts, and a model card. If
+the two sides of the run have different delimiters, the folder is a Router with one branch for
+queries and one for documents. `export_arrays` writes the arrays of any run under jaxcpt's own
+names, and a JSON of their shapes. The module does not know how the run was trained.
 """
 
 import json
@@ -36,27 +37,27 @@ DTYPES: dict[str, Any] = {
 POOLINGS = {"eos": "lasttoken", "mean": "mean", "first": "cls"}
 MODULES = "sentence_transformers.models"
 SIDES: dict[str, Side] = {"query": "x", "document": "y"}
-"""What sentence-transformers calls our sides."""
+"""The names that sentence-transformers has for our sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedRun:
-    """What is exported: the values of a run, its tokenizer, and its parameters on the host."""
+    """The parts of a run that are exported."""
 
     experiment: Experiment
     tokenizer: Tokenizer
     params: Mapping[str, Any]
-    """Of the encoder, float32, as a nested dict."""
+    """The encoder's parameters on the host: float32, as a nested dict."""
     prompts: dict[str, str]
-    """What stands before every text, by `query` and `document`."""
+    """The texts that are put before every `query` and every `document`."""
     card: str
-    """README.md of the folder."""
+    """The text of README.md in the folder."""
 
 
 def export_library(run: ExportedRun, output: Path, dtype: str) -> list[str]:
-    """Writes a sentence-transformers folder. Returns what differs from the run, one line each.
+    """Writes a sentence-transformers folder. Returns lines that say what differs from the run.
 
-    Raises UserError where no Hugging Face architecture computes the model.
+    Raises UserError if no Hugging Face architecture computes the model.
     """
     experiment, tokenizer = run.experiment, run.tokenizer
     if not experiment.model.layers:
@@ -65,8 +66,8 @@ def export_library(run: ExportedRun, output: Path, dtype: str) -> list[str]:
     values = choose_config(experiment.model, rows, experiment.tokenizer.longest)
     if values["model_type"] == "qwen2" and tokenizer.template is None:
         raise UserError(
-            "transformers reads every tokenizer of a qwen2 model as one of Qwen2's kind, so this "
-            "SentencePiece model would cut texts differently; export with --format safetensors"
+            "transformers reads the tokenizer of a qwen2 model as Qwen2's own kind, so this "
+            "SentencePiece model would split texts differently; export with --format safetensors"
         )
     tensors = name_tensors(experiment, run.params, FAMILIES[values["model_type"]])
     values |= {"dtype": dtype}
@@ -80,7 +81,7 @@ def export_library(run: ExportedRun, output: Path, dtype: str) -> list[str]:
             _write_transformer(folder, tokenizer, side, longest, values, tensors)
         _write_router(output, experiment)
         return [
-            "queries and documents have closing delimiters of their own, so the folder is a Router "
+            "queries and documents have different closing delimiters, so the folder is a Router "
             "that holds the weights twice; use encode_query and encode_document"
         ]
     longest = max(tokenizer.x_tokens, tokenizer.y_tokens)
@@ -103,10 +104,11 @@ def export_library(run: ExportedRun, output: Path, dtype: str) -> list[str]:
 
 
 def export_bag(run: ExportedRun, output: Path, dtype: str) -> list[str]:
-    """Writes a run without layers as a StaticEmbedding. Raises UserError where it has no form.
+    """Writes a run without layers as a StaticEmbedding. Raises UserError if that is impossible.
 
-    A StaticEmbedding puts no delimiters round a text. The order of a bag does not matter, so both
-    delimiters of a side become a prompt of two characters, which the tokenizer maps to their ids.
+    A StaticEmbedding adds no delimiters to a text. In a bag of tokens the order does not matter, so
+    both delimiters of a side become a prompt of two characters. The tokenizer maps these characters
+    to the ids of the delimiters.
     """
     model, params = run.experiment.model, run.params
     if model.pooling != "mean" or model.weighted_mean.position_weights:
@@ -141,7 +143,10 @@ def export_bag(run: ExportedRun, output: Path, dtype: str) -> list[str]:
 
 
 def export_arrays(run: ExportedRun, output: Path, dtype: str) -> list[str]:
-    """Writes every parameter by its name here, layers stacked, and a JSON of shapes and letters."""
+    """Writes every parameter under jaxcpt's own name, and a JSON of their shapes and letters.
+
+    All layers of a parameter are in one array.
+    """
     flat = flatten(run.params)
     letters = flatten(name_parameters(run.experiment)["encoder"])
     write_safetensors(output / WEIGHTS_FILE, flat, DTYPES[dtype])
@@ -159,7 +164,7 @@ def export_arrays(run: ExportedRun, output: Path, dtype: str) -> list[str]:
 def name_tensors(
     experiment: Experiment, params: Mapping[str, Any], family: Family
 ) -> dict[str, np.ndarray]:
-    """The parameters as the family's tensors, by their names; views where that is possible."""
+    """The parameters as tensors of the family, by their names. They are views if possible."""
     flat = flatten(params)
     axes = {
         name: "".join(letters)
@@ -173,23 +178,23 @@ def name_tensors(
         for layer in range(experiment.model.layers):
             arrays = [flat[parameter][layer] for parameter in rule.parameters]
             tensors[name.replace("{i}", str(layer))] = arrange(arrays, axes, rule)
-    if family.token_types:  # their row is part of the position table here
+    if family.token_types:  # our position table includes their row
         width = experiment.model.width
         tensors[family.token_types] = np.zeros((1, width), np.float32)
-        # transformers would warn of a missing pooler, which sentence embeddings do not use.
+        # Without a pooler transformers would print a warning. Sentence embeddings do not use it.
         tensors["pooler.dense.weight"] = np.zeros((width, width), np.float32)
         tensors["pooler.dense.bias"] = np.zeros(width, np.float32)
     return tensors
 
 
 def arrange(arrays: list[np.ndarray], axes: Mapping[str, str], rule: Rule) -> np.ndarray:
-    """The inverse of `convert.rearrange`: parameters of one layer to the tensor of the rule."""
+    """The inverse of `convert.rearrange`: parameters of one layer -> the tensor of the rule."""
     theirs = rule.letters.replace(" ", "")
     parts = []
     for parameter, array in zip(rule.parameters, arrays, strict=True):
         ours = axes[parameter].removeprefix("i")
         order = theirs.replace("c", "")
-        if "j" in ours:  # query, key and value in one tensor have equally many heads
+        if "j" in ours:  # in one tensor, query, key and value have equally many heads
             order = order.replace("h", "j")
         parts.append(array.transpose([ours.index(letter) for letter in order]))
     whole = np.stack(parts, axis=theirs.index("c")) if "c" in theirs else parts[0]
@@ -206,7 +211,7 @@ def _write_transformer(
     values: dict[str, Any],
     tensors: Mapping[str, np.ndarray],
 ) -> None:
-    """config.json, weights and tokenizer of one Transformer module."""
+    """Writes config.json, weights and tokenizer of one Transformer module."""
     folder.mkdir(exist_ok=True)
     _write_json(folder / "config.json", values)
     write_safetensors(folder / WEIGHTS_FILE, tensors, DTYPES[values["dtype"]])

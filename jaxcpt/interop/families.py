@@ -1,9 +1,9 @@
-"""How each family of models is written at Hugging Face: its options, its tensors, their axes.
+"""How Hugging Face writes each family of models: its options, its tensors and their axes.
 
-In: the values of a config.json. Out: a `config.Model`, and a `Rule` for each tensor, which says
-which parameter of ours it is. Letters of axes are those of the package docstring; letters of one
-word stand for one axis of the tensor, so "hk d" is a matrix of heads x head width rows. It knows
-neither files nor arrays.
+In: the values of a config.json. Out: a `config.Model`, and a `Rule` for each tensor, which names
+our parameter in it. Letters of axes are those of the package docstring. Each word of letters is one
+axis of the tensor, so "hk d" is a matrix with heads x head width rows. The module knows neither
+files nor arrays.
 """
 
 from collections.abc import Callable
@@ -15,18 +15,20 @@ from jaxcpt.errors import UserError
 
 
 class Rule(NamedTuple):
-    """A tensor is one of our parameters, or several along its axis of letter c."""
+    """What a tensor holds: one of our parameters, or several of them along the axis `c`."""
 
     parameters: tuple[str, ...]
+    """The paths of our parameters."""
     letters: str
+    """The letters of the tensor's axes, with a space between axes."""
 
 
 Rules = dict[str, Rule]
-"""By the tensor's name. {i} in it stands for the layer's number, from 0."""
+"""Rules by the name of the tensor, in which {i} is the number of the layer, from 0."""
 
 
 def linear(name: str, ours: str, letters: str, bias: str = "") -> Rules:
-    """The rules of a matrix and, where letters are given for it, of its bias."""
+    """The rules of a matrix and its bias. bias: letters of the bias; empty if it has none."""
     parts = [f"blocks/{part}" for part in ours.split()]
     rules = {f"{name}.weight": Rule(tuple(parts), letters)}
     if bias:
@@ -100,13 +102,13 @@ QWEN3_RULES: Rules = {
 
 
 class Options:
-    """The values of a config.json, asked for one by one; what does not fit is a UserError."""
+    """The values of a config.json. Reading a value that does not fit raises UserError."""
 
     def __init__(self, values: dict[str, Any], where: str) -> None:
         self.values, self.where = values, where
 
     def size(self, name: str, default: int | None = None) -> int:
-        """A whole number above 0. Where it is absent or null, the default, if there is one."""
+        """A whole number above 0. An absent value or null gives the default, if there is one."""
         value = self.values.get(name)
         value = default if value is None else value
         if type(value) is not int or value <= 0:
@@ -121,7 +123,7 @@ class Options:
         return float(value)
 
     def choose(self, name: str, default: Any, *allowed: Any) -> Any:
-        """One of the values that jaxcpt's model has; `default` where it is absent or null."""
+        """One of the values `allowed`. An absent value or null gives the default."""
         value = self.values.get(name)
         value = default if value is None else value
         if not any(value is option or value == option for option in allowed):
@@ -167,7 +169,7 @@ def read_roberta(o: Options) -> Model:
 
 
 def count_padding_rows(o: Options) -> int:
-    """Rows of RoBERTa's position table before that of a text's first token."""
+    """The number of rows in RoBERTa's position table before that of a text's first token."""
     return int(o.number("pad_token_id", 1)) + 1
 
 
@@ -208,7 +210,7 @@ def read_gpt_neox(o: Options) -> Model:
 
 
 def read_llama(o: Options) -> Model:
-    """Also of Mistral."""
+    """The model of a Llama or Mistral config.json."""
     o.choose("attention_bias", False, False)
     o.choose("mlp_bias", False, False)
     o.choose("hidden_act", "silu", "silu")
@@ -244,12 +246,16 @@ def read_qwen3(o: Options) -> Model:
 
 
 def is_causal(o: Options) -> bool:
-    """Whether tokens see those before them alone. Some embedding models say that they do not."""
+    """Whether a token attends only to earlier ones. Some embedding models attend to all."""
     return o.choose("is_causal", True, True, False)
 
 
 def read_rope(o: Options, base: str) -> Options:
-    """Options of the rotary positions: in `rope_parameters`, or `rope_scaling` and beside it."""
+    """The options of rotary positions.
+
+    New files have all of them in `rope_parameters`. Old files have `rope_scaling`, and the base
+    beside it.
+    """
     original = "original_max_position_embeddings"
     values: dict[str, Any] = {
         "rope_theta": o.values.get(base),
@@ -283,17 +289,17 @@ def read_scaling(rope: Options) -> RotaryScaling | None:
 @dataclass(frozen=True, kw_only=True)
 class Family:
     prefix: str
-    """Stands before the names of tensors where the folder is of a model with a head."""
+    """Prefix of the names of tensors in folders of a model with a head."""
     rules: Rules
     read: Callable[[Options], Model]
     ignored: tuple[str, ...] = ()
-    """Patterns of tensors that an embedding has no use for: heads, and buffers of old versions."""
+    """Patterns of tensors that embeddings do not need: heads, and buffers of old versions."""
     token_types: str = ""
     """A tensor whose first row is added to every position."""
     position_offset: Callable[[Options], int] = lambda _: 0
-    """Rows of the position table that stand before that of the first token."""
+    """The number of rows in the position table before that of the first token."""
     window: Callable[[Options], int | None] = lambda _: None
-    """How many tokens each token sees; None: all of its text."""
+    """To how many tokens each token attends; None: to its whole text."""
 
 
 def find_mistral_window(o: Options) -> int | None:
@@ -353,7 +359,7 @@ REFUSED = {"modernbert": "its layers alternate between local and global attentio
 
 
 def find_family(o: Options) -> Family:
-    """The family that `model_type` names. Raises UserError where there is none."""
+    """The family that `model_type` names. Raises UserError if it is not supported."""
     name = o.values.get("model_type")
     if name in REFUSED:
         raise UserError(f"{o.where}: model_type: {name} is not supported: {REFUSED[name]}")
@@ -363,7 +369,7 @@ def find_family(o: Options) -> Family:
         )
     if "auto_map" in o.values:
         raise UserError(
-            f"{o.where}: auto_map: the model needs code of its own, which is not run; "
-            f"of {name} only the standard form is supported"
+            f"{o.where}: auto_map: the model needs its own code, which is not run; "
+            f"only the standard form of {name} is supported"
         )
     return FAMILIES[name]

@@ -1,7 +1,7 @@
-"""What a Hugging Face or sentence-transformers folder says beside its weights and sizes.
+"""Reads the settings of a Hugging Face or sentence-transformers folder.
 
-In: the folder. Out: a `Source` with its pooling, longest text and prompts. It reads JSON files
-alone and knows neither tensors nor tokenizers.
+In: the folder. Out: a `ModelFolder` with the options of config.json, pooling, longest text and
+prompts. The module only reads JSON files. It knows neither tensors nor tokenizers.
 """
 
 import importlib.util
@@ -22,25 +22,27 @@ Pooling = Literal["eos", "mean", "first"]
 POOLINGS: dict[str, Pooling] = {"lasttoken": "eos", "mean": "mean", "cls": "first"}
 PACKAGE = "package:"
 LONGEST = 512
-"""Tokens of a text where the folder names no limit below this."""
+"""Most tokens of a text, if the folder names no smaller limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ModelFolder:
     folder: Path
-    """Holds config.json and the weights."""
+    """The folder with config.json and the weights."""
     options: Options
+    """The values of config.json."""
     pooling: Pooling | None
-    """None: the folder is not an embedding model."""
+    """None if the folder is not an embedding model."""
     normalises: bool
+    """Whether the model scales its vectors to unit length."""
     longest: int
-    """Tokens of the longest text."""
+    """Most tokens of a text."""
     prompts: dict[str, str]
-    """Every prompt by its name."""
+    """All prompts by name."""
     x_prompt: str
-    """Stands before a query."""
+    """Text put before a query."""
     y_prompt: str
-    """Stands before a document."""
+    """Text put before a document."""
 
     @property
     def is_embedding_model(self) -> bool:
@@ -48,7 +50,10 @@ class Source:
 
 
 def find_folder(source: str) -> Path:
-    """A path, or `package:NAME/PATH`: a folder in an installed package, which is not imported."""
+    """The folder at a path, or at `package:NAME/PATH` in an installed package.
+
+    The package is not imported. Raises UserError if it is not installed.
+    """
     if not source.startswith(PACKAGE):
         return fetch(to_path(source))
     name, *rest = PurePosixPath(source.removeprefix(PACKAGE)).parts or ("",)
@@ -61,15 +66,16 @@ def find_folder(source: str) -> Path:
     return Path(spec.submodule_search_locations[0], *rest)
 
 
-def read_source(folder: Path) -> Source:
-    """Raises UserError where the folder is no model's, or does what jaxcpt does not."""
+def read_model_folder(folder: Path) -> ModelFolder:
+    """Reads the settings. Raises UserError if the folder holds no model, or one that jaxcpt cannot
+    compute."""
     modules = _read_modules(folder)
     inner = _inside(folder, modules["Transformer"]) if modules else folder
     if not (inner / "config.json").is_file():
         raise UserError(f"{inner}: no config.json; name the folder of a Hugging Face model")
     options = Options(read_json(inner / "config.json"), str(inner / "config.json"))
     prompts, default = _read_prompts(folder) if modules else ({}, "")
-    return Source(
+    return ModelFolder(
         folder=inner,
         options=options,
         pooling=_read_pooling(_inside(folder, modules["Pooling"])) if modules else None,
@@ -82,7 +88,7 @@ def read_source(folder: Path) -> Source:
 
 
 def _read_modules(folder: Path) -> dict[str, str]:
-    """The folder of each module by its class: Transformer, Pooling, and Normalize or not."""
+    """The folders of the modules by their class: Transformer, Pooling and perhaps Normalize."""
     file = folder / "modules.json"
     if not file.is_file():
         return {}
@@ -104,7 +110,7 @@ def _read_modules(folder: Path) -> dict[str, str]:
     if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UserError(
             f"{file}: its modules are {', '.join(names)}; "
-            "expected Transformer, Pooling and, where there is one, Normalize"
+            "expected Transformer, Pooling and perhaps Normalize"
         )
     return {name: path for name, (_, path) in zip(names, modules, strict=True)}
 
@@ -138,8 +144,10 @@ def _read_pooling(folder: Path) -> Pooling:
 
 
 def _read_longest(folder: Path, options: Options, is_embedding_model: bool) -> int:
-    """As sentence-transformers takes it: max_seq_length, or else the tokenizer's limit; and never
-    more than the model has positions."""
+    """The most tokens of a text, as in sentence-transformers.
+
+    It is max_seq_length, or else the tokenizer's limit, and at most the number of positions.
+    """
     limits: list[Any] = [
         options.values.get("max_position_embeddings"),
         options.values.get("n_positions"),
@@ -153,7 +161,7 @@ def _read_longest(folder: Path, options: Options, is_embedding_model: bool) -> i
     known = [int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0]
     if settings.get("do_lower_case") is True and not _lowers(folder / "tokenizer.json"):
         raise UserError(
-            f"{folder / 'sentence_bert_config.json'}: do_lower_case is not supported where "
+            f"{folder / 'sentence_bert_config.json'}: do_lower_case is not supported if "
             "tokenizer.json does not lower-case"
         )
     return min(known, default=LONGEST)
@@ -165,7 +173,7 @@ def _lowers(tokenizer: Path) -> bool:
 
 
 def _read_prompts(folder: Path) -> tuple[dict[str, str], str]:
-    """Every prompt by its name, and the default prompt."""
+    """All prompts by name, and the default prompt."""
     file = folder / "config_sentence_transformers.json"
     values = _read_optional(file)
     prompts, default = values.get("prompts") or {}, values.get("default_prompt_name")
@@ -182,7 +190,7 @@ def _read_prompts(folder: Path) -> tuple[dict[str, str], str]:
 
 
 def _choose_prompt(prompts: Mapping[str, str], names: Sequence[str], default: str) -> str:
-    """The first of these that is there, or the default, as sentence-transformers chooses."""
+    """The first prompt of `names` that exists, or the default, as in sentence-transformers."""
     return next((prompts[name] for name in names if name in prompts), default)
 
 

@@ -1,6 +1,7 @@
-"""A Hugging Face folder in, a run folder at step 0 out, on which every other command works.
+"""Imports a Hugging Face folder as a run folder at step 0, which every other command can use.
 
-Everything is checked before anything is written. The run folder appears whole or not at all.
+In: a Hugging Face folder. Out: a run folder, which is written atomically after all checks. The
+module does not know how the model was trained.
 """
 
 import json
@@ -22,7 +23,7 @@ from jaxcpt.files import hash_file, is_object, new_folder, write_file
 from jaxcpt.fingerprints import describe_model
 from jaxcpt.interop.convert import Sizes, list_slots, match_tensors, write_parameters
 from jaxcpt.interop.families import Family, find_family
-from jaxcpt.interop.folder import Delimiters, Pooling, Source, find_folder, read_source
+from jaxcpt.interop.folder import Delimiters, ModelFolder, Pooling, find_folder, read_model_folder
 from jaxcpt.interop.safetensors import Tensor, open_weights
 from jaxcpt.run_folder import MARKER
 from jaxcpt.tokenizer import Tokenizer, read_model
@@ -33,7 +34,7 @@ IMPORTED_FILE = "imported.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What a user may state. None: as the model's folder says."""
+    """What a user may choose. None: as in the model's folder."""
 
     delimiters: Delimiters | None = None
     pooling: Pooling | None = None
@@ -42,14 +43,14 @@ class Choices:
 
 
 def import_model(source: str, run_dir: Path, choices: Choices | None = None) -> dict[str, str]:
-    """Writes the run folder; returns what a person should know about it, by name.
+    """Writes the run folder. Returns facts about it for the user, by name.
 
-    source: a folder, or `package:NAME/PATH` for one in an installed package. Raises UserError, and
-    then leaves nothing behind.
+    source: a folder, or `package:NAME/PATH` for a folder in an installed package. If it raises
+    UserError, no run folder is left.
     """
     if run_dir.exists():
-        raise UserError(f"{run_dir}: exists; name a folder that does not")
-    found = read_source(find_folder(source))
+        raise UserError(f"{run_dir}: exists; name a folder that does not exist")
+    found = read_model_folder(find_folder(source))
     family = find_family(found.options)
     tensors = open_weights(found.folder)
     experiment = plan_run(run_dir.name, found, family, tensors, choices or Choices())
@@ -89,15 +90,15 @@ def import_model(source: str, run_dir: Path, choices: Choices | None = None) -> 
 
 def foresee_import(source: str) -> Experiment:
     """The experiment that `import_model` would write. It reads no weights and writes nothing."""
-    found = read_source(find_folder(source))
+    found = read_model_folder(find_folder(source))
     family = find_family(found.options)
     return plan_run(found.folder.name, found, family, open_weights(found.folder), Choices())
 
 
 def plan_run(
-    name: str, found: Source, family: Family, tensors: Mapping[str, Tensor], choices: Choices
+    name: str, found: ModelFolder, family: Family, tensors: Mapping[str, Tensor], choices: Choices
 ) -> Experiment:
-    """The experiment of the imported run: its sizes are config.json's. Raises UserError."""
+    """The experiment of the imported run, with the sizes of config.json. Raises UserError."""
     model = family.read(found.options)
     is_half = any(tensor.dtype == "BF16" for tensor in tensors.values())
     bidirectional_or_embedding = not model.causal or found.pooling is not None
@@ -133,8 +134,8 @@ def plan_run(
     )
 
 
-def open_tokenizer(found: Source, settings: config.Tokenizer) -> Tokenizer:
-    """The folder's tokenizer.json. Raises UserError where its ids do not fit the token table."""
+def open_tokenizer(found: ModelFolder, settings: config.Tokenizer) -> Tokenizer:
+    """Opens the folder's tokenizer.json. Raises UserError if its ids do not fit the token table."""
     file = found.folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(
@@ -158,7 +159,7 @@ def open_tokenizer(found: Source, settings: config.Tokenizer) -> Tokenizer:
     )
 
 
-def measure(experiment: Experiment, found: Source, family: Family) -> Sizes:
+def measure(experiment: Experiment, found: ModelFolder, family: Family) -> Sizes:
     return replace(
         measure_letters(experiment.model, experiment.tokenizer.vocabulary),
         position_offset=family.position_offset(found.options),
@@ -172,14 +173,16 @@ def measure_letters(m: config.Model, vocabulary: int) -> Sizes:
     return Sizes(letters=letters)
 
 
-def describe(experiment: Experiment, found: Source, about: Mapping[str, Any]) -> dict[str, str]:
-    """What a person should know about the imported run, by name, in the order of the table."""
+def describe(
+    experiment: Experiment, found: ModelFolder, about: Mapping[str, Any]
+) -> dict[str, str]:
+    """Facts about the imported run for the user, by name, in the order of the printed table."""
     m, t = experiment.model, experiment.tokenizer
     ignored = about["ignored"]
     return {
         "model": f"{about['model_type']}, {m.layers} layers, width {m.width}, {m.compute_dtype}",
         "pooling": f"{m.pooling}, to unit length"
-        + ("" if found.normalises or found.pooling is None else ", which the source does not do"),
+        + ("" if found.normalises or found.pooling is None else ", which the model does not do"),
         "delimiters": t.delimiters,
         "longest texts": f"x {t.x_tokens} tokens, y {t.y_tokens} tokens",
         "ignored tensors": f"{len(ignored)}: {', '.join(ignored)}" if ignored else "none",

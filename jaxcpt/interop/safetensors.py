@@ -1,8 +1,8 @@
-"""Reads safetensors: where each tensor of a file or folder stands, then one tensor at a time.
+"""Reads and writes safetensors files.
 
-In: a folder with model.safetensors, or with an index and several files. Out: `Tensor` by name. A
-header is checked in full before any value is read, so that no offset leads outside the file or
-into another tensor. It knows nothing of models.
+In: a folder with model.safetensors, or with an index and several files. Out: `Tensor` by name,
+whose values are read one tensor at a time. The whole header is checked before any value is read, so
+that no offset points outside the file or into another tensor. The module does not know models.
 """
 
 import json
@@ -20,7 +20,7 @@ from jaxcpt.files import write_file
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 LONGEST_HEADER = 100_000_000
-"""Bytes: the limit of the format's own library."""
+"""Most bytes of a header, as in the safetensors library."""
 MOST_AXES = 16
 
 ITEM_BYTES = {
@@ -28,19 +28,19 @@ ITEM_BYTES = {
     "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
 DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-"""Those that can be read. Others may stand in a file: BERT has its position numbers as I64."""
+"""Types that can be read. A file may hold others: BERT's position numbers are I64."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that has not been read."""
+    """A tensor in a file, whose values have not been read."""
 
     name: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
     start: int
-    """Its first byte, counted from the start of the file."""
+    """Offset of its first byte in the file."""
 
     def read(self) -> np.ndarray:
         """Its values, mapped into memory. Raises UserError for a type that is not in DTYPES."""
@@ -55,7 +55,7 @@ class Tensor:
 
 
 def open_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a model's folder, by name. Raises UserError where it holds none."""
+    """All tensors of a model's folder, by name. Raises UserError if it has no weights."""
     if (folder / WEIGHTS_FILE).is_file():
         return read_header(folder / WEIGHTS_FILE)
     if (folder / INDEX_FILE).is_file():
@@ -71,19 +71,19 @@ def open_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files that an index names; each stands in the file that it says."""
+    """The tensors of all files in an index. Each must be in the file that the index names."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise UserError(f"{index}: weight_map: expected a file's name for each tensor")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(found.values())):
         if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
-            raise UserError(f"{index}: {name!r} is no file of its folder")
+            raise UserError(f"{index}: {name!r} is not a file in its folder")
         if not (index.parent / name).is_file():
             raise UserError(f"{index}: names the file {name}, which is missing")
         for tensor in read_header(index.parent / name).values():
             if found.get(tensor.name) != name:
-                raise UserError(f"{tensor.file}: holds {tensor.name}, which {index.name} denies")
+                raise UserError(f"{tensor.file}: holds {tensor.name}; {index.name} names another")
             tensors[tensor.name] = tensor
     if missing := sorted(set(found) - set(tensors)):
         raise UserError(f"{index.parent / found[missing[0]]}: lacks {missing[0]}")
@@ -91,7 +91,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """The tensors of one file, by name. Raises UserError where its header does not hold."""
+    """The tensors of one file, by name. Raises UserError if its header is not correct."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -148,7 +148,7 @@ def _check_text(metadata: Any, where: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError naming the file."""
+    """The object in a JSON file. Raises UserError that names the file."""
     return _parse(path.read_bytes(), str(path))
 
 
@@ -156,7 +156,7 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
     def refuse_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) < len(items):
-            raise ValueError("a name stands in it twice")
+            raise ValueError("a name occurs twice")
         return found
 
     try:
@@ -169,7 +169,7 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: Any) -> None:
-    """Writes all tensors to one file in `dtype`, converting one after another."""
+    """Writes all tensors to one file in `dtype`. They are converted one at a time."""
     names = {np.dtype(kind): name for name, kind in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -181,7 +181,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: Any)
             "data_offsets": [start, end],
         }
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
 
     def write(file: IO[bytes]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
