@@ -391,12 +391,12 @@ def test_token_ids_know_their_negatives_and_prefixes(tokens, tokenizer):
     assert reader.has_negatives()
     assert refuse(reader.check, tokenizer, 2) == (
         f"batching.negatives: 2, but {tokens} holds at most 1 of each pair; lower it, or tokenize "
-        "the pairs anew with --negatives 2"
+        "the pairs again with --negatives 2"
     )
     plain = TokenizedReader(TokenizedPairs(str(tokens)))
     assert refuse(plain.check, tokenizer, 0) == (
         f"{tokens}: made with x_prefix='query: ', but the experiment says ''; change the "
-        "experiment, or tokenize the pairs anew"
+        "experiment, or tokenize the pairs again"
     )
 
 
@@ -413,7 +413,7 @@ def test_records_in_another_order_or_of_another_folder_are_noticed(tokens, token
         opened = TokenizedReader(TokenizedPairs(str(tokens)))
         return refuse(opened.read_encoded, range(90), tokenizer, 0)
 
-    said = f"{tokens}: record 3 is not as it was written; make the folder anew"
+    said = f"{tokens}: record 3 is not as it was written; make the folder again"
     assert rewrite([*records[:3], records[4], records[3], *records[5:]]) == said
     for odd in (b"", b"\xff" * 3, records[3][:-1], records[3] + b"\0\0", b"\0" * 99):
         assert rewrite([*records[:3], odd, *records[4:]]) == said
@@ -432,7 +432,7 @@ def test_records_in_another_order_or_of_another_folder_are_noticed(tokens, token
         ({"x_closing": 0}, "'x_closing', 'y_closing' and 'vocabulary' must be at least 1"),
         ({"files": "tokens"}, "expected names of files under 'files'"),
         ({"files": [3]}, "expected names of files under 'files'"),
-        ({"files": ["../a"]}, "files must lie in the folder itself"),
+        ({"files": ["../a"]}, "files must be in the folder itself"),
         ({"fingerprint": None}, "'fingerprint' cannot be None"),
         ({"more": 1}, "'more' is unknown"),
     ],
@@ -450,7 +450,7 @@ def test_token_ids_of_an_older_version_are_made_anew(tokens):
     del about["negatives"]
     path.write_text(json.dumps(about))
     said = refuse(TokenizedReader, TokenizedPairs(str(tokens)))
-    assert said == f"{path}: damaged: 'negatives' is missing; make the folder anew"
+    assert said == f"{path}: damaged: 'negatives' is missing; make the folder again"
 
 
 # Tokenizers.

@@ -83,7 +83,7 @@ def test_pages_of_other_statuses_are_counted_and_not_read(tmp_path, status):
     image = record(b"\0\1", "Content-Type: image/png")
     assert read(tmp_path, error, image, fine) == [
         LeftOut(f"web page of status {status[:3]}"),
-        LeftOut("web record that is no HTML page"),
+        LeftOut("web record that is not an HTML page"),
         RawDocument("http://a.example/", TEXT),
     ]
 

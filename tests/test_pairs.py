@@ -161,7 +161,7 @@ def test_refuses_a_damaged_directory(array_records, tmp_path):
     (file,) = folder.glob("*train*")
     file.unlink()
     said = refuse(open_source, TfdsPairs(str(folder)), tmp_path, 0)
-    assert said == f"{file}: no such ArrayRecord file; write the dataset anew"
+    assert said == f"{file}: no such ArrayRecord file; write the dataset again"
     (folder / "dataset_info.json").write_text("{")
     said = refuse(open_source, TfdsPairs(str(folder)), tmp_path, 0)
     assert said.startswith(f"{folder}: damaged dataset: Failed to load JSON")
@@ -178,7 +178,7 @@ def test_refuses_another_kind_of_dataset(array_records, tmp_path):
     assert said == f"{folder}: no column 'x'; there are: question, source, y"
     folder, said = change("format", "array_record", "tfrecord")
     assert said.endswith(
-        "tfrecord-00000-of-00001: no such ArrayRecord file; write the dataset anew"
+        "tfrecord-00000-of-00001: no such ArrayRecord file; write the dataset again"
     )
 
 

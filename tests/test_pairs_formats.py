@@ -213,7 +213,7 @@ def test_refuses_what_is_no_text(write, rows, tmp_path):
     source = write(tmp_path, [{"x": "a", "y": "b"}, *rows] if rows[0]["x"] == "a" else rows)
     said = refuse(lambda: open_it(source).read([0, 1] if rows[0]["x"] == "a" else [0]))
     assert f"{name_source(source)}: row " in said
-    assert "holds no text, but " in said
+    assert "must be text, found " in said
 
 
 @pytest.mark.parametrize(
@@ -221,13 +221,13 @@ def test_refuses_what_is_no_text(write, rows, tmp_path):
     [
         (ParquetPairs("nothing"), "nothing: no such file, nor a folder with *.parquet files in it"),
         (ArrayRecordPairs("nothing"), "nothing: no such file, nor a folder with *.array_record*"),
-        (DatasetsPairs("nothing"), "nothing: no dataset as save_to_disk writes it: "),
+        (DatasetsPairs("nothing"), "nothing: not a dataset that save_to_disk wrote: "),
         (
             TfdsPairs(name="mine", data_dir="nothing"),
             "mine: Dataset mine not found; prepare it in",
         ),
-        (TokenizedPairs("nothing"), "nothing: holds token ids alone; name the source of the texts"),
-        (BeirPairs("nothing"), "nothing: no such folder; it holds corpus.jsonl, queries.jsonl and"),
+        (TokenizedPairs("nothing"), "nothing: holds only token ids; name the source of the texts"),
+        (BeirPairs("nothing"), "nothing: no such folder; expected one with corpus.jsonl,"),
         (JsonlPairs("nothing"), "nothing: no such file"),
     ],
 )

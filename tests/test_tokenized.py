@@ -134,17 +134,17 @@ def test_token_ids_of_another_tokenizer_or_length_are_refused(tokens, tokenizer)
     reader.check(tokenizer, 8)
     assert refuse(reader.check, replace(tokenizer, model=b"another"), 0) == (
         f"{tokens}: made with another tokenizer; set tokenizer.model_file to "
-        f"{tokens}/tokenizer.model, or tokenize the pairs anew"
+        f"{tokens}/tokenizer.model, or tokenize the pairs again"
     )
     long = TokenizedPairs(str(tokens), x_prefix="p" * 9999)
     assert len(refuse(TokenizedReader(long).check, tokenizer, 0)) < 500 + len(str(tokens))
     assert refuse(reader.check, replace(tokenizer, y_tokens=61), 0) == (
         f"tokenizer.y_tokens: 61, but {tokens} holds at most 60 of each text; lower it, or "
-        "tokenize the pairs anew"
+        "tokenize the pairs again"
     )
     run = make_experiment(data__train=(TokenizedPairs(str(tokens)),))
     assert refuse(obtain_tokenizer, run, tokens, [reader]) == (
-        f"{tokens}: holds no texts; set tokenizer.model_file to the model beside it"
+        f"{tokens}: holds no texts; set tokenizer.model_file to the model in that folder"
     )
 
 
@@ -152,7 +152,7 @@ def test_a_damaged_folder_is_refused(tokens):
     source = TokenizedPairs(str(tokens))
     about = json.loads((tokens / "tokens.json").read_text())
     for change, message in (
-        ({"pairs": 91}, "holds 90 pairs where tokens.json tells of 91; make it anew"),
+        ({"pairs": 91}, "holds 90 pairs, but tokens.json says 91; make the folder"),
         ({"pages": 1}, "tokens.json: damaged: "),
         ({"files": ["none.array_record"]}, "none.array_record: not ArrayRecord, or damaged: "),
     ):

@@ -1,4 +1,5 @@
-"""Raw text and source code in, deduplicated pairs out.
+"""Mines deduplicated pairs from raw text and source code.
 
-It knows no model, no tokenizer and no batch.
+In: files. Out: a tensorflow-datasets folder of pairs. The package knows no model, no tokenizer and
+no batch.
 """

@@ -1,7 +1,8 @@
-"""An open tar file or the path of a zip file in, its wanted members out, each in pieces.
+"""Reads the members of tar and zip archives.
 
-The pieces of a damaged member break off with an error, and the next members follow. This module
-does not know what the members hold.
+In: an open tar file, or the path of a zip file. Out: its wanted members, each as an iterator over
+pieces of bytes. If a member is damaged, its iterator raises an error, and the next members follow.
+This module does not know what the members hold.
 """
 
 import copy
@@ -19,23 +20,23 @@ from jaxcpt.mining.raw_document import Problem, repair_name
 
 STEP_BYTES = 2**16
 ENCRYPTED = 0x41
-"""The bits of a zip member's flags that say it is encrypted, in either of two ways."""
+"""The bits in a zip member's flags for the two ways of encryption."""
 ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 
 
 @dataclass(frozen=True)
 class Member:
     name: str
-    """The path from the input on, through the archive."""
+    """The path of the archive and, after it, the path in the archive."""
     pieces: Iterator[bytes]
 
 
 def list_tar(
     name: str, stream: BinaryIO, is_wanted: Callable[[str], bool]
 ) -> Iterator[Member | Problem]:
-    """Yields the wanted files. Read each before asking for the next one.
+    """Yields the wanted files. The caller must read each one before it takes the next one.
 
-    Folders and links are left out: a link names another member, which is read under its own name.
+    Folders are left out. Links are left out too, because the member that they name is read anyway.
     """
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
@@ -72,7 +73,7 @@ def _read_tar_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Itera
     if member.issparse():
         yield from _read_steps(archive.extractfile(member))
         return
-    # `extractfile` would lose what it has read before the archive breaks off.
+    # `extractfile` would lose what it read before the damaged place.
     file: Any = archive.fileobj
     file.seek(member.offset_data)
     left = member.size
@@ -86,18 +87,18 @@ def _read_tar_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Itera
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
     unchecked = copy.copy(member)
-    del unchecked.CRC  # With it, a wrong sum loses the text that was read last.
+    del unchecked.CRC  # otherwise a wrong checksum would lose the last text that was read
     crc = 0
     with archive.open(unchecked) as file:
         for piece in _read_steps(file):
             crc = zlib.crc32(piece, crc)
             yield piece
     if crc != member.CRC:
-        raise zipfile.BadZipFile("the sum of the text is wrong")
+        raise zipfile.BadZipFile("the checksum of the text is wrong")
 
 
 def _read_steps(file: Any) -> Iterator[bytes]:
-    # `read` would lose what it has read before an error, `read1` reads once.
+    # `read` would lose what it read before an error. `read1` reads only once.
     return iter(partial(file.read1, STEP_BYTES), b"")
 
 

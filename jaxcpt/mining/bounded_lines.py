@@ -1,23 +1,24 @@
-"""A binary stream in, its lines with their offsets out, in bounded memory however long a line is.
+"""Reads lines of any length in bounded memory.
 
-It knows nothing about the format or the encoding of the lines.
+In: a binary stream. Out: its lines with their offsets. The module does not know the format or the
+encoding of the lines.
 """
 
 from collections.abc import Iterator
 from typing import BinaryIO
 
 RECORD_BYTES = 16 * 2**20
-"""The longest line, record, web page or source file that is read."""
+"""Most bytes of a line, a record, a web page or a source file that is read."""
 CHUNK_BYTES = 2**20
-"""A longer plain text is cut into documents of about this size."""
+"""Bytes of a document. A longer plain text is cut into documents of about this size."""
 
 
 def read_bounded_lines(
     stream: BinaryIO, span: tuple[int, int] | None
 ) -> Iterator[tuple[int, bytes]]:
-    """Yields (offset, line), and with `span` only the lines that begin inside it.
+    """Yields (offset, line). span: yield only the lines that begin in this range of bytes.
 
-    A line over RECORD_BYTES is cut after RECORD_BYTES + 1 bytes.
+    A line of more than RECORD_BYTES is cut after RECORD_BYTES + 1 bytes.
     """
     offset, end = span or (0, None)
     if offset:

@@ -1,7 +1,7 @@
-"""The options that mine-text, mine-code and clean-pairs share, and the run that they start.
+"""The options that mine-text, mine-code and clean-pairs share, and the function that runs them.
 
 In: the parsed options, and the command's own reader options and miner. Out: a finished dataset
-folder and a summary on the terminal. It knows nothing about what the miner does.
+folder, and a summary on the terminal. The module does not know what the miner does.
 """
 
 import argparse
@@ -72,9 +72,9 @@ def run_mining(
 ) -> None:
     """Mines with the shared options and prints a summary.
 
-    `options` holds the command's own options, for the data card. Log messages below ERROR are
-    turned off for the rest of the process, because importing Beam logs a warning for each cloud
-    service whose library is not installed. Raises UserError for a mistake in the options.
+    options: the command's own options, for the data card. Raises UserError for a wrong option. It
+    disables log messages below ERROR for the rest of the process, because Beam logs a warning for
+    each cloud service whose library is not installed.
     """
     output = to_path(arguments.output)
     if is_object(output):

@@ -1,9 +1,10 @@
-"""Folders of evaluation sets in, an index of their word n-grams out.
+"""Finds texts of evaluation sets in pairs.
 
-An evaluation text counts as found in one side of a pair if both contain the same `ngram_words`
-consecutive words. A shorter text counts if the side contains all of it. A text of fewer than
-WHOLE_WORDS words counts only if it is the whole side, because such texts ("read a file") occur by
-chance. This module does not know what happens to a pair with such a text.
+In: folders of evaluation sets. Out: an index of their word n-grams, in which one side of a pair can
+be looked up. An evaluation text counts as found if it and the side contain the same `ngram_words`
+consecutive words. A shorter evaluation text counts as found if the side contains all of it. A text
+of fewer than WHOLE_WORDS words counts as found only if it is the whole side, because such texts
+("read a file") occur by chance. This module does not know what happens to the pair then.
 """
 
 import functools
@@ -63,7 +64,7 @@ def read_evaluations(folder: str) -> Iterator[tuple[str, str]]:
                 for text in _read_texts(path):
                     has_texts = True
                     yield path.parent.relative_to(root).as_posix(), text
-            except UserError as error:  # Otherwise it would decontaminate only a part of the set.
+            except UserError as error:  # a part of a set is not enough
                 raise UserError(f"--decontaminate: {error}") from None
     if not has_texts:
         raise UserError(
@@ -87,13 +88,13 @@ def _read_texts(path: Path) -> Iterator[str]:
         for where, row in _read_rows(path):
             yield from _list_texts(where, row)
     elif UNREAD.search(path.name) and not plain.match(OTHER_QUESTIONS):
-        raise UserError(f"{path}: is not read; convert it to .tsv or .jsonl, or move it away")
+        raise UserError(f"{path}: cannot be read; convert it to .tsv or .jsonl, or move it away")
 
 
 def _read_judged_texts(path: Path, column: str) -> Iterator[str]:
     """Yields the texts of the rows that the qrels name. Raises UserError if one of them is missing.
 
-    The other file of the set and its other splits may name the rest of the rows.
+    A file may have other rows, for other splits.
     """
     judged = _read_judged(path.parent / "qrels", column)
     missing = set(judged)
@@ -189,9 +190,9 @@ class Index:
     @staticmethod
     @functools.cache
     def load(path: Path) -> "Index":
-        """Maps the file into memory, so that the workers of one machine share the pages.
+        """Maps the file into memory, so that the workers of one machine share its pages.
 
-        Each worker loads an index once, because a worker looks up every document in it.
+        The result is cached, so each worker loads an index only once.
         """
         names, ngram_words = json.loads(path.with_suffix(".json").read_text())
         return Index(np.load(path.with_suffix(".npy"), mmap_mode="r"), names, ngram_words)
@@ -228,7 +229,7 @@ def hash_ngrams(words: list[str], lengths: Sequence[int]) -> np.ndarray:
     first = np.concatenate([starts[: max(0, len(words) - count + 1)] for count in lengths])
     last = np.concatenate([ends[count - 1 :] for count in lengths])
     hashes = (sums[last] - sums[first]) * inverses[first]
-    # The lower bits of such a sum are poor hash bits, so mix the upper bits into them.
+    # The lower bits of such a sum are not random enough, so mix the upper bits into them.
     hashes = (hashes ^ (hashes >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
     return hashes & ~np.uint64(2**SET_BITS - 1)
 

@@ -1,8 +1,9 @@
-"""Pairs in, fingerprints out. Fingerprints with the same key in, duplicates out.
+"""Finds duplicate pairs in two steps: fingerprints of each pair, and duplicates in each group.
 
-Of the pairs that match, the one with the smallest id is kept. An id is a hash of the pair's own
-content, so the result does not depend on order, sharding or the number of workers. This module
-does not know how fingerprints are grouped by key.
+In: pairs. Out: fingerprints. Then in: all fingerprints with the same key. Out: the duplicates among
+their pairs. Of the pairs that match, the one with the smallest id is kept. An id is a hash of the
+pair's own content, so the result does not depend on order, sharding or the number of workers. This
+module does not know how fingerprints are grouped by key.
 """
 
 import zlib
@@ -33,7 +34,7 @@ def fingerprint(
 ) -> Iterator[Fingerprint]:
     """Yields a fingerprint for each side and, if `near`, one for each MinHash band of both sides.
 
-    A side's key does not say whether it is x or y, so that a text on either side is found.
+    The key of a side does not say whether it is x or y, so a text is found on either side.
     """
     for words in (x_words, y_words):
         yield digest(*words), pair_id, b""

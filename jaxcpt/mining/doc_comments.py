@@ -1,7 +1,7 @@
-"""The comments of a source file in, the documentation of a function and its description out.
+"""Finds the documentation of a function among the comments of a source file.
 
-This module knows no programming language. It is told where a function begins and how its doc
-comments are marked.
+In: the comments, the place where a function begins, and the marker of doc comments. Out: the
+documentation of the function, and the description in it. This module knows no programming language.
 """
 
 import html
@@ -30,7 +30,7 @@ HTML_COMMENT_OR_TAG = re.compile(
     r"|t[dhrt]|ul)\b[^<>]*>"
 )
 LIST_ITEM = re.compile(r"\s*([-*+\u2022]|\w{1,3}[.)]|\[[^\]]+\]|\S+::)(\s|$)")
-"""Matches the first line of an item in a list, whose other lines may be indented."""
+"""Matches the first line of a list item. Its other lines may be indented."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Comment:
 
 @dataclass(frozen=True)
 class Comments:
-    """The comments that have no code to their left, keyed by the row on which they end."""
+    """The comments that have no code to their left, by the row on which they end."""
 
     alone: dict[int, Comment]
-    """Those that have no code to their right either."""
+    """Comments without code to their right."""
     beside: dict[int, Comment]
-    """Those that have code to their right."""
+    """Comments with code to their right."""
 
     def find_beside(self, row: int, line_start: int, start: int) -> Comment | None:
         """Returns the comment that ends between the start of a line and a function in it."""
@@ -61,8 +61,8 @@ class Comments:
     def find_doc(self, beside: Comment | None, row: int, marker: str) -> str:
         """Returns the doc comment to the left of a function or above its row, or an empty string.
 
-        A doc comment is one block comment or a run of line comments. Comments for tools may stand
-        between a block comment and the function.
+        A doc comment is one block comment or several consecutive line comments. There may be
+        comments for tools between a block comment and the function.
         """
         if beside and beside.text.startswith(marker if marker == "/**" else "/*"):
             return beside.text

@@ -1,8 +1,9 @@
-"""One part of an input in, documents and problems out. Memory is bounded for every input.
+"""Reads the documents in one part of an input, in bounded memory.
 
-It reads plain text, HTML, JSONL and source code, gzip or zstd of these, WARC and WET, tar and zip
-archives of all of these, Parquet, and prepared tensorflow-datasets. What cannot be read becomes a
-`Problem`, and reading goes on after it. This module knows nothing about pieces or functions.
+In: a part of an input. Out: documents, and a `Problem` for everything that cannot be read; reading
+continues after it. The formats are plain text, HTML, JSONL and source code, also compressed by gzip
+or zstd; WARC and WET; tar and zip archives of all of these; Parquet; and prepared
+tensorflow-datasets. This module knows neither pieces nor functions.
 """
 
 import json
@@ -32,7 +33,7 @@ from jaxcpt.mining.raw_document import (
 from jaxcpt.mining.web import extract_html, read_warc
 
 SOURCE = "source"
-"""The field in which a record that is a pair says where the pair is from."""
+"""The field of a pair's record that names the origin of the pair."""
 LINES, HTML = {".jsonl", ".ndjson"}, {".html", ".htm", ".xhtml"}
 WARC, TAR, ZIP = {".warc", ".wet"}, {".tar", ".tgz"}, {".zip", ".whl", ".jar"}
 ARCHIVES = TAR | ZIP
@@ -57,7 +58,8 @@ class Reading:
     y_field: str | None = None
     """If set, read only records that are pairs, with the second text in this field."""
     document_start: str | None = None
-    """A pattern for the first line of each document in a plain text file. None: a file is one."""
+    """A pattern for the first line of each document in a plain text file. None: the file is one
+    document."""
     source_suffixes: frozenset[str] = frozenset()
     """If set, read only source files with these suffixes, each as one document."""
 
@@ -107,7 +109,7 @@ def read_part(part: Part, reading: Reading) -> Iterator[Item]:
 def read_stream(
     name: str, stream: BinaryIO, reading: Reading, span: tuple[int, int] | None = None
 ) -> Iterator[Item]:
-    """Yields the documents of one open file. With `span`, reads only lines that begin inside it."""
+    """Yields the documents of one open file. span: read only lines that begin in this range."""
     form, compression = split_suffixes(name)
     if compression:
         read = partial(_read_form, name, form, reading=reading)
@@ -163,7 +165,7 @@ def _read_jsonl(
                 yield _convert_record(where, json.loads(text), reading)
             except (ValueError, RecursionError) as error:
                 if find_break(stream) and not line.endswith(b"\n"):
-                    return  # The break cut the line. Who reads the compressed file tells it.
+                    return  # a damaged compressed file cut this line, and its own reader reports it
                 is_text = not isinstance(error, UnicodeDecodeError)
                 reason = "JSON does not parse" if is_text else "bad UTF-8"
                 yield Problem(reason, where, describe_error(error))
@@ -177,7 +179,7 @@ def _convert_record(where: str, record: Any, reading: Reading) -> RawDocument | 
             return Problem(f"record without text under '{field}'", where)
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair.
+        except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
             return Problem("bad UTF-8", where, describe_error(error))
         texts.append(text)
     if not reading.y_field:
@@ -191,7 +193,7 @@ def _convert_record(where: str, record: Any, reading: Reading) -> RawDocument | 
 def _read_text(
     name: str, stream: BinaryIO, reading: Reading, span: tuple[int, int] | None
 ) -> Iterator[RawDocument | Problem]:
-    """Yields the documents of a plain text file. A long text gives several, all in one group."""
+    """Yields the documents of a plain text file. A long text gives several, all of one group."""
     starts = re.compile(reading.document_start.encode()) if reading.document_start else None
     block = bytearray()
     first, group = 0, name if span else ""
@@ -215,7 +217,7 @@ def _read_text(
 
 
 def _read_whole(name: str, stream: BinaryIO, html: bool) -> Iterator[RawDocument | Problem]:
-    """Yields the one document of a web page or source file. A part of one is no document."""
+    """Yields the one document of a web page or source file, unless the file is damaged."""
     content = stream.read(RECORD_BYTES + 1)
     if len(content) > RECORD_BYTES:
         yield report_too_long(name)

@@ -1,8 +1,8 @@
-"""Records with keys in, each key with all its values out.
+"""Groups records by their keys.
 
-Beam's local runner holds every group of a GroupByKey in memory. On one machine, `GroupOnDisk` uses
-files instead. On a cluster, `GroupInRunner` uses the runner's own shuffle. This module does not
-know what the records mean.
+In: records with keys. Out: each key with all its values. Beam's local runner holds every group of a
+GroupByKey in memory. On one machine, `GroupOnDisk` uses files instead. On a cluster,
+`GroupInRunner` uses the runner's own shuffle. This module does not know what the records mean.
 """
 
 import marshal
@@ -18,7 +18,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 SPILL_BYTES = 32 * 2**20
-"""A worker writes its records to files when it holds this many bytes of them."""
+"""A worker writes its records to files when they take this many bytes."""
 
 Record = tuple[bytes, tuple[Any, ...]]
 """A key, and a tuple that `marshal` can write. The key's first 4 bytes choose its bucket."""
@@ -37,8 +37,8 @@ class GroupOnDisk(beam.PTransform):
 
     def expand(self, pcolls: Sequence[beam.PCollection]) -> beam.PCollection:
         self.folder.mkdir(parents=True)
-        # Each collection is written to files before Flatten, which would hold the first of them
-        # in memory.
+        # Each collection is written to files before Flatten, because Flatten would hold the first
+        # collection in memory.
         spilled = [
             pcoll | f"Spill{number}" >> beam.ParDo(Spill(self.folder, self.buckets))
             for number, pcoll in enumerate(pcolls)

@@ -1,6 +1,7 @@
-"""Input paths in, units of work out. A unit is a group of files or of parts of files.
+"""Divides the inputs into units of work.
 
-Symbolic links inside an input are never followed. This module reads no file's content.
+In: input paths. Out: units. A unit is a group of files or of parts of files. Symbolic links inside
+an input are not followed. This module does not read the content of files.
 """
 
 import os
@@ -46,12 +47,12 @@ class Mining:
     decontaminate: tuple[str, ...] = ()
     ngram_words: int = 13
     shards: int | None = None
-    """None: one for each `pipeline.SHARD_BYTES` of input."""
+    """Number of files of each split. None: one for each `pipeline.SHARD_BYTES` of input."""
     max_bad_share: float = 0.1
 
 
 def list_units(inputs: Sequence[str], reading: Reading) -> tuple[list[Unit], int, list[Problem]]:
-    """Returns units of about UNIT_BYTES, their total size uncompressed, and the problems met.
+    """Returns units of about UNIT_BYTES, their total uncompressed size, and the problems found.
 
     A problem is an unreadable folder, a special file, or a symbolic link out of the input. Raises
     UserError if an input does not exist or if there is nothing to read.
@@ -88,7 +89,7 @@ def list_units(inputs: Sequence[str], reading: Reading) -> tuple[list[Unit], int
 
 
 def _name_file(path: Path, root: Path) -> str:
-    """Returns the path from the input folder on, with that folder's own name first."""
+    """Returns the path relative to the input folder, with that folder's own name before it."""
     return repair_name((Path(root.resolve().name) / path.relative_to(root)).as_posix())
 
 
@@ -129,7 +130,7 @@ def _list_parts(path: str, name: str, reading: Reading) -> list[tuple[Part, int]
 
 
 def _list_tfds(address: str) -> list[tuple[Part, int]]:
-    import tensorflow_datasets as tfds  # The import takes half a second.
+    import tensorflow_datasets as tfds  # the import takes half a second
 
     name, _, split = address.removeprefix("tfds:").partition("#")
     split = split or "train"
@@ -139,7 +140,7 @@ def _list_tfds(address: str) -> list[tuple[Part, int]]:
         builder = tfds.builder_from_directory(name) if is_folder else tfds.builder(name)
         info = builder.info.splits.get(split)
         file_format = builder.info.file_format
-    except Exception as error:  # of protobuf, of etils, or its own
+    except Exception as error:  # from protobuf, etils or tfds
         if is_folder or not isinstance(error, tfds.core.DatasetNotFoundError | ValueError):
             raise UserError(f"{address}: damaged dataset: {describe_error(error)}") from error
         info = file_format = None
@@ -153,7 +154,7 @@ def _list_tfds(address: str) -> list[tuple[Part, int]]:
 
 
 def _check_folder(folder: Path, address: str) -> None:
-    """Raises UserError for a folder that is no dataset, and names a dataset below it."""
+    """Raises UserError for a folder that is not a dataset. The text names a dataset inside it."""
     if folder.is_dir() and not (folder / "dataset_info.json").is_file():
         found = [*folder.glob("*/dataset_info.json"), *folder.glob("*/*/dataset_info.json")]
         below = sorted(path.parent for path in found)

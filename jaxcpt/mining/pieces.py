@@ -1,7 +1,8 @@
-"""A compressed stream in, a stream of its text out that ends where the input breaks.
+"""Decompresses a stream up to the first damaged place.
 
-A reader of such a stream keeps everything before the break, and asks `find_break` whether there was
-one. This module does not know what the text means.
+In: a compressed stream. Out: a stream of its text, which ends where the input is damaged (the
+*break*). A reader of such a stream gets everything before the break, and then calls `find_break` to
+learn whether there was one. This module does not know what the text means.
 """
 
 import io
@@ -15,16 +16,16 @@ from jaxcpt.mining.raw_document import BROKEN, Problem, report_error
 
 Item = TypeVar("Item")
 STEP_BYTES = 2**16
-"""This many compressed bytes are read at once, and at most this many bytes are given at once."""
+"""Compressed bytes that are read at once, and the most bytes that are returned at once."""
 ZSTD_FRAME = b"\x28\xb5\x2f\xfd"
 ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 """The last three bytes of a skippable frame's magic number. Its first byte is 0x50 to 0x5f."""
 ZSTD_REPEATED = 1
-"""The type of a block that holds one byte, which is repeated."""
+"""The type of a block that repeats one byte."""
 
 
 class PieceStream(io.RawIOBase):
-    """The bytes of an iterator of pieces, up to its end or its first error."""
+    """A stream of the bytes in an iterator of pieces, up to its end or its first error."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self.pieces, self.piece = pieces, b""
@@ -47,7 +48,7 @@ class PieceStream(io.RawIOBase):
 
 
 def find_break(stream: BinaryIO) -> BaseException | None:
-    """Returns the error that ended a stream of pieces early. Any other stream has none."""
+    """Returns the error that ended a PieceStream early; None for a whole one or another stream."""
     raw = getattr(stream, "raw", None)
     return raw.error if isinstance(raw, PieceStream) else None
 
@@ -58,9 +59,10 @@ def read_pieces(
     parent: BinaryIO | None,
     read: Callable[[BinaryIO], Iterator[Item]],
 ) -> Iterator[Item | Problem]:
-    """Yields what `read` finds in a stream of the pieces, and a Problem if the pieces break off.
+    """Yields what `read` finds in a stream of the pieces, and a Problem if there is a break.
 
-    If `parent`, the stream that the pieces come from, is itself broken, its own reader tells it.
+    parent: the stream from which the pieces come. If that has a break itself, there is no Problem
+    here, because the parent's own reader reports it.
     """
     raw = PieceStream(pieces)
     error: BaseException | None = None
@@ -74,9 +76,9 @@ def read_pieces(
 
 
 def inflate(stream: BinaryIO, compression: str) -> Iterator[bytes]:
-    """Yields the text of a gzip or zstd stream piece by piece. Raises an error at a break in it.
+    """Yields the text of a gzip or zstd stream piece by piece. Raises an error at a break.
 
-    Several compressed files in a row are one stream. NUL bytes after the last one are its padding.
+    Several consecutive compressed files are one stream. NUL bytes after the last one are padding.
     """
     return _inflate_gzip(stream) if compression == ".gz" else _inflate_zstd(stream)
 
@@ -92,7 +94,7 @@ def _inflate_gzip(stream: BinaryIO) -> Iterator[bytes]:
             before = member.copy()
             try:
                 piece = member.decompress(data, STEP_BYTES)
-            except zlib.error:  # It took what it had inflated in this step with it.
+            except zlib.error:  # the text that was inflated in this step is lost
                 yield from (before.decompress(data[i : i + 1]) for i in range(len(data)))
                 raise
             data = member.unused_data if member.eof else member.unconsumed_tail
@@ -103,7 +105,7 @@ def _inflate_gzip(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _inflate_zstd(stream: BinaryIO) -> Iterator[bytes]:
-    """Gives the decompressor one block at a time, because an error loses what one call inflates."""
+    """Decompresses one block at a time, because after an error the text of that call is lost."""
     decompressor = zstandard.ZstdDecompressor()
     magic = stream.read(4)
     while magic:
@@ -123,7 +125,7 @@ def _inflate_zstd(stream: BinaryIO) -> Iterator[bytes]:
                 block = _read_exactly(stream, 1 if kind == ZSTD_REPEATED else size)
                 yield frame.decompress(header + block)
             if descriptor[0] & 4:
-                frame.decompress(_read_exactly(stream, 4))  # the sum of the text
+                frame.decompress(_read_exactly(stream, 4))  # the checksum of the text
         else:
             raise ValueError("not a zstd frame")
         magic = stream.read(4)
@@ -139,7 +141,7 @@ def _read_header(stream: BinaryIO, descriptor: int) -> bytes:
 
 
 def _skip_padding(stream: BinaryIO) -> bytes:
-    """Returns the bytes of the first step that holds anything but NUL bytes, without those."""
+    """Skips NUL bytes. Returns the other bytes of the step in which they end."""
     while padding := stream.read(STEP_BYTES):
         if rest := padding.lstrip(b"\0"):
             return rest

@@ -1,9 +1,10 @@
-"""Inputs and a miner in, a finished dataset folder out. All mining commands run this Beam pipeline.
+"""The Beam pipeline that all mining commands run.
 
     units -> documents -> pairs -> decontamination -> fingerprints -> duplicates -> shards
 
-It knows no language and no file format, and it does not know how a miner makes pairs. Everything is
-written below `OUTPUT.unfinished`. The finished dataset in it is renamed to OUTPUT.
+In: inputs and a miner. Out: a finished dataset folder. Everything is written below
+`OUTPUT.unfinished`, and the finished dataset in it is renamed to OUTPUT. The module knows no
+language and no file format, and it does not know how a miner makes pairs.
 """
 
 import contextlib
@@ -64,8 +65,8 @@ def mine(
 ) -> dict[str, Any]:
     """Writes the dataset to `output` and returns its data card.
 
-    `runner_arguments` are options for Beam. `options` are the command's own options for the data
-    card. Raises UserError for a mistake of the user, a full disk or a killed worker.
+    runner_arguments: options for Beam. options: the command's own options, for the data card.
+    Raises UserError for a mistake of the user, a full disk or a killed worker.
     """
     if output.exists():
         raise UserError(f"{output}: exists; remove it or give another --output")
@@ -87,7 +88,7 @@ def mine(
                 command=os.getpid() if local else None,
             )
             offsets = _write_units(job, units)
-            del units  # With many small files, it would use much memory during the run.
+            del units  # a list of many small files takes much memory
             _run_pipeline(job, offsets, problems, input_bytes, beam_options)
             counts = _sum_counts(job, problems)
             card = write_dataset(
@@ -104,11 +105,11 @@ def mine(
 
 @contextlib.contextmanager
 def _claim(folder: Path) -> Iterator[Path]:
-    """Yields a new folder inside `folder`, and removes `folder` at the end.
+    """A context that yields a new folder inside `folder`, and removes `folder` at the end.
 
-    A lock allows one run at a time. What a killed run left there is removed first. The workers of
-    a killed run may still be writing, so each run uses a folder with a new name. Raises
-    UserError if the folder cannot be written or another run holds the lock.
+    A lock allows one run at a time. The files of a killed run are removed first. Its workers may
+    still be writing, so each run uses a folder with a new name. Raises UserError if the folder
+    cannot be written or another run holds the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,8 +170,8 @@ class Job:
 class MineUnit(beam.DoFn):
     """Turns a unit into (VALUE, record for a shard) and (FINGERPRINT, record for deduplication).
 
-    Both kinds leave by one output, because DaskRunner mixes the outputs of a DoFn that has several.
-    Writes the unit's counts to a file.
+    Both kinds share one output, because DaskRunner mixes the outputs of a DoFn that has several.
+    The counts of the unit are written to a file.
     """
 
     def __init__(self, job: Job) -> None:
@@ -179,7 +180,7 @@ class MineUnit(beam.DoFn):
     def process(self, numbered: tuple[int, int]) -> Iterator[Any]:
         number, offset = numbered
         if self.job.command:
-            os.kill(self.job.command, 0)  # Raises an error if the command was killed.
+            os.kill(self.job.command, 0)  # raises an error if the command was killed
         counts: Counter[str] = Counter()
         for part in self.job.read_unit(offset):
             for item in read_part(part, self.job.reading):
@@ -226,10 +227,10 @@ class MineUnit(beam.DoFn):
 
 
 def choose_split(document: RawDocument, content: bytes, mining: Mining) -> str:
-    """Returns the split of a document from a hash of its group.
+    """Returns the split of a document, by a hash of its group.
 
-    The group is the document's content (or the long text that it is a part of), or the module or
-    repository in the document's name.
+    mining.split_by says what the group is: the document's content (or the long text that it is a
+    part of), or the module or repository in the document's name.
     """
     group = document.group or content.hex()
     if mining.split_by != "document":
@@ -245,8 +246,8 @@ def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> Pipelin
         list(runner_arguments),
         direct_num_workers=workers,
         direct_running_mode="multi_processing" if workers > 1 else "in_memory",
-        pipeline_type_check=False,  # Records of two kinds have no single type.
-        # Without this, DirectRunner tries to download an engine. No triggers are used.
+        pipeline_type_check=False,  # records of two kinds have no single type
+        # Without this, DirectRunner tries to download an engine. The pipeline uses no triggers.
         allow_unsafe_triggers=True,
         default_sdk_harness_log_level="ERROR",
     )
@@ -255,7 +256,7 @@ def _make_beam_options(runner_arguments: Sequence[str], workers: int) -> Pipelin
             beam.runners.create_runner(runner)
         except (ValueError, ImportError, AttributeError) as error:
             raise UserError(f"--runner {runner}: {error}") from None
-    if runner in (None, "DirectRunner"):  # Another runner may have options of its own.
+    if runner in (None, "DirectRunner"):  # another runner may have its own options
         every = options.get_all_options(retain_unknown_options=True)
         if unknown := sorted(every.keys() - options.get_all_options()):
             raise UserError(
@@ -305,7 +306,7 @@ def _run_pipeline(
         | "FindDuplicates" >> beam.FlatMap(_name_duplicates, job)
     )
     others: list[tuple[bytes, tuple[str, ...]]] = [job.list_problem(p) for p in problems]
-    # An empty record for each shard, so that a shard without pairs is written too.
+    # Add an empty record for each shard, so that a shard without pairs is written too.
     others += [(number.to_bytes(4), ()) for number in range(job.shards)]
     _ = (
         (values, duplicates, pipeline | "Listed" >> beam.Create(others))
@@ -335,7 +336,7 @@ def _write_shard(group: tuple[bytes, Any], job: Job) -> None:
 def _sum_counts(job: Job, problems: Sequence[Problem]) -> Counter[str]:
     """Returns the sum of all units' counts.
 
-    Raises UserError if too many files or records were bad, or if no pairs were found or are left.
+    Raises UserError if too many files or records were bad, or if there are no pairs.
     """
     counts = Counter(f"problem: {problem.reason}" for problem in problems)
     for path in (job.folder / "units").iterdir():

@@ -1,6 +1,7 @@
-"""The folder of a run in, its progress on stderr out, in place of what Beam would print there.
+"""Shows the progress of a mining run on stderr, instead of Beam's own output.
 
-It knows only the names of the files that the run has written so far.
+In: the folder of the run. Out: lines on stderr. The module only knows the names of the files that
+the run has written so far.
 """
 
 import contextlib
@@ -15,11 +16,11 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def mute_stderr() -> Iterator[TextIO]:
-    """Sends file descriptor 2 to /dev/null, and yields a file on the real stderr.
+    """A context that redirects file descriptor 2 to /dev/null and yields a file on the real stderr.
 
     Beam's workers are child processes that inherit the descriptor, so it is not enough to replace
     `sys.stderr`. No error is lost, because an error in a worker is raised again in this process. A
-    log file in place of /dev/null would make a worker hang when it writes to a full disk.
+    log file instead of /dev/null would make a worker hang when the disk is full.
     """
     sys.stderr.flush()
     with os.fdopen(os.dup(2), "w") as stderr, open(os.devnull, "w") as nothing:
@@ -32,9 +33,9 @@ def mute_stderr() -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def show_progress(folder: Path, units: int, shards: int, stderr: TextIO) -> Iterator[None]:
-    """Shows progress on stderr: one line that changes every second, or a new line every minute.
+    """A context that shows progress on stderr while its block runs.
 
-    The second form is for a stderr that is not a terminal.
+    On a terminal it is one line that changes every second. Otherwise it is a new line every minute.
     """
     ended = threading.Event()
     start = time.monotonic()

@@ -1,8 +1,8 @@
-"""Installed Python packages in, (docstring, function) pairs out.
+"""Mines (docstring, function) pairs from installed Python packages.
 
 In: the import names of packages, or no names for the standard library and every package that jaxcpt
-requires. Out: training and held-out pairs. Files are read and parsed, but never imported. It knows
-no tokenizer, so it does not change long texts or identifiers.
+requires. Out: training and held-out pairs. Files are read and parsed, but not imported. The module
+knows no tokenizer, so it does not change long texts or identifiers.
 """
 
 import ast
@@ -18,14 +18,14 @@ from pathlib import Path
 from jaxcpt.errors import UserError
 from jaxcpt.pair import Pair
 
-# Folders of tests, of code that was copied from another package, and of code that is no library.
+# Folders of tests, of code that was copied from another package, and of scripts.
 _SKIPPED_FOLDER = re.compile(
     r"tests?|.*_tests?|testdata|idle_test|_vendor|vendor(ed)?|_?externals?|extern|third_party"
     r"|__pycache__|site-packages|dist-packages|lib2to3"
 )
 _SKIPPED_FILE = re.compile(r"(test_.*|.*_tests?|conftest|.*_pb2(_grpc)?)\.py")
 _GENERATED = re.compile(r"(?i)^#.*(generated (by|from|file)|do not edit)", re.MULTILINE)
-_CLASS_CHARS = 2000  # The length of a class in a pair; a small model reads less than this.
+_CLASS_CHARS = 2000  # most characters of a class in a pair; a small model reads less
 
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -37,9 +37,9 @@ def mine_packages(
     """Returns (train, heldout). `heldout` has exactly `heldout_functions` pairs.
 
     Whole modules are held out, in the order of a hash of seed and name. No docstring and no body of
-    a held-out pair occurs in training, and none occurs twice in either list. With `neighbours`,
-    further pairs of the same files follow the functions in `train` (see `_mine_neighbours`). Raises
-    UserError if a package is not installed or if there are too few functions.
+    a held-out pair occurs in training, and none occurs twice in either list. neighbours: also add
+    other pairs of the same files to `train` (see `_mine_neighbours`). Raises UserError if a package
+    is not installed or if there are too few functions.
     """
     modules: dict[str, Path] = {}
     for module, path in _find_own_modules() if not packages else _find_named_modules(packages):
@@ -69,7 +69,7 @@ def mine_packages(
             f"{heldout_functions}; name more packages or lower heldout_functions"
         )
     distinct = {_make_key(pair.x) + _make_key(pair.y): pair for pair in others}
-    # The last held-out module may have more functions than needed. They are in neither list.
+    # The last held-out module may have more functions than needed. These are in neither list.
     return train + list(distinct.values()), heldout[:heldout_functions]
 
 
@@ -94,7 +94,7 @@ def _find_named_modules(names: Iterable[str]) -> Iterator[tuple[str, Path]]:
 def _find_own_modules() -> Iterator[tuple[str, Path]]:
     """Yields the modules of the standard library and of each distribution that jaxcpt requires.
 
-    This includes the requirements of requirements.
+    Requirements of these distributions are included.
     """
     yield from _list_modules(Path(sysconfig.get_path("stdlib")), "")
     try:
@@ -113,7 +113,7 @@ def _find_own_modules() -> Iterator[tuple[str, Path]]:
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # Another platform or another version of Python requires it.
+            continue  # only another platform or version of Python requires it
         for requirement in distribution.requires or []:
             if "extra ==" not in requirement and (match := re.match(r"[\w.-]+", requirement)):
                 waiting.append(match[0])
@@ -139,7 +139,7 @@ def _make_module_name(parts: tuple[str, ...]) -> str:
 
 
 def _parse_file(path: Path) -> tuple[list[str], ast.Module] | None:
-    """Returns lines and syntax tree, or None for a generated file or one that does not parse.
+    """Returns the lines and the syntax tree of a file; None if it is generated or does not parse.
 
     Templates, Python 2 and encodings other than UTF-8 do not parse.
     """
@@ -169,11 +169,11 @@ def _mine_functions(
 def _mine_neighbours(
     module: str, lines: list[str], tree: ast.Module, heldout_keys: set[str]
 ) -> Iterator[Pair]:
-    """Yields other texts of the file that belong together, for training only.
+    """Yields pairs of other texts in a file that belong together, for training only.
 
-    They are: the first paragraph of a docstring with the later ones, these later paragraphs with
-    the function, the docstring of a class with the class, and a comment with the code below it.
-    Functions whose docstring or body is in `heldout_keys` are removed from the file first.
+    There are four kinds: the first paragraph of a docstring and its later paragraphs; these later
+    paragraphs and the function; the docstring of a class and the class; a comment and the code
+    below it. Functions whose docstring or body is in `heldout_keys` are removed first.
     """
     lines = list(lines)
     definitions = list(_list_definitions(tree.body, ""))
@@ -225,7 +225,7 @@ def _is_code(line: str) -> bool:
 def _list_definitions(
     body: list[ast.stmt], prefix: str
 ) -> Iterator[tuple[str, _Function | ast.ClassDef]]:
-    """Yields classes, functions and methods, but not what is defined inside a function."""
+    """Yields classes, functions and methods. Definitions inside a function are left out."""
     for node in body:
         if isinstance(node, _Function | ast.ClassDef):
             yield f"{prefix}{node.name}", node

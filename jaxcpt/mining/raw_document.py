@@ -1,6 +1,7 @@
-"""What the readers of mining yield: documents, problems, and what they leave out on purpose.
+"""The items that the readers of mining yield: documents, problems, and items to leave out.
 
-It also says what an error of a damaged input means. It reads nothing itself.
+In: bytes of a text, or an error. Out: an item. The module also knows what an error of a damaged
+input means. It does not read files.
 """
 
 import codecs
@@ -41,18 +42,18 @@ class RawDocument:
     """One text of the input, or one pair of texts."""
 
     name: str
-    """The path from the input on, or a web address. If a file holds several documents, `@` and a
-    byte offset or a row number follow. A pair has its own `source` here if the record names one."""
+    """The path that begins at the input, or a web address. If a file holds several documents, `@`
+    and a byte offset or a row number follow. For a pair it is its record's `source`, if given."""
     text: str
     group: str = ""
-    """A name that all parts of one long text share. Empty if the document is a whole text."""
+    """A name that all parts of a long text share; empty if the document is a whole text."""
     y: str = ""
     """The second text of a record that is a pair."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in the input that cannot be read. `reason` is counted, `name` is listed."""
+    """A part of the input that cannot be read. Reasons are counted, and names are listed."""
 
     reason: str
     name: str
@@ -61,7 +62,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something in the input that can be read but is no document. Only `reason` is counted."""
+    """A part of the input that can be read but is not a document. Only reasons are counted."""
 
     reason: str
 
@@ -82,7 +83,7 @@ def repair_name(name: str) -> str:
 
 
 def report_error(name: str, error: BaseException) -> Problem:
-    """Returns the problem of the file or archive member in which a reader met this error."""
+    """Returns the problem of the file or archive member in which a reader found this error."""
     form, compression = split_suffixes(name)
     kind = COMPRESSIONS.get(compression) or form.lstrip(".") or "file"
     unreadable = isinstance(error, PermissionError | FileNotFoundError)
@@ -103,9 +104,10 @@ def describe_error(error: BaseException) -> str:
 def decode_text(
     name: str, content: bytes | bytearray, first: int = 0, group: str = "", is_cut: bool = False
 ) -> RawDocument | Problem:
-    """Returns the document whose text begins at byte `first` of a file, or says why it is none.
+    """Returns the document in some bytes, or a Problem if they are not text.
 
-    If the text `is_cut`, a part of a character at its end is left out.
+    first: the offset of the bytes in their file. is_cut: the text may end within a character, which
+    is then left out.
     """
     if b"\0" in content:
         return Problem("binary file", name, f"NUL byte at {first + content.index(0)}")

@@ -1,8 +1,9 @@
-"""A document in, pairs of neighbouring pieces out (paper, section 2.1). It reads no files.
+"""Mines pairs of neighbouring pieces from a document (paper, section 2.1).
 
-Every run of white space in the document becomes one space. Both sides of a pair are slices of this
-normalised text. A piece ends at a sentence that is chosen by its own hash. A copy of the document
-with another beginning is therefore cut at the same places, and its pairs are found as duplicates.
+In: a document. Out: pairs. White space is normalised to single spaces, and both sides of a pair are
+slices of this text. A piece ends at a sentence that is chosen by its own hash. A copy of the
+document with another beginning is therefore cut at the same places, and its pairs are found as
+duplicates. The module reads no files.
 """
 
 import re
@@ -21,11 +22,11 @@ ENDS = re.compile(
     r"""[.!?\u2026\u0589\u061f\u06d4\u0964\u0965\u1362\u104b\u17d4]["'\u201d\u2019)\]]?\s"""
     r"""|[\u3002\uff01\uff1f\uff0e\uff61]\s?"""
 )
-"""A sentence ends at white space after its mark and closing quote. A CJK mark needs no space. The
-marks are also those of Armenian, Arabic, Urdu, Hindi, Amharic, Burmese and Khmer."""
+"""Matches the end of a sentence: its mark, a closing quote, and white space. CJK marks need no
+white space. Marks of Armenian, Arabic, Urdu, Hindi, Amharic, Burmese and Khmer are included."""
 UNSPACED_LETTER = re.compile(f"[{UNSPACED}]")
 PIECE_END_ONE_IN = 3
-"""One sentence in three, chosen by the sentence's hash, ends a piece that is long enough."""
+"""One in this many sentences, chosen by its hash, ends a piece that is long enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,11 @@ class TextOptions:
     languages: tuple[str, ...] = ("en",)
     """ISO 639-1 codes of the languages to keep. Empty: keep all."""
     quality: bool = True
-    """Drop tables, lists of numbers and the like. See `find_flaw`."""
+    """Drop tables, lists of numbers and the like (see `find_flaw`)."""
 
 
 def check_text_options(options: TextOptions) -> TextOptions:
-    """Returns the options. Raises UserError with the name of an option that is not valid."""
+    """Returns the options. Raises UserError that names an option with a wrong value."""
     shortest, longest = options.piece_chars
     if not 0 < shortest <= longest:
         raise UserError(f"--piece-chars {shortest} {longest}: expected 0 < MIN <= MAX")
@@ -65,7 +66,7 @@ def _known_languages() -> set[str]:
 def mine_text(
     document: RawDocument, drops: Counter[str], options: TextOptions
 ) -> Iterator[tuple[str, str]]:
-    """Yields (piece, later piece). No piece is used twice. Counts in `drops` what it leaves out."""
+    """Yields (piece, later piece). No piece is used twice. Counts left-out pairs in `drops`."""
     text, pieces = cut_pieces(document.text, options.piece_chars)
     step = options.gap + 1
     # With a gap of 1, the pairs are pieces (0, 2), (1, 3), (4, 6), (5, 7), and so on.
@@ -124,7 +125,7 @@ def _cut_sentences(text: str, start: int, end: int, longest: int) -> Iterator[tu
             space = text.rfind(" ", start, start + longest + 1)
             cut = space if space > start else start + longest
             while cut - 1 > start and is_mark(text[cut]):
-                cut -= 1  # A mark stays with its letter.
+                cut -= 1  # do not cut between a letter and its mark
             yield start, cut
             start = cut + (text[cut] == " ")
         stop = mark - (text[mark - 1] == " ")
@@ -134,7 +135,7 @@ def _cut_sentences(text: str, start: int, end: int, longest: int) -> Iterator[tu
 
 
 def find_flaw(piece: str, options: TextOptions) -> str | None:
-    """Returns why a piece is unfit, or None.
+    """Returns the reason to drop a piece, or None.
 
     The reason is its length, or a rule like those of Gopher (arXiv 2112.11446, section A1).
     """
@@ -148,7 +149,7 @@ def find_flaw(piece: str, options: TextOptions) -> str | None:
     if letters < 0.6 * (len(piece) - len(words) + 1):
         return "of few letters"
     if not piece.isascii() and 2 * len(UNSPACED_LETTER.findall(piece)) > letters:
-        words = [piece[i : i + 2] for i in range(len(piece) - 1)]  # It has no spaces to cut at.
+        words = [piece[i : i + 2] for i in range(len(piece) - 1)]  # text without spaces
     elif not 2.5 <= (len(piece) - marks) / len(words) <= 13:
         return "of odd word lengths"
     if len(set(words)) < 0.35 * len(words):

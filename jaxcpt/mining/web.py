@@ -1,7 +1,8 @@
-"""Web pages and WARC files in, the pages' own text out.
+"""Extracts the main text of web pages, also from WARC and WET files.
 
-Charsets are read as browsers read them (encoding.spec.whatwg.org), because pages are written for
-browsers. This module knows nothing about other file formats.
+In: web pages and WARC files. Out: the pages' main text. Charsets are interpreted as in browsers
+(encoding.spec.whatwg.org), because pages are written for browsers. This module does not know other
+file formats.
 """
 
 import codecs
@@ -35,27 +36,27 @@ SUPERSETS = {
     "big5": "big5hkscs",
     "iso8859-11": "cp874",
 }
-"""Python's codecs of some charsets lack characters that browsers, and so pages, have in them."""
+"""Codecs that replace those of some charsets. Python's own lack characters that browsers read."""
 PYTHON_ONLY = {"cp932", "cp949", "cp950", "hz", "iso2022_kr"}
-"""Codecs of Python for pages that are not in the list of browsers."""
+"""Python's codecs for charsets that are not in the list of browsers."""
 SEVEN_BIT = {"iso2022_jp", "iso2022_kr", "hz"}
-"""Text in these charsets is valid UTF-8, but means something else."""
+"""Charsets whose bytes are valid UTF-8 but have another meaning."""
 CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([^\s\"';>]+)", re.IGNORECASE)
 META = re.compile(rb"<meta\b[^>]*\bcharset\s*=\s*[\"']?\s*([^\s\"';>/]+)", re.IGNORECASE)
 META_BYTES = 4096
-"""A page names its charset within its first bytes."""
+"""A page names its charset within this many first bytes."""
 BROTLI_STEP_BYTES = 64
-"""So few bytes can stand for megabytes of text."""
+"""Compressed bytes that are read at once. Even these few can expand to megabytes of text."""
 STATUS = re.compile(r"\b\d{3}\b")
 
 
 def extract_html(content: bytes, content_type: str = "") -> str:
-    """Returns the main text of a page. `content_type` is its HTTP header of this name."""
+    """Returns the main text of a page. content_type: its HTTP header Content-Type."""
     return extract_plain_text(_decode_page(content, content_type), main_content=True)
 
 
 def _decode_page(content: bytes, content_type: str) -> str:
-    """Decodes by byte order mark, HTTP header, UTF-8, the page's own tag, or what looks likely."""
+    """Decodes a page by the first of: byte order mark, HTTP header, UTF-8, its own tag, a guess."""
     for mark, encoding in BOMS.items():
         if content.startswith(mark):
             return content[len(mark) :].decode(encoding, "replace")
@@ -63,7 +64,7 @@ def _decode_page(content: bytes, content_type: str) -> str:
     tag = META.search(content[:META_BYTES])
     told = find_codec(header[1]) if header else None
     meant = find_codec(tag[1].decode("latin-1")) if tag else None
-    if meant and meant.startswith("utf-16"):  # Then the tag could not have been read.
+    if meant and meant.startswith("utf-16"):  # otherwise this tag could not be read
         meant = "utf-8"
     for codec in filter(None, (told, meant if meant in SEVEN_BIT else None, "utf-8", meant)):
         try:
@@ -80,14 +81,14 @@ def find_codec(label: str) -> str | None:
     if codec is None:
         try:
             name = codecs.lookup(label).name
-        except (LookupError, ValueError):  # A label may hold a NUL character.
+        except (LookupError, ValueError):  # a label may hold a NUL character
             return None
         codec = name if name in PYTHON_ONLY else map_encoding_to_html5(name, fallback_utf8=False)
     return SUPERSETS.get(codec, codec) if codec else None
 
 
 def read_warc(name: str, stream: BinaryIO) -> Iterator[RawDocument | Problem | LeftOut]:
-    """Yields the texts of WET records and the HTML pages of WARC, named by their web address."""
+    """Yields the texts of WET records and of HTML pages in WARC files, named by web address."""
     for record in _list_records(stream):
         if record.rec_type == "conversion":
             yield from _read_record(record, name, stream)
@@ -97,7 +98,7 @@ def read_warc(name: str, stream: BinaryIO) -> Iterator[RawDocument | Problem | L
             if not status or not status[0].startswith("2"):
                 yield LeftOut(f"web page of status {status[0] if status else 'unknown'}")
             elif "html" not in (headers.get_header("Content-Type") or "").lower():
-                yield LeftOut("web record that is no HTML page")
+                yield LeftOut("web record that is not an HTML page")
             else:
                 yield from _read_record(record, name, stream)
 
@@ -108,18 +109,18 @@ def _list_records(stream: BinaryIO) -> Iterator[Any]:
             if not isinstance(record.raw_stream, LimitReader):
                 raise ValueError("a record without Content-Length")
             yield record
-    except AttributeError as error:  # of warcio
+    except AttributeError as error:  # from warcio
         raise ValueError("a response without WARC-Target-URI") from error
 
 
 def _read_record(record: Any, name: str, stream: BinaryIO) -> Iterator[RawDocument | Problem]:
-    """Yields the document of a WET record, or of a page if the record has HTTP headers."""
+    """Yields the document of a record: of a page if it has HTTP headers, otherwise of WET."""
     where = record.rec_headers.get_header("WARC-Target-URI") or name
     headers = record.http_headers
     encodings = [""]
     if headers:
         encodings = (headers.get_header("Content-Encoding") or "").lower().split(",")
-        headers.replace_header("Content-Encoding", "")  # warcio hides a break in the page.
+        headers.replace_header("Content-Encoding", "")  # warcio would hide a break in the page
         transfer = headers.get_header("Transfer-Encoding") or ""
         headers.replace_header("Transfer-Encoding", transfer.strip().lower())
     content = record.content_stream().read(RECORD_BYTES + 1)
@@ -127,7 +128,7 @@ def _read_record(record: Any, name: str, stream: BinaryIO) -> Iterator[RawDocume
         yield report_too_long(where)
         return
     if record.raw_stream.limit:
-        if not find_break(stream):  # If the file is compressed, its reader tells where it breaks.
+        if not find_break(stream):  # the reader of a compressed file reports its break
             yield Problem("broken warc", name, f"{where} ends early")
         return
     error: BaseException | None = None
@@ -137,7 +138,7 @@ def _read_record(record: Any, name: str, stream: BinaryIO) -> Iterator[RawDocume
     if len(content) > RECORD_BYTES:
         yield report_too_long(where)
         return
-    if error:  # What is before the break is kept.
+    if error:  # the text before the break is kept
         yield Problem("broken web page", where, describe_error(error))
     if headers and (content or not error):
         yield RawDocument(where, extract_html(content, headers.get_header("Content-Type")))
@@ -146,9 +147,10 @@ def _read_record(record: Any, name: str, stream: BinaryIO) -> Iterator[RawDocume
 
 
 def _decode_content(content: bytes, encoding: str) -> tuple[bytes, BaseException | None]:
-    """Undoes one content encoding. Returns at most RECORD_BYTES + 1 bytes, and the break in them.
+    """Decodes one content encoding. Returns at most RECORD_BYTES + 1 bytes, and a break's error.
 
-    Some crawlers store the decoded page with its old header. Such a page begins with a tag.
+    Some crawlers store the decoded page with its old header. Such a page begins with a tag, and is
+    returned unchanged.
     """
     if encoding in ("", "identity", "none", "utf-8") or content.lstrip().startswith(b"<"):
         return content, None
@@ -160,7 +162,7 @@ def _decode_content(content: bytes, encoding: str) -> tuple[bytes, BaseException
 def _inflate_content(content: bytes, encoding: str) -> Iterator[bytes]:
     if encoding in ("gzip", "zstd"):
         yield from inflate(io.BytesIO(content), ".gz" if encoding == "gzip" else ".zst")
-    elif encoding == "deflate":  # Servers send this with a zlib header and without.
+    elif encoding == "deflate":  # servers send this with or without a zlib header
         has_header = content[:1] and content[0] & 15 == 8 and int.from_bytes(content[:2]) % 31 == 0
         decompressor = zlib.decompressobj(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
         yield decompressor.decompress(content, RECORD_BYTES + 1)

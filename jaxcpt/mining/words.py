@@ -1,6 +1,7 @@
-"""Texts in, their folded words and their digests out.
+"""Folds the words of texts, so that texts with the same words can be found.
 
-Duplicates and evaluation texts are found by these words. This module knows nothing about pairs.
+In: texts. Out: their folded words, and digests. Duplicates and evaluation texts are found by these
+words. This module does not know pairs.
 """
 
 import re
@@ -8,7 +9,7 @@ import unicodedata
 from hashlib import blake2b
 
 ASSIGNED = (*range(0x20000), *range(0xE0000, 0xE0200))
-"""The code points among which all marks and format characters are."""
+"""Ranges of code points that include all marks and format characters."""
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf"
     "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u303b\u303c\u3040-\u30ff\u31f0-\u31ff"
@@ -20,7 +21,7 @@ and Japanese."""
 
 
 def is_mark(character: str) -> bool:
-    """Returns whether a character, such as a vowel sign, belongs to the letter before it."""
+    """Returns whether a character belongs to the letter before it, such as a vowel sign."""
     return unicodedata.category(character)[0] == "M"
 
 
@@ -35,7 +36,7 @@ WORDS = re.compile(rf"(?=\w)[{UNSPACED}][{MARKS}]*|(?:(?![{UNSPACED}])\w[{MARKS}
 def fold_words(text: str) -> list[str]:
     """Returns the words of letters, digits and underscores, normalised (NFKC) and case-folded.
 
-    Invisible characters do not divide a word. In a script without spaces, each letter with its
+    An invisible character does not divide a word. In a script without spaces, each letter with its
     marks is a word.
     """
     if not text.isascii():

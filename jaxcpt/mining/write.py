@@ -1,8 +1,9 @@
-"""The mined pairs of one shard in, its ArrayRecord files out. All shards in, a dataset out.
+"""Writes mined pairs as a dataset.
 
-The dataset is a tensorflow-datasets folder with the features x, y and source, and with a data card.
-It records no time, no host and no number of workers, so the same input gives the same bytes. This
-module does not know how pairs were mined.
+In: the mined pairs of one shard. Out: its ArrayRecord files. Then in: all shards. Out: a dataset,
+which is a tensorflow-datasets folder with the features x, y and source, and with a data card. A
+shard here is one file of each split. The dataset records no time, no host and no number of workers,
+so the same input gives the same bytes. This module does not know how pairs were mined.
 """
 
 import importlib.metadata
@@ -44,7 +45,7 @@ PACKAGES = (
 
 
 def serialize(x: str, y: str, source: str) -> bytes:
-    """Returns a tf.train.Example. tfds itself would serialise its features in a random order."""
+    """Returns a tf.train.Example with its features in a fixed order. The order of tfds varies."""
     feature = {
         name: tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[text.encode()]))
         for name, text in (("x", x), ("y", y), ("source", source))
@@ -56,7 +57,7 @@ def serialize(x: str, y: str, source: str) -> bytes:
 def write_shard(folder: Path, name: str, shard: tuple[int, int], values: Iterable[tuple]) -> None:
     """Writes one shard of each split, a list of the items that were dropped, and a report.
 
-    `shard` is (number, count). `values` holds ("pair", id, split, x, y, source),
+    shard: (number, count). values: ("pair", id, split, x, y, source),
     ("drop", id, reason, id of the pair that is kept) and ("list", reason, name, detail), in any
     order. The pairs are written in the order of their ids.
     """
@@ -75,7 +76,7 @@ def write_shard(folder: Path, name: str, shard: tuple[int, int], values: Iterabl
     for split in SPLITS:
         rows = [pair for at, *pair in pairs.values() if at == split]
         file = f"{name}-{split}.array_record-{suffix}"
-        # group_size 1 is what makes each record readable alone.
+        # With group_size 1, each record can be read without its neighbours.
         writer = ArrayRecordWriter(os.fspath(folder / file), "group_size:1")
         size = 0
         for row in rows:
@@ -130,7 +131,7 @@ def write_dataset(
     sums = {file: sha for report in reports for file, sha in report["sha256"].items()}
     rows = {split: [report["rows"][split] for report in reports] for split in SPLITS}
     for split in [split for split, shards in rows.items() if not any(shards)]:
-        del rows[split]  # tfds would describe the size of an empty split as unknown.
+        del rows[split]  # tfds would call the size of an empty split unknown
         for file in [file for file in sums if file.startswith(f"{name}-{split}.")]:
             del sums[file]
             (folder / file).unlink()
@@ -174,7 +175,7 @@ def write_dataset(
         ],
         version=version,
         description="Pairs mined by jaxcpt; see data_card.md.",
-        check_data=False,  # The check would need TensorFlow.
+        check_data=False,  # the check would need TensorFlow
     )
     write_file(folder / "data_card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     write_file(folder / "data_card.md", "\n".join(_format_markdown(card)) + "\n")
@@ -215,13 +216,13 @@ def _format_markdown(card: dict[str, Any]) -> Iterator[str]:
     yield from table("Pairs", "split", card["pairs"])
     yield from table("Read and left out", "what", card["counts"])
     yield from table("Duplicates", "kind", card["dropped"])
-    yield f"\nWhat was left out by name stands in `{LISTED}/`."
+    yield f"\nThe folder `{LISTED}/` lists the names of items that were left out."
     for side, histogram in card["length_histograms"].items():
         yield from table(f"Characters of {side}", "characters", histogram)
     yield from table("Options", "option", {k: f"`{v}`" for k, v in card["options"].items()})
     yield from table("Versions", "package", card["versions"])
     yield from table("sha256", "file", card["sha256"])
-    yield "\n## Samples, drawn at random"
+    yield "\n## Random samples"
     for sample in card["samples"]:
         yield f"\n{sample['split']}, from `{sample['source']}`\n"
         for text in (sample["x"], sample["y"]):

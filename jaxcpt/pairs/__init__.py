@@ -1,7 +1,7 @@
-"""Sources of (x, y) pairs with random access: index -> pair, and how many there are.
+"""Opens data sources of (x, y) pairs, which can be read by index.
 
-In: a source of `jaxcpt.sources` and the run folder, where mined pairs are kept. Out: `Pairs`, which
-are texts, or for training `EncodedPairs`, which are token ids. The package knows no batches.
+In: a data source of `jaxcpt.sources`, and the run folder, where mined pairs are kept. Out: `Pairs`
+of texts, or `EncodedPairs` of token ids for training. The package knows no batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -75,7 +75,7 @@ class PairList(Pairs):
 
 
 class JoinedPairs(Pairs):
-    """The pairs of several sources, one source after another."""
+    """The pairs of several sources, one source after the other."""
 
     def __init__(self, sources: Sequence[Pairs]) -> None:
         self.sources = sources
@@ -95,7 +95,7 @@ class JoinedPairs(Pairs):
 
 
 class PrefixedPairs(Pairs):
-    """The pairs of a source with its prefixes before every text."""
+    """The pairs of a source, with its prefixes before every text."""
 
     def __init__(self, pairs: Pairs, prefixes: Prefixes) -> None:
         self.pairs, self.x, self.y = pairs, prefixes.x_prefix, prefixes.y_prefix
@@ -119,7 +119,7 @@ class PrefixedPairs(Pairs):
 
 
 def open_training(data: Data, run_dir: Path, seed: int) -> list[EncodedPairs]:
-    """The training sources in their order. Raises UserError where one is missing or empty."""
+    """Opens the training sources, in order. Raises UserError if one is missing or empty."""
     opened = [_open_encoded(source, run_dir, seed) for source in data.train]
     for source, pairs in zip(data.train, opened, strict=True):
         if not len(pairs):
@@ -135,9 +135,9 @@ def _open_encoded(source: Source, run_dir: Path, seed: int) -> EncodedPairs:
 
 
 def open_source(source: Source, run_dir: Path, seed: int) -> Pairs:
-    """The texts of a source. Raises UserError where they are missing or damaged."""
+    """Opens the texts of a data source. Raises UserError if they are missing or damaged."""
     if isinstance(source, TokenizedPairs):
-        raise UserError(f"{source.directory}: holds token ids alone; name the source of the texts")
+        raise UserError(f"{source.directory}: holds only token ids; name the source of the texts")
     with localise(source) as local:
         pairs = _open(local, run_dir, seed)
     return PrefixedPairs(pairs, source) if source.x_prefix or source.y_prefix else pairs
@@ -145,9 +145,9 @@ def open_source(source: Source, run_dir: Path, seed: int) -> Pairs:
 
 @contextmanager
 def localise(source: AnySource) -> Iterator[AnySource]:
-    """The source with a local copy in the place of objects in a store.
+    """A context that yields the data source with local copies of objects in a store.
 
-    A UserError of the block names the objects, and not their copies.
+    If the block raises UserError, its text names the objects and not their copies.
     """
     field = next((name for name in ("path", "directory") if getattr(source, name, "")), None)
     place = getattr(source, field) if field else ""
@@ -182,16 +182,16 @@ def _open(source: Source, run_dir: Path, seed: int) -> Pairs:
 
 
 def sample_texts(sources: Sequence[EncodedPairs], most_pairs: int = 1_000_000) -> Iterator[str]:
-    """The texts of at most `most_pairs` pairs of each source, spread evenly over it.
+    """Yields the texts of at most `most_pairs` pairs of each source, spread evenly over it.
 
-    A million pairs are enough to train a vocabulary. Raises UserError for a source without texts.
+    A million pairs are enough to train a tokenizer. Raises UserError for a source without texts.
     """
     for source in sources:
         yield from source.sample_texts(every=-(-len(source) // most_pairs))
 
 
 def label_sources(sources: Sequence[Source]) -> list[str]:
-    """Short names: the last parts of the paths, with a number where two are alike."""
+    """Short names of data sources: the last parts of their paths, with numbers if names repeat."""
     names = [PurePath(name_source(source)).name for source in sources]
     return [
         name if names.count(name) == 1 else f"{name} {number}"
@@ -200,7 +200,7 @@ def label_sources(sources: Sequence[Source]) -> list[str]:
 
 
 def name_source(source: Source) -> str:
-    """What a user calls the source: its path, or its name."""
+    """The name of a data source for the user: its path or its name."""
     match source:
         case JsonlPairs() | ArrayRecordPairs() | ParquetPairs():
             return source.path
@@ -213,7 +213,7 @@ def name_source(source: Source) -> str:
 
 
 def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> Source:
-    """The source at a path; its files show of which kind it is. Raises UserError for no source."""
+    """The data source at a path. Its files show its kind. Raises UserError if there is none."""
     place = to_path(path)
     if place.is_file():
         name, suffixes = place.name.lower(), place.name.lower().split(".")[-2:]
@@ -246,7 +246,7 @@ def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> 
 def _mined(source: PythonPackages, run_dir: Path, seed: int) -> list[Pair]:
     """Mines both splits once and keeps them in the run folder.
 
-    So a later start sees the same pairs, also where other packages have been installed since.
+    A later start then gets the same pairs, even if other packages have been installed since.
     """
     files = {split: run_dir / "pairs" / f"{split}.jsonl" for split in ("train", "heldout")}
     if not all(file.is_file() for file in files.values()):

@@ -1,4 +1,7 @@
-"""A search task in BEIR layout in, training pairs with hard negatives out."""
+"""Makes training pairs with hard negatives from a search task in BEIR layout.
+
+In: `sources.BeirPairs`. Out: pairs. The module knows no tokenizer and no batches.
+"""
 
 from pathlib import Path
 
@@ -10,19 +13,19 @@ from jaxcpt.sources import BeirPairs
 
 
 def read_beir(source: BeirPairs) -> list[Pair]:
-    """A pair for each document that the qrels grade above 0, in their order.
+    """A pair for each document that the qrels grade above 0, in the order of the qrels.
 
-    `source.negatives` names a file of listed hard negatives; documents graded 0 come after them.
-    Only texts that a judgement names are held in memory. Raises UserError naming file and line.
+    The hard negatives are those in the file `source.negatives`, followed by documents graded 0.
+    Only texts that a judgement names are held in memory. Raises UserError with file and line.
     """
     folder = Path(source.directory)
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: no such folder; it holds corpus.jsonl, queries.jsonl and qrels/"
+            f"{folder}: no such folder; expected one with corpus.jsonl, queries.jsonl and qrels/"
         )
     judged = _read_grades(folder / "qrels" / f"{source.split}.tsv")
     listed = _read_grades(folder / source.negatives) if source.negatives else []
-    # A list may name a document that the qrels call relevant: it is no negative of that query.
+    # The list of negatives may name a document that the qrels grade above 0. Leave that out.
     relevant = {(query, document) for query, document, grade in judged if grade > 0}
     negatives: dict[str, dict[str, None]] = {}
     for query, document, _ in listed + [row for row in judged if row[2] <= 0]:
@@ -44,7 +47,7 @@ def read_beir(source: BeirPairs) -> list[Pair]:
 
 
 def _read_grades(path: Path) -> list[tuple[str, str, float]]:
-    """(query id, document id, grade) of each judgement."""
+    """The (query id, document id, grade) of each judgement."""
     return [
         (query, document, parse_float(score, path, number, "score"))
         for number, query, document, score in read_judgements(path)
@@ -52,7 +55,7 @@ def _read_grades(path: Path) -> list[tuple[str, str, float]]:
 
 
 def _read_texts(folder: Path, file: str, wanted: set[str]) -> dict[str, str]:
-    """Text by id. Raises UserError where one that is wanted is missing."""
+    """The wanted texts by id. Raises UserError if one of them is missing."""
     texts = dict(read_unique(folder, file, wanted))
     if missing := sorted(wanted - texts.keys()):
         path = find_file(folder / file)

@@ -1,7 +1,7 @@
-"""Parquet files and Hugging Face datasets in, pairs out, read from disk by index.
+"""Reads pairs by index from Parquet files and from Hugging Face datasets on disk.
 
-Both need `pip install 'jaxcpt[sources]'`. This is the only module of `pairs` that knows pyarrow and
-datasets.
+In: a data source. Out: `Pairs`. Both formats need `pip install 'jaxcpt[sources]'`. Only this module
+of `pairs` imports pyarrow and datasets. It knows no tokenizer.
 """
 
 import bisect
@@ -20,15 +20,15 @@ from jaxcpt.pairs.rows import check_columns, list_wanted, make_pair
 from jaxcpt.sources import DatasetsPairs, ParquetPairs
 
 CACHE_BYTES = 2**30
-"""Of decoded row groups. To read one row, Parquet decodes the row's whole group."""
+"""Most bytes of decoded row groups to keep. To read one row, Parquet decodes its whole group."""
 INSTALL = "pip install 'jaxcpt[sources]'"
 
 
 class ParquetReader(Pairs):
-    """Parquet files. Row groups are decoded when a pair in them is read; the last ones are kept.
+    """Parquet files. A row group is decoded when one of its pairs is read; the newest are kept.
 
-    Where the data is larger than CACHE_BYTES, a batch in random order decodes most row groups anew.
-    Turn such data into ArrayRecord first: jaxcpt tokenize-pairs reads it from front to back.
+    If the data is larger than CACHE_BYTES, a batch in random order decodes most row groups again.
+    Convert such data first with jaxcpt tokenize-pairs, which reads it from first to last.
     """
 
     def __init__(self, source: ParquetPairs) -> None:
@@ -40,9 +40,9 @@ class ParquetReader(Pairs):
         self.source, self.lock = source, threading.Lock()
         self.files: list[Any] = []
         self.columns: list[list[str]] = []
-        """Of each file, those that a pair is made of. Only some files may have negatives."""
+        """The columns to read from each file. Only some files may have negatives."""
         self.groups: list[tuple[int, int]] = []
-        """(file, row group) of each row group."""
+        """The (file, row group in the file) of each row group."""
         rows = [0]
         for number, path in enumerate(list_files(Path(source.path), "*.parquet")):
             with explain(f"{path}: not Parquet, or damaged"):
@@ -66,7 +66,7 @@ class ParquetReader(Pairs):
     def read(self, indices: Sequence[int]) -> list[Pair]:
         pairs: list[Pair | None] = [None] * len(indices)
         order = sorted(range(len(indices)), key=lambda at: indices[at])
-        for at in order:  # by row, so that each row group is decoded at most once
+        for at in order:  # sorted by row, so that each row group is decoded at most once
             group = bisect.bisect_right(self.starts, indices[at]) - 1
             table, row = self._read_group(group), indices[at] - self.starts[group]
             where = f"{self.source.path}: row {indices[at]}"
@@ -80,7 +80,7 @@ class ParquetReader(Pairs):
                 file, number = self.groups[group]
                 with explain(f"{self.source.path}: damaged Parquet"):
                     table = self.files[file].read_row_group(number, self.columns[file])
-                    table.validate(full=True)  # also that texts are UTF-8
+                    table.validate(full=True)  # this also checks UTF-8
                     if len(table) != self.starts[group + 1] - self.starts[group]:
                         raise ValueError("a row group has fewer rows than its footer says")
                 self.cache[group] = table
@@ -100,7 +100,7 @@ class DatasetsReader(Pairs):
         except ModuleNotFoundError:
             raise UserError(f"{source.directory}: reading it needs {INSTALL}") from None
         self.source, self.where = source, source.directory
-        with explain(f"{self.where}: no dataset as save_to_disk writes it"):
+        with explain(f"{self.where}: not a dataset that save_to_disk wrote"):
             found = datasets.load_from_disk(self.where)
         if isinstance(found, datasets.DatasetDict):
             if source.split not in found:
@@ -109,7 +109,7 @@ class DatasetsReader(Pairs):
             found = found[source.split]
         elif source.split:
             raise UserError(f"{self.where}: a single dataset, without a split '{source.split}'")
-        found = found.with_format(None)  # a dataset is saved with the format of its rows
+        found = found.with_format(None)  # a dataset may be saved with another format of its rows
         check_columns(found.column_names, source, self.where)
         wanted = list_wanted(source)
         self.rows = found.select_columns([n for n in found.column_names if n in wanted])

@@ -1,6 +1,6 @@
 """The options by which a command names pairs, and the functions that open these pairs.
 
-In: the parsed options. Out: sources, or pairs. It knows no kind of source.
+In: the parsed options. Out: data sources, or pairs. The module knows no kind of data source.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def name_sources(arguments: argparse.Namespace) -> tuple[list[Source], Experiment | None]:
-    """Returns the sources that the options name, and the experiment if they name one.
+    """Returns the data sources that the options name, and the experiment if they name one.
 
     Raises UserError if the options contradict each other or a source does not exist.
     """
@@ -46,7 +46,7 @@ def name_sources(arguments: argparse.Namespace) -> tuple[list[Source], Experimen
 
 
 def open_sources(sources: list[Source], seed: int = 0) -> list[Pairs]:
-    """Returns the texts of the sources. Raises UserError if the sources have no pairs.
+    """Opens the texts of the data sources. Raises UserError if they have no pairs.
 
     Pairs that are mined from installed packages are not kept on disk.
     """

@@ -1,6 +1,7 @@
-"""What every source of pairs offers: pairs by index as texts, as token ids, or as both.
+"""The interfaces of sources of pairs: pairs by index, as token ids or as texts.
 
-`Batches` asks for token ids alone and so treats every source alike. The module knows no format.
+In: indices. Out: `EncodedPairs` give token ids, and `Pairs` give texts too. `Batches` only needs
+token ids, so it works with both. The module knows no format.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from jaxcpt.tokenizer import Tokenizer
 
 PAIRS_AT_ONCE = 4096
 SAMPLED_PAIRS = 1000
-"""Pairs that are read at three places of a source to find out whether it has hard negatives."""
+"""Pairs to read at each of three places of a source, to learn whether it has hard negatives."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Encoded:
 
     ids: list[np.ndarray]
     hashes: list[tuple[int, int]]
-    """Of each whole text; its ids may be cut."""
+    """64-bit hashes of the whole texts, as two uint32. The ids may be of a cut text."""
 
 
 class EncodedPairs(Protocol):
@@ -34,33 +35,34 @@ class EncodedPairs(Protocol):
     def __len__(self) -> int: ...
 
     def check(self, tokenizer: Tokenizer, negatives: int) -> None:
-        """Raises UserError where the source cannot give the ids of this tokenizer, or so many
-        hard negatives."""
+        """Raises UserError if the source does not have ids of this tokenizer, or has too few hard
+        negatives."""
 
     def has_negatives(self) -> bool:
-        """Whether some pairs have hard negatives, as far as can be told without reading all."""
+        """Whether some pairs have hard negatives. It may look at only a part of the pairs."""
 
     def read_encoded(
         self, indices: Sequence[int], tokenizer: Tokenizer, negatives: int
     ) -> list[Encoded]:
-        """The pairs at these places, in this order, each with so many negatives or absent ones."""
+        """The pairs at these indices, in this order. Each gets `negatives` hard negatives; if it
+        has fewer, the others are absent."""
 
     def sample_texts(self, every: int) -> Iterator[str]:
-        """Both texts of each n-th pair. Raises UserError for a source without texts."""
+        """Yields x and y of every n-th pair. Raises UserError for a source without texts."""
 
 
 class Pairs(ABC):
-    """A fixed sequence of pairs, read as texts. As `EncodedPairs`, it tokenises what it reads."""
+    """A fixed sequence of pairs, read as texts. Used as `EncodedPairs`, it tokenises them."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def read(self, indices: Sequence[int]) -> list[Pair]:
-        """The pairs at these places, in this order. A place may occur more than once."""
+        """The pairs at these indices, in this order. An index may occur more than once."""
 
-    def check(self, tokenizer: Tokenizer, negatives: int) -> None:  # noqa: B027 - all is right
-        """Any tokenizer can encode texts."""
+    def check(self, tokenizer: Tokenizer, negatives: int) -> None:  # noqa: B027 - nothing to check
+        """Does nothing, because any tokenizer can encode texts."""
 
     def has_negatives(self) -> bool:
         return any(pair.negatives for pair in self.read(sample_places(len(self))))
@@ -76,20 +78,21 @@ class Pairs(ABC):
 
 
 def sample_places(count: int) -> list[int]:
-    """The first, middle and last SAMPLED_PAIRS of so many pairs."""
+    """The indices of the first, the middle and the last SAMPLED_PAIRS of `count` pairs."""
     last = max(count - SAMPLED_PAIRS, 0)
     starts = (0, last // 2, last)
     return sorted({n for start in starts for n in range(start, min(start + SAMPLED_PAIRS, count))})
 
 
 def read_all(pairs: Pairs, every: int = 1) -> Iterator[Pair]:
-    """All pairs, or each n-th, from first to last. Only a few are in memory at a time."""
+    """Yields all pairs, or every n-th one, in order. Only a few are in memory at a time."""
     for first in range(0, len(pairs), PAIRS_AT_ONCE * every):
         yield from pairs.read(range(first, min(first + PAIRS_AT_ONCE * every, len(pairs)), every))
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, negatives: int) -> list[Encoded]:
-    """Tokenises many pairs at once, each with so many hard negatives or absent ones."""
+    """Tokenises many pairs at once. Each gets `negatives` hard negatives; if it has fewer, the
+    others are absent."""
     columns = [[pair.x for pair in pairs], [pair.y for pair in pairs]]
     ids = [tokenizer.encode(columns[0], "x"), tokenizer.encode(columns[1], "y")]
     for number in range(negatives):

@@ -1,4 +1,8 @@
-"""JSON lines in and out as pairs. A line that is no pair raises UserError by file and line."""
+"""Reads and writes pairs as JSONL, with one JSON object per line.
+
+In: a file. Out: `Pairs`, or the reverse. A line that is not a pair raises a UserError that names
+file and line. The module knows no tokenizer.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,10 +22,10 @@ from jaxcpt.sources import JsonlPairs
 
 
 class JsonlReader(Pairs):
-    """A file of any size: the start reads and checks every line, `read` finds lines again.
+    """A JSONL file of any size. The constructor checks every line, and `read` reads lines again.
 
-    It holds 16 bytes for each line. In a file that ends in .gz no line can be found alone, so all
-    of its pairs are held.
+    It holds 16 bytes in memory for each line. A gzipped file cannot be read from the middle, so all
+    of its pairs are held in memory.
     """
 
     def __init__(self, source: JsonlPairs) -> None:
@@ -68,7 +72,7 @@ class JsonlReader(Pairs):
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
-    """One JSON object a line; the file appears whole or not at all."""
+    """Writes one JSON object per pair and line. The file is written atomically."""
     lines = (json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
     write_file(path, lambda file: file.writelines(line.encode() for line in lines))
 
@@ -76,7 +80,7 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
 def read_pairs(
     path: Path, x: str = "x", y: str = "y", negatives: str = "negatives"
 ) -> Iterator[Pair]:
-    """Pairs of a JSONL file. Raises UserError naming file and line."""
+    """Yields the pairs of a JSONL file. Raises UserError that names file and line."""
     source = JsonlPairs(str(path), x=x, y=y, negatives=negatives)
     for number, row in read_jsonl(path):
         yield _make_pair(row, source, number)

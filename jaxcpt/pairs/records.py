@@ -1,7 +1,7 @@
-"""ArrayRecord files in, pairs out, read from disk by index.
+"""Reads pairs by index from ArrayRecord files.
 
-The files are those of a tensorflow-datasets dataset, or stand alone. TensorFlow is not needed. This
-is the only module of `pairs` that knows either format.
+In: a tensorflow-datasets dataset, or ArrayRecord files without a dataset. Out: `Pairs`. TensorFlow
+is not needed. Only this module of `pairs` knows these formats. It knows no tokenizer.
 """
 
 import json
@@ -33,7 +33,7 @@ class TfdsReader(Pairs):
                 raise UserError(f"{self.where}: has no split '{source.split}', only {have}")
             for file in info.splits[source.split].filepaths:
                 if not Path(file).is_file() or ".array_record-" not in file.name:
-                    raise UserError(f"{file}: no such ArrayRecord file; write the dataset anew")
+                    raise UserError(f"{file}: no such ArrayRecord file; write the dataset again")
             self.rows: Any = builder.as_data_source(split=source.split)
             self.count = len(self.rows)
 
@@ -51,7 +51,7 @@ class TfdsReader(Pairs):
 
 @contextmanager
 def explain(what: str) -> Iterator[None]:
-    """Turns every error of a library into a UserError that begins with `what`."""
+    """A context that turns every error of a library into a UserError that begins with `what`."""
     try:
         yield
     except UserError:
@@ -62,18 +62,18 @@ def explain(what: str) -> Iterator[None]:
 
 
 def _open_builder(source: TfdsPairs) -> Any:
-    import tensorflow_datasets as tfds  # half a second, and only here
+    import tensorflow_datasets as tfds  # the import takes half a second
 
     if source.name:
         try:
             builder = tfds.builder(source.name, data_dir=source.data_dir)
-            told = "" if builder.info.splits else "not prepared"
-        except Exception as error:  # also of a builder that needs another library
-            # A list of all that it knows comes next.
-            told = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        if told:
+            problem = "" if builder.info.splits else "not prepared"
+        except Exception as error:  # a builder may need a library that is missing
+            # The later lines of the error list all known datasets.
+            problem = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if problem:
             raise UserError(
-                f"{source.name}: {told}; prepare it in data_dir={source.data_dir!r} with "
+                f"{source.name}: {problem}; prepare it in data_dir={source.data_dir!r} with "
                 "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
             )
         return builder
@@ -92,7 +92,7 @@ class ArrayRecordReader(Pairs):
     def __init__(self, source: ArrayRecordPairs) -> None:
         self.source, self.where = source, source.path
         self.required = replace(source, negatives=NEGATIVES)
-        """x and y alone: a record without hard negatives need not have their column."""
+        """The columns x and y. A record without hard negatives need not have their column."""
         self.records = open_records(list_files(Path(source.path), "*.array_record*"))
         if source.negatives != NEGATIVES and len(self):
             rows = self._read_rows(sample_places(len(self)))
@@ -119,7 +119,7 @@ class ArrayRecordReader(Pairs):
 
 
 def list_files(path: Path, pattern: str) -> list[str]:
-    """The file itself, or the files of a folder in order of their names. Raises UserError."""
+    """The file itself, or the files of a folder in the order of their names. Raises UserError."""
     files = [path] if path.is_file() else sorted(path.glob(pattern))
     if not files:
         raise UserError(f"{path}: no such file, nor a folder with {pattern} files in it")
@@ -127,7 +127,7 @@ def list_files(path: Path, pattern: str) -> list[str]:
 
 
 def open_records(files: Sequence[str]) -> Any:
-    """The records of all files, one file after another. Raises UserError, also for no files."""
+    """Opens the records of all files, in order. Raises UserError, also if there are no files."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     with explain(f"{[*files, 'no files'][0]}: not ArrayRecord, or damaged"):
@@ -137,7 +137,7 @@ def open_records(files: Sequence[str]) -> Any:
 
 
 def read_records(records: Any, indices: Sequence[int], where: str) -> list[bytes]:
-    """The records at these places. Raises UserError where a checksum does not fit."""
+    """The records at these indices. Raises UserError if a checksum is wrong."""
     if not len(indices):
         return []
     with explain(f"{where}: damaged ArrayRecord"):
@@ -146,8 +146,8 @@ def read_records(records: Any, indices: Sequence[int], where: str) -> list[bytes
 
 
 def parse_record(record: bytes, where: str) -> Mapping[str, Any]:
-    """The row in a record, a tf.train.Example or a JSON object. Raises UserError."""
-    # A serialised tf.train.Example begins with the tag of its one field, a JSON object with {.
+    """The row in a record, which is a tf.train.Example or a JSON object. Raises UserError."""
+    # A JSON object begins with {. A tf.train.Example begins with the tag of its only field.
     if record[:1] == b"{":
         try:
             return json.loads(record)

@@ -1,9 +1,9 @@
-"""A row of any format in, a `Pair` out: one rule for every reader.
+"""Makes a `Pair` from a row of any format, by the same rules for every reader.
 
-A row is a mapping from the names of columns to values. Texts are str, or bytes of UTF-8. Hard
-negatives are a list of texts; a missing list or a null means none. The column `source` is a label
-that nobody has to provide: text and numbers are shown, everything else gives way to the file's own
-name. The module knows no format.
+In: a row, which is a mapping from the names of columns to values. Out: a `Pair`. Texts are str, or
+bytes of UTF-8. Hard negatives are a list of texts; a missing list or a null means none. The column
+`source` is optional and names the origin of the pair: text and numbers are used, and for any other
+value the file's own name is used instead. The module knows no format.
 """
 
 import math
@@ -23,14 +23,14 @@ SHOWN_COLUMNS = 30
 
 
 def list_columns(have: Collection[Any]) -> str:
-    """The names for a message, at most SHOWN_COLUMNS of them."""
+    """The names of columns for a message, at most SHOWN_COLUMNS of them."""
     names = [" ".join(str(name).split())[:60] for name in have]
     more = [f"and {len(names) - SHOWN_COLUMNS} others"] * (len(names) > SHOWN_COLUMNS)
     return ", ".join(names[:SHOWN_COLUMNS] + more) or "none"
 
 
 def check_columns(have: Collection[Any], source: Columns, where: str) -> None:
-    """Raises UserError where the source names a column that is not in `have`, or is in it twice."""
+    """Raises UserError if `have` lacks a column that the data source names, or has it twice."""
     needed = [source.x, source.y] + [source.negatives] * (source.negatives != NEGATIVES)
     if missing := [name for name in needed if name not in have]:
         there = list_columns(sorted(map(str, have)))
@@ -41,15 +41,15 @@ def check_columns(have: Collection[Any], source: Columns, where: str) -> None:
 
 
 def list_wanted(source: Columns) -> list[str]:
-    """The columns that a pair is made of, each once."""
+    """The distinct columns from which a pair is made."""
     return list(dict.fromkeys((source.x, source.y, source.negatives, "source")))
 
 
 def make_pair(row: Mapping[str, Any], source: Columns, where: str, label: str) -> Pair:
-    """The pair in a row, by the source's names of columns.
+    """The pair in a row, by the column names of the data source.
 
-    where: the row's file and place, for an error. label: the pair's `source` where the row has
-    none. Raises UserError for what is no text.
+    where: the row's file and place, for errors. label: the pair's origin if the row names none.
+    Raises UserError for a value that is not text.
     """
 
     def text(name: str, value: Any) -> str:
@@ -58,7 +58,7 @@ def make_pair(row: Mapping[str, Any], source: Columns, where: str, label: str) -
         except UnicodeError as error:
             raise UserError(f"{where}: '{name}' is not UTF-8: {error}") from None
         if read is None:
-            raise UserError(f"{where}: '{name}' holds no text, but {type(value).__name__}")
+            raise UserError(f"{where}: '{name}' must be text, found {type(value).__name__}")
         return read
 
     own_label = make_label(row.get("source"))
@@ -74,9 +74,9 @@ def _list_negatives(row: Mapping[str, Any], name: str, where: str) -> Iterable[A
     found = row.get(name)
     if found is None:
         return []
-    if isinstance(found, str | bytes):  # a list of one, as a tf.train.Example has it
+    if isinstance(found, str | bytes):  # a tf.train.Example has a list of one as the text itself
         return [found]
-    # A mapping would give its keys: in MS MARCO, the names of the systems that found them.
+    # Iterating over a mapping gives its keys. In MS MARCO these are names of search systems.
     is_list = isinstance(found, list | tuple) or (isinstance(found, np.ndarray) and found.ndim)
     wrong = found if not is_list else next((n for n in found if not isinstance(n, str | bytes)), "")
     if not isinstance(wrong, str | bytes):
@@ -86,7 +86,7 @@ def _list_negatives(row: Mapping[str, Any], name: str, where: str) -> Iterable[A
 
 
 def read_text(value: Any) -> str | None:
-    """The text in a value; None where it is no text. Raises UnicodeError where it is not UTF-8."""
+    """The text in a value; None if it is not text. Raises UnicodeError if it is not UTF-8."""
     value = value.decode() if isinstance(value, bytes) else value
     if not isinstance(value, str):
         return None
@@ -95,7 +95,7 @@ def read_text(value: Any) -> str | None:
 
 
 def make_label(value: Any) -> str | None:
-    """Text, or a finite number as text. None for everything else."""
+    """The value as text, if it is text or a finite number; otherwise None."""
     if isinstance(value, Real) and not isinstance(value, bool):
         return None if value != value or abs(value) == math.inf else str(value)
     try:

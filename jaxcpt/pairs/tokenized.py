@@ -1,11 +1,12 @@
-"""Pairs as token ids in ArrayRecord files: written, and read by index.
+"""Writes pairs as token ids in ArrayRecord files, and reads them by index.
 
-A folder of them holds `tokens-NNNNN.array_record`, the tokenizer's model, and `tokens.json`, which
-is written last. A record holds, in little-endian numbers: a checksum (uint32), the count of its
-texts (uint16), the length of each (uint32), the hash of each (two uint32), and all ids, as uint16
-where the vocabulary allows it, else as uint32. The checksum also covers the record's number and the
-tokenizer's fingerprint, so that records of another folder, or in another order, are noticed. The
-module uses a tokenizer only to compare it with the one that made the ids.
+In: pairs as token ids. Out: a folder with `tokens-NNNNN.array_record`, the tokenizer's model, and
+`tokens.json`, which is written last; and, from such a folder, pairs as token ids. A record holds
+little-endian numbers: a checksum (uint32), the number of its texts (uint16), the length of each
+text (uint32), the hash of each text (two uint32), and all ids (uint16 if the vocabulary allows it,
+otherwise uint32). The checksum also covers the number of the record and the fingerprint of the
+tokenizer, so that records of another folder or in another order are noticed. The module uses a
+tokenizer only to compare it with the one that made the ids.
 """
 
 import json
@@ -31,29 +32,29 @@ CHECKSUM_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TokensAbout:
-    """What `tokens.json` holds."""
+    """The content of `tokens.json`."""
 
     pairs: int
     pairs_with_negatives: int
     tokens: int
     fingerprint: str
-    """Of the tokenizer."""
+    """The fingerprint of the tokenizer."""
     vocabulary: int
     x_tokens: int
     y_tokens: int
     negatives: int
-    """The most hard negatives that were kept of a pair."""
+    """Most hard negatives of a pair."""
     x_prefix: str
-    """Prefixes of the source, which the ids begin with."""
+    """The prefixes of the data source, with which the ids begin."""
     y_prefix: str
     files: tuple[str, ...]
     x_closing: int
-    """Closing delimiters of each x. They stay when its ids are cut."""
+    """Number of closing delimiters of an x. They are kept when its ids are cut."""
     y_closing: int
 
 
 def _read_about(folder: Path) -> TokensAbout:
-    """The content of tokens.json. Raises UserError where it is missing or damaged."""
+    """Reads tokens.json. Raises UserError if it is missing or damaged."""
     path = folder / ABOUT_FILE
     try:
         read: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -63,11 +64,11 @@ def _read_about(folder: Path) -> TokensAbout:
         if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
             raise ValueError("expected names of files under 'files'")
         if any(Path(file).name != file or len(file) > 100 for file in files):
-            raise ValueError("files must lie in the folder itself")
+            raise ValueError("files must be in the folder itself")
         read["files"] = tuple(files)
         kinds = {field.name: field.type for field in fields(TokensAbout)}
         if missing := sorted(set(kinds) - set(read)):
-            raise ValueError(f"'{missing[0]}' is missing; make the folder anew")
+            raise ValueError(f"'{missing[0]}' is missing; make the folder again")
         if unknown := sorted(set(read) - set(kinds)):
             raise ValueError(f"'{unknown[0]}' is unknown")
         for name, value in read.items():
@@ -91,7 +92,7 @@ SHORT.maxstring = 200
 
 
 class TokenizedReader:
-    """Pairs that `jaxcpt tokenize-pairs` wrote, read from disk as asked."""
+    """Reads pairs that `jaxcpt tokenize-pairs` wrote, by index."""
 
     def __init__(self, source: TokenizedPairs) -> None:
         self.source, self.where = source, source.directory
@@ -101,8 +102,8 @@ class TokenizedReader:
         self.records = open_records([str(folder / file) for file in self.about.files])
         if len(self.records) != self.about.pairs:
             raise UserError(
-                f"{folder}: holds {len(self.records)} pairs where {ABOUT_FILE} tells of "
-                f"{self.about.pairs}; make it anew"
+                f"{folder}: holds {len(self.records)} pairs, but {ABOUT_FILE} says "
+                f"{self.about.pairs}; make the folder again"
             )
 
     def __len__(self) -> int:
@@ -112,16 +113,17 @@ class TokenizedReader:
         return self.about.pairs_with_negatives > 0
 
     def check(self, tokenizer: Tokenizer, negatives: int) -> None:
-        """Raises UserError unless the tokenizer would give these ids now."""
+        """Raises UserError if the tokenizer would give other ids, or if there are too few hard
+        negatives."""
         if tokenizer.fingerprint != self.about.fingerprint:
             raise UserError(
                 f"{self.where}: made with another tokenizer; set tokenizer.model_file to "
-                f"{self._find_model()}, or tokenize the pairs anew"
+                f"{self._find_model()}, or tokenize the pairs again"
             )
         if negatives > self.about.negatives:
             raise UserError(
                 f"batching.negatives: {negatives}, but {self.where} holds at most "
-                f"{self.about.negatives} of each pair; lower it, or tokenize the pairs anew with "
+                f"{self.about.negatives} of each pair; lower it, or tokenize the pairs again with "
                 f"--negatives {negatives}"
             )
         for name in ("x_prefix", "y_prefix"):
@@ -129,25 +131,25 @@ class TokenizedReader:
             if asked != held:
                 raise UserError(
                     f"{self.where}: made with {name}={SHORT.repr(held)}, but the experiment says "
-                    f"{SHORT.repr(asked)}; change the experiment, or tokenize the pairs anew"
+                    f"{SHORT.repr(asked)}; change the experiment, or tokenize the pairs again"
                 )
         for side in ("x_tokens", "y_tokens"):
             asked, held = getattr(tokenizer, side), getattr(self.about, side)
             if asked > held:
                 raise UserError(
                     f"tokenizer.{side}: {asked}, but {self.where} holds at most {held} of each "
-                    "text; lower it, or tokenize the pairs anew"
+                    "text; lower it, or tokenize the pairs again"
                 )
 
     def _find_model(self) -> Path:
-        """What `tokenizer.model_file` names: a SentencePiece model, or the folder of another."""
+        """The path for `tokenizer.model_file`: a SentencePiece model, or this folder."""
         file = Path(self.where) / MODEL_FILE
         return file if file.is_file() else file.parent
 
     def read_encoded(
         self, indices: Sequence[int], tokenizer: Tokenizer, negatives: int
     ) -> list[Encoded]:
-        """The ids, cut where the tokenizer would cut them. Raises UserError for other records."""
+        """The ids, cut as the tokenizer would cut them. Raises UserError for a damaged record."""
         x_limit = (tokenizer.x_tokens, self.about.x_closing)
         y_limit = (tokenizer.y_tokens, self.about.y_closing)
         records = read_records(self.records, indices, self.where)
@@ -156,24 +158,24 @@ class TokenizedReader:
             pair = decode_record(record, int(index), self.about.fingerprint, self.dtype)
             if pair is None or any(ids.max() >= self.about.vocabulary for ids in pair.ids):
                 raise UserError(
-                    f"{self.where}: record {index} is not as it was written; make the folder anew"
+                    f"{self.where}: record {index} is not as it was written; make the folder again"
                 )
             pairs.append(_cut(pair, x_limit, y_limit, negatives))
         return pairs
 
     def sample_texts(self, every: int) -> Iterator[str]:
         raise UserError(
-            f"{self.where}: holds no texts; set tokenizer.model_file to the model beside it"
+            f"{self.where}: holds no texts; set tokenizer.model_file to the model in that folder"
         )
 
 
 def choose_dtype(vocabulary: int) -> np.dtype:
-    """Of the ids in a record."""
+    """The type of the ids in a record: uint16 if the vocabulary allows it, otherwise uint32."""
     return np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
 
 
 def decode_record(record: bytes, number: int, fingerprint: str, dtype: np.dtype) -> Encoded | None:
-    """The pair in a record; None where its checksum or its length does not fit."""
+    """The pair in a record; None if its checksum or its length is wrong."""
     content = record[CHECKSUM_BYTES:]
     if record[:CHECKSUM_BYTES] != _make_checksum(content, number, fingerprint):
         return None
@@ -181,7 +183,7 @@ def decode_record(record: bytes, number: int, fingerprint: str, dtype: np.dtype)
     lengths = np.frombuffer(content, "<u4", texts, offset=2)
     hashes = np.frombuffer(content, "<u4", 2 * texts, offset=2 + 4 * texts)
     if len(content) != 2 + 12 * int(texts) + dtype.itemsize * int(lengths.sum()):
-        return None  # ids of another vocabulary, which take another number of bytes
+        return None  # the ids have another number of bytes
     ids = np.frombuffer(content, dtype, offset=2 + 12 * texts).astype(np.int32)
     cut = np.split(ids, np.cumsum(lengths)[:-1])
     low_high = hashes.reshape(-1, 2).tolist()
@@ -196,7 +198,10 @@ def _make_checksum(content: bytes, number: int, fingerprint: str) -> bytes:
 def _cut(
     pair: Encoded, x_limit: tuple[int, int], y_limit: tuple[int, int], negatives: int
 ) -> Encoded:
-    """Limits: the most tokens of a text, and how many closing delimiters are among them."""
+    """Cuts the texts of a pair, and drops negatives after the first `negatives`.
+
+    x_limit, y_limit: the most tokens of a text, and the number of its closing delimiters.
+    """
     ids, hashes = pair.ids[: 2 + negatives], pair.hashes[: 2 + negatives]
     limits = [x_limit] + [y_limit] * (len(ids) - 1)
     ids = [
@@ -208,7 +213,7 @@ def _cut(
 
 
 def encode_record(pair: Encoded, number: int, fingerprint: str, dtype: np.dtype) -> bytes:
-    """The record of a pair, which is the `number`-th; absent negatives are left out."""
+    """The record of a pair. number: its index. Absent negatives are left out."""
     kept = [n for n, text in enumerate(pair.ids) if len(text)]
     parts = [
         np.array([len(kept)], "<u2"),
@@ -224,7 +229,7 @@ def write_records(path: Path, records: Iterable[bytes]) -> None:
     """Writes the records into one file."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    writer = ArrayRecordWriter(str(path), "group_size:1")  # each record can be read alone
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # each record can be read by itself
     for record in records:
         writer.write(record)
     writer.close()
