@@ -45,7 +45,7 @@ def test_writes_an_experiment_that_can_be_inspected_and_trained(folder, capsys):
     )
     text = (folder / "mine.py").read_text()
     assert '"""mine: a pretrained model, tuned on faq.jsonl.\n' in text
-    assert "# 50.0 times through 54 pairs." in text
+    assert "# 50.0 passes over 54 pairs." in text
     experiment = load_experiment("mine.py")
     assert experiment.init_from == InitFrom(str(tiny_run()))
     assert (experiment.train_steps, experiment.batching.pairs_per_batch) == (50, 54)

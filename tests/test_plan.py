@@ -36,10 +36,10 @@ needs_libtpu = pytest.mark.skipif(not has_libtpu, reason="needs libtpu: pip inst
     ("name", "text"),
     [
         ("v9:2x2", "topology: 'v9:2x2' is not known; known are, for example: v5e:8x16, v5p:4x4x8"),
-        ("v5p:4x4", "topology: 'v5p:4x4' is no shape of v5p, which goes as v5p:AxBxC"),
-        ("h200:8x8", "topology: 'h200:8x8' is no shape of h200, which goes as h200:N"),
-        ("v5p:4x4xfour", "topology: 'v5p:4x4xfour' is no shape of v5p"),
-        ("v5e:4x4*0", "topology: 'v5e:4x4*0' is no shape of v5e"),
+        ("v5p:4x4", "topology: 'v5p:4x4' is not a shape of v5p; write it as v5p:AxBxC"),
+        ("h200:8x8", "topology: 'h200:8x8' is not a shape of h200; write it as h200:N"),
+        ("v5p:4x4xfour", "topology: 'v5p:4x4xfour' is not a shape of v5p"),
+        ("v5e:4x4*0", "topology: 'v5e:4x4*0' is not a shape of v5e"),
     ],
 )
 def test_unknown_topologies_are_refused(name, text):
@@ -55,7 +55,9 @@ def test_topologies_are_counted():
 
 @pytest.mark.skipif(has_libtpu, reason="libtpu is installed")
 def test_without_libtpu_the_line_that_installs_it():
-    with pytest.raises(UserError, match=r"libtpu is not installed.*pip install -e '\.\[tpu\]'"):
+    with pytest.raises(
+        UserError, match=r"needs libtpu, .*: pip install -e '\.\[tpu\]'"
+    ):
         describe_devices(parse_topology("v5p:2x2x1"))
 
 

@@ -108,7 +108,7 @@ def test_a_program_is_read():
     assert [a.bytes for a in list_arrays("(s32[], bf16[64,8]{1,0:T(8,128)(2,1)})")] == [4, 1024]
     # Of 100 rows one is read, and one written.
     assert program.hbm_bytes(entry["fusion.9"], entry) == 2 * 40
-    with pytest.raises(ValueError, match="no HLO program"):
+    with pytest.raises(ValueError, match="not an HLO program"):
         read_program("nothing")
 
 

@@ -210,7 +210,7 @@ LINE = {"name": "a/b", "score": 0.5, "words": None, "published": "", "caveat": "
         ("experiment.json", '{"x": 1e400}', "not JSON: the number 1e400 is out of range"),
         ("experiment.json", '{"x": "\\ud800"}', "not JSON: 'utf-8' codec can't encode character"),
         ("experiment.json", "[" * 100_000, "not JSON: maximum recursion depth exceeded"),
-        ("experiment.json", '{"x":' * 99 + "1" + "}" * 99, "more than 50 objects in one another"),
+        ("experiment.json", '{"x":' * 99 + "1" + "}" * 99, "more than 50 levels of nested objects"),
         ("experiment.json", f'{{"x": {"9" * 5000}}}', "not JSON: Exceeds the limit (4300 digits)"),
         ("summary.json", '{"table": {}}', "table: expected a list, found {}"),
         ("summary.json", '{"table": [7]}', "table.0: expected an object, found 7"),

@@ -139,7 +139,7 @@ def test_limits_of_lengths_of_unfinished_training_and_of_missing_scores(tmp_path
     for sentence in (
         "turns a text into a vector of 32 numbers.",
         "Its training has not ended: step 30 of 400.",
-        "Nothing has been measured yet, so no score tells how good it is.",
+        "It has not been scored yet, so its quality is not known.",
     ):
         assert sentence in text
 
@@ -234,10 +234,10 @@ def test_every_number_of_training_is_explained(tmp_path):
     ("name", "start"),
     [
         ("heldout/recall_at_1", "Share of the searches whose first text is right."),
-        ("retrieval/x/recall_at_100", "Share of the right texts that stand among the first 100."),
-        ("retrieval/x/ndcg_at_10", "How early the right texts stand among the first 10,"),
+        ("retrieval/x/recall_at_100", "Share of the right texts that are among the first 100."),
+        ("retrieval/x/ndcg_at_10", "How early the right texts come among the first 10."),
         ("open_qa/nq/answer_recall_at_20", "Share of questions whose answer is in one of the"),
-        ("loss", "Mean cross-entropy of finding the partner"),
+        ("loss", "Mean cross-entropy of finding the other text"),
         ("unheard_of", ""),
     ],
 )

@@ -352,7 +352,7 @@ def test_reads_a_tokenizer_of_the_users(byte_level_file, tmp_path, tokenizer):
         "delimiters; set it to 3 or more"
     )
     assert refuse(train_tokenizer, ["a"], settings_with(byte_level_file, 400)) == (
-        "tokenizer.kind: hugging_face is read, not trained; ask for bpe or unigram"
+        "tokenizer.kind: hugging_face cannot be trained; choose bpe or unigram"
     )
 
 
@@ -377,7 +377,7 @@ def test_survives_the_disk(byte_level_file, byte_level, tmp_path):
     assert read_model(str(folder), 12, 24) == byte_level
     assert read_model(str(folder), 9, 9) == replace(byte_level, x_tokens=9, y_tokens=9)
     assert refuse(read_model, str(folder), 12, 24, "--a: ", delimiters="brackets") == (
-        f"--a: {folder}: was stored with delimiters own, not brackets; ask for own or name the "
+        f"--a: {folder}: was stored with delimiters own, not brackets; use own or name the "
         "original tokenizer.json"
     )
 
@@ -437,7 +437,7 @@ def test_tokenize_pairs_gives_the_batches_of_the_texts(byte_level_file, tmp_path
     reader = open_training(make_experiment(data__train=(source,)).data, tmp_path, 0)[0]
     assert refuse(reader.check, other, 0) == (
         f"{tokens}: made with another tokenizer; set tokenizer.model_file to {tokens}, or "
-        "tokenize the pairs anew"
+        "tokenize the pairs again"
     )
 
 
@@ -460,7 +460,7 @@ MISSING = make_template(make_special("[MASK]"), TEXT, make_special("[SEP]"))
         ),
         (
             BYTE_LEVEL | {"post_processor": BERT | {"sep": ["[SEP]", 9000]}},
-            "post_processor: token ids [1, 9000] must lie below ",
+            "post_processor: token ids [1, 9000] must be below ",
         ),
     ],
 )

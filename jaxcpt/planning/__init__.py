@@ -1,1 +1,5 @@
-"""Plans a run before its machine is rented: memory, traffic and time of the compiled step."""
+"""Plans a run before you rent its machine: memory, communication and time of the compiled step.
+
+In: an experiment and the name of a machine. Out: a `Plan`. The package allocates no arrays and does
+not need the machine.
+"""

@@ -1,10 +1,11 @@
-"""The cost of a compiled training step on a machine: a simulation of its schedule.
+"""Simulates the schedule of a compiled training step to find its cost on a machine.
 
 In: a program (hlo.py) and a mesh on a topology (topology.py). Out: a `Cost` in seconds and bytes
-per chip and step. The TPU compiler estimates the cycles of most instructions. An instruction
-without an estimate takes as long as its bytes need to pass through HBM. An exchange takes as long
-as its bytes need on the links that join its group; the computation that the schedule places
-between its start and its end hides it. This module does not know experiments.
+per chip and step. The TPU compiler estimates the cycles of most instructions. For an instruction
+without an estimate, the time is that of reading and writing its bytes in HBM. An *exchange* is a
+collective operation between chips. Its time is that of its bytes on the links between the chips of
+its group. Computation between the start and the end of an exchange runs at the same time. This
+module does not know experiments.
 """
 
 import math
@@ -25,10 +26,10 @@ LANES = 128
 VECTOR_LANES = 8 * 128 * 4
 """Numbers that a TPU core's vector unit processes in a cycle: 8 x 128 lanes, 4 units."""
 VECTOR_STEPS = 10
-"""Vector operations on each attention score: mask, maximum, exponential, sum, casts. The
-simulation does not overlap them with the matrix products, so it errs on the slow side."""
+"""Vector operations on each attention score: mask, maximum, exponential, sum, casts. In the
+simulation they do not overlap with matrix products, so its times are rather too long."""
 HOP_SECONDS = 1e-6
-"""Latency from one chip to the next."""
+"""Latency in seconds from one chip to the next."""
 FREE_OPCODES = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("copy-start", "copy-done", "partition-id", "replica-id", "iota", "opt-barrier"),
@@ -50,7 +51,7 @@ class Exchange:
 
 @dataclass
 class Cost:
-    """Per chip and step."""
+    """The cost of a step on one chip."""
 
     compute_seconds: float = 0.0
     attention_seconds: float = 0.0
@@ -59,7 +60,7 @@ class Cost:
     hbm_bytes: float = 0.0
     exchanges: dict[tuple[str, str], Exchange] = field(default_factory=dict)
     score_arrays: int = 0
-    """Arrays [rows, heads, l, l] in the program. A good attention kernel makes none."""
+    """Number of arrays [rows, heads, l, l] in the program. A good attention kernel makes none."""
 
     @property
     def step_seconds(self) -> float:
@@ -99,7 +100,7 @@ class Machine:
         within = members // self._count_slices(group)
         share = 1.0 if kind == "collective-permute" else (within - 1) / within
         bandwidth, hops = self._links(group)
-        if kind == "collective-permute":  # each chip sends to the next one, over one link
+        if kind == "collective-permute":  # each chip sends over one link to the next
             bandwidth, hops = chip.link_bandwidth, 1
         link = max(rounds * bytes * share / bandwidth, rounds * hops * HOP_SECONDS)
         slices = members // within
@@ -113,12 +114,12 @@ class Machine:
         return len({i // GPUS_PER_MACHINE for i in group})  # a machine counts as a slice
 
     def _links(self, group: list[int]) -> tuple[float, int]:
-        """Bytes/s one way over all links that join the group inside a slice; hops across it."""
+        """Bytes/s in one direction over all links of the group inside a slice, and its hops."""
         chip = self.topology.chip
         if not self.topology.is_tpu:
             return chip.link_bandwidth, 1
         coords = np.array([self.devices[i].coords for i in group])
-        # A v5p topology closes all three axes with optical links, or none of them.
+        # In a v5p topology, either all three axes are closed by optical links, or none of them.
         whole = all(size % chip.wraps_from == 0 for size in self.topology.shape)
         bandwidth, hops = 0.0, 0
         for at, size in zip(coords.T, self.topology.shape, strict=False):
@@ -131,7 +132,7 @@ class Machine:
 
 
 class ScheduleSimulator:
-    """Steps through a program's schedule with a clock, and adds up its `Cost`.
+    """Simulates a program's schedule with a clock, and adds up its `Cost`.
 
     Each axis of the mesh carries one exchange at a time.
     """
@@ -143,7 +144,7 @@ class ScheduleSimulator:
         self.free_from: dict[str, float] = {}
         """When each mesh axis has finished its last exchange."""
         self.ends: dict[str, float] = {}
-        """When each exchange ends that has started and that nothing has waited for yet."""
+        """When each exchange ends that has started but was not yet waited for."""
 
     def run(self) -> Cost:
         self._run(self.program.computations[self.program.entry], 1)
@@ -155,7 +156,7 @@ class ScheduleSimulator:
                 self._run_inner(instruction, times)
             elif (exchange := self.program.exchange_in(instruction)) is not None:
                 self._exchange(instruction, exchange, times)
-                if instruction.cycles:  # a computation that is fused with a part of the exchange
+                if instruction.cycles:  # computation that is fused with the exchange
                     self._compute(instruction, computation, times)
             elif "xla_megascale_runtime" in instruction.text and instruction.opcode == "send":
                 self._send(instruction, times)
@@ -167,7 +168,7 @@ class ScheduleSimulator:
                 self._compute(instruction, computation, times)
 
     def _run_inner(self, instruction: Instruction, times: int) -> None:
-        """Runs a loop's body once, with no exchange left over from before, and multiplies it."""
+        """Simulates a loop's body once and multiplies its cost. No earlier exchange is running."""
         if instruction.opcode == "while":
             times *= self.program.trips(instruction)
         self.ends, outer = {}, self.ends
@@ -194,8 +195,8 @@ class ScheduleSimulator:
     def _time_attention(self, shape: tuple[int, ...], backward: bool) -> float:
         """Seconds of a splash attention kernel on queries of shape [rows, heads, l, k].
 
-        The forward pass has 2 matrix products and the backward pass 5, over whole lanes. The
-        vector unit's work on the scores is added. A causal kernel skips blocks above the diagonal.
+        The forward pass has 2 matrix products and the backward pass 5, padded to whole lanes. The
+        vector unit's time for the scores is added. A causal kernel skips blocks above the diagonal.
         """
         chip, (rows, heads, l, k) = self.machine.topology.chip, shape
         blocks = max(l // math.gcd(l, 512), 1)
@@ -206,13 +207,13 @@ class ScheduleSimulator:
         return products + VECTOR_STEPS * scores / (VECTOR_LANES * chip.cores * chip.clock)
 
     def _exchange(self, instruction: Instruction, exchange: Instruction, times: int) -> None:
-        """Starts an exchange, or waits for its end, or both, as the instruction says."""
+        """Starts an exchange, or waits for its end, or both, depending on the instruction."""
         inner = "".join(i.text for i in self.program.called(instruction).values())
         if "AsyncCollectiveDone" in inner:
             self._finish(_chain(exchange), times)
             return
         in_parts = "AsyncCollectiveStart" in inner
-        # The compiler may fuse a sum and the slice of it that each chip keeps.
+        # The compiler may fuse a sum with the slice of it that each chip keeps.
         scatters = "reduce-scatter" in (instruction.attribute("calls") or "")
         if _chain(exchange) in self.ends:
             return  # a later part of an exchange that has started
@@ -237,9 +238,9 @@ class ScheduleSimulator:
             self._finish(key, times)
 
     def _send(self, instruction: Instruction, times: int) -> None:
-        """Starts a transfer between slices, which goes through the hosts.
+        """Starts a transfer between slices, which passes through the hosts.
 
-        Each chip sends its part of the array, which its slice has summed up before.
+        Each chip sends its part of the array, after its slice has summed up that part.
         """
         slices, bytes = self.machine.topology.slices, instruction.arrays[0].bytes
         found = re.search(r'megascale_transfer_type="(\w+)"', instruction.text)
@@ -259,7 +260,7 @@ class ScheduleSimulator:
         self._start(_rendezvous(instruction), once)
 
     def _start(self, key: str, once: Exchange) -> None:
-        """Starts an exchange. `once`: the cost of one exchange, and how often the step has it."""
+        """Starts an exchange. once: the cost of one exchange, and how often the step has it."""
         kind, axes, times = once.kind, once.axes, once.times
         nothing = Exchange(
             kind=kind, axes=axes, times=0, bytes=0.0, link_seconds=0.0, network_seconds=0.0
@@ -286,13 +287,13 @@ class ScheduleSimulator:
 
 
 def _rendezvous(instruction: Instruction) -> str:
-    """The name that a send and its receive share."""
+    """The name that a send and its matching receive share."""
     found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.text)
     return found[1] if found else ""
 
 
 def _chain(exchange: Instruction) -> str:
-    """The name that all parts of one exchange share, where the compiler has split it."""
+    """The name that all parts of an exchange share if the compiler has split it."""
     found = re.search(r'chain_id="(\d+)"', exchange.text)
     return f"chain {found[1]}" if found else f"channel {exchange.channel}"
 

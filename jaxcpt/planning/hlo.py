@@ -1,8 +1,8 @@
-"""Reads an optimised and scheduled HLO program, the text that XLA's compiler produces.
+"""Reads an optimised and scheduled HLO program, which is text that XLA's compiler produces.
 
-In: `compiled.as_text()`. Out: its computations, each a list of instructions in the order of the
-schedule. An instruction knows the cycles that the compiler estimates, the bytes that it reads from
-HBM and writes there, and for an exchange between chips the group that takes part. This module
+In: `compiled.as_text()`. Out: its computations, each with its instructions in the order of the
+schedule. An instruction has the cycles that the compiler estimates and the bytes that it reads and
+writes in HBM. An exchange between chips also has the group of chips that takes part. This module
 knows neither chips nor experiments.
 """
 
@@ -28,7 +28,7 @@ class Array:
     dtype: str
     shape: tuple[int, ...]
     in_hbm: bool
-    """False: in the chip's fast memory (VMEM, SMEM), which uses no HBM bandwidth."""
+    """False if it is in the chip's fast memory (VMEM, SMEM), which needs no HBM bandwidth."""
 
     @property
     def bytes(self) -> int:
@@ -68,7 +68,7 @@ class Instruction:
 
     @cached_property
     def cycles(self) -> int:
-        """The compiler's estimate. 0: it gives none."""
+        """The cycles that the compiler estimates; 0 if it gives no estimate."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
         return int(found[1]) if found else 0
 
@@ -88,7 +88,7 @@ class Program:
     entry: str
 
     def trips(self, loop: Instruction) -> int:
-        """Iterations of a `while` loop: the constant that its condition compares with."""
+        """The number of iterations of a `while` loop, from the constant in its condition."""
         condition = self.computations[loop.attribute("condition") or ""]
         for instruction in condition.values():
             number = re.search(r"constant\((\d+)\)", instruction.text)
@@ -97,8 +97,8 @@ class Program:
         raise ValueError(f"no constant bounds the loop {loop.name}")
 
     def body(self, instruction: Instruction) -> Computation:
-        """What a loop, a call or a conditional runs. Of branches it is the longest: the other one
-        of a training step keeps the state of a step that was not finite."""
+        """The computation that a loop, a call or a conditional runs. Of a conditional it is the
+        longest branch. The other branch of a training step only keeps the state, for a bad step."""
         names = [instruction.attribute("body"), instruction.attribute("to_apply")]
         names += [instruction.attribute(f"{branch}_computation") for branch in ("true", "false")]
         if match := re.search(r"branch_computations=\{(.*?)\}", instruction.text):
@@ -106,7 +106,7 @@ class Program:
         return max((self.computations[name] for name in names if name), key=len)
 
     def called(self, instruction: Instruction) -> Computation:
-        """The computation inside a fusion. Empty for other instructions."""
+        """The computation inside a fusion; empty for other instructions."""
         return self.computations.get(instruction.attribute("calls") or "", {})
 
     def exchange_in(self, instruction: Instruction) -> Instruction | None:
@@ -119,8 +119,8 @@ class Program:
     def hbm_bytes(self, instruction: Instruction, computation: Computation) -> int:
         """Bytes that an instruction reads from HBM and writes to HBM.
 
-        If a fusion reads or writes only a slice of an array, then only the slice counts. An array
-        that it returns unchanged counts nothing.
+        If a fusion reads or writes only a slice of an array, only that slice counts. An array that
+        it returns unchanged does not count.
         """
         inner = self.called(instruction)
         total = 0
@@ -128,7 +128,7 @@ class Program:
             source = computation.get(operand)
             if source is None or len(source.arrays) != 1 or not source.arrays[0].in_hbm:
                 continue
-            # dynamic-update-slice does not read its first operand, the array that it writes into.
+            # dynamic-update-slice writes into its first operand and does not read it.
             if instruction.opcode != "dynamic-update-slice" or number:
                 total += self._bytes_read(inner, number, source.bytes)
         roots = [i for i in inner.values() if i.is_root] or [instruction]
@@ -185,12 +185,12 @@ def read_program(text: str) -> Program:
                 is_root=bool(match[1]),
             )
     if not entry:
-        raise ValueError("this text is no HLO program: it has no ENTRY")
+        raise ValueError("this text is not an HLO program: it has no ENTRY")
     return Program(computations, entry)
 
 
 def _join_lines(text: str) -> Iterator[str]:
-    """Yields whole instructions: joins lines that a line break inside an attribute has split."""
+    """Yields whole instructions. Joins the lines of an instruction with a line break inside."""
     whole = ""
     for line in text.splitlines():
         if _START.match(line) or line.startswith(("%", "ENTRY", "HloModule")) or line == "}":
@@ -202,7 +202,7 @@ def _join_lines(text: str) -> Iterator[str]:
 
 
 def _inside(line: str, start: int) -> str:
-    """The text from `start`, just after an opening parenthesis, to the one that closes it."""
+    """The text inside parentheses. start: the index after the opening parenthesis."""
     depth = 1
     for end in range(start, len(line)):
         depth += {"(": 1, ")": -1}.get(line[end], 0)
@@ -212,9 +212,9 @@ def _inside(line: str, start: int) -> str:
 
 
 def list_group(exchange: Instruction, devices: int) -> list[int]:
-    """Numbers of the devices in the first group of an exchange, counted in mesh order.
+    """The numbers of the devices in the first group of an exchange, in the order of the mesh.
 
-    The compiler writes groups in three ways: as lists, as a reshaped and transposed iota, and as
+    The compiler writes groups in three forms: as lists, as a reshaped and transposed iota, and as
     axes of a mesh.
     """
     text = exchange.text
@@ -247,7 +247,7 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _follow(target: dict[int, int]) -> list[int]:
-    """All devices that the first sender reaches over any number of sends."""
+    """All devices that the first sender reaches by one or more sends."""
     reached, at = [min(target)], target[min(target)]
     while at not in reached:
         reached.append(at)

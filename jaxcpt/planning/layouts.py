@@ -1,8 +1,8 @@
-"""Lists the ways to lay out a run on a machine, those that are likely to be fastest first.
+"""Lists the possible layouts of a run on a machine, beginning with those that may be fastest.
 
-In: an experiment and a topology. Out: the layouts (mesh, chunks, remat, cut residual) that may fit
-by a cheap estimate. This module compiles nothing. Compile a plan (step.py) to learn whether a
-layout does fit and how fast it is.
+In: an experiment and a topology. Out: the layouts (mesh, chunks, remat, cut_residual) that fit
+according to a rough estimate. This module compiles nothing. Compile a plan (step.py) to learn
+whether a layout really fits, and how fast it is.
 """
 
 import math
@@ -19,11 +19,11 @@ from jaxcpt.planning.topology import Topology
 Remat = Literal["nothing", "dots", "everything"]
 
 # These rough estimates only decide which layouts are compiled first.
-# Time to recompute activations in the backward pass, in forward passes.
+# Time to recompute activations in the backward pass, as a multiple of a forward pass.
 RECOMPUTED_PASSES: dict[Remat, float] = {"nothing": 0.0, "dots": 0.04, "everything": 1 / 3}
 # Activations that a layer saves for its backward pass, in vectors of the model's width per token.
-# everything: its input. dots: also query, key, value, attention, the stream after attention, and
-# four of the MLP. nothing: all intermediate results.
+# everything: only its input. dots: also query, key, value, attention, the stream after attention,
+# and four vectors of the MLP. nothing: all intermediate results.
 SAVED_VECTORS: dict[Remat, float] = {"everything": 1.0, "dots": 10.0, "nothing": 22.0}
 
 
@@ -48,7 +48,7 @@ class Layout:
 
 
 def list_layouts(experiment: Experiment, topology: Topology) -> list[Layout]:
-    """The layouts that may fit, those that are likely to be fastest first."""
+    """The layouts that may fit, in the order of their estimated step time."""
     batching = replace(experiment.batching, chunks=1)
     sizes = size_full_batches(replace(experiment, batching=batching), 1)
     state_bytes = count_budget(experiment, sizes).state_bytes
@@ -90,10 +90,10 @@ def _divisors(number: int) -> list[int]:
 
 
 def guess_time(experiment: Experiment, layout: Layout) -> float:
-    """A rough step time, in forward passes: one forward, two for the backward, and overheads."""
+    """A rough step time in forward passes: one forward, two for the backward, and overheads."""
     # Several chunks are encoded twice (update.py).
     time = 3.0 + RECOMPUTED_PASSES[layout.remat] + (1.0 if layout.chunks > 1 else 0.0)
-    # Every chunk gathers all weights again, and a small chunk cannot hide that.
+    # Every chunk gathers all weights again, which takes longer than a small chunk's computation.
     time += 0.02 * layout.chunks + 0.1 * math.log2(layout.tensor)
     return time + 0.02 * abs(math.log2(layout.fsdp / 16)) + 0.05 * layout.cut_residual
 
@@ -106,7 +106,7 @@ def guess_bytes(experiment: Experiment, state_bytes: int, layout: Layout) -> flo
     sizes = size_full_batches(replace(experiment, batching=batching), layout.data * layout.fsdp)
     tokens = sizes.rows_per_cell * sizes.row_tokens
     saved = SAVED_VECTORS[layout.remat]
-    # The tensor axis cuts all saved vectors but the residual stream, unless that is cut too.
+    # The tensor axis divides all saved vectors, except the residual stream without cut_residual.
     saved = saved / layout.tensor if layout.cut_residual else 1 + (saved - 1) / layout.tensor
     vector_bytes = tokens * model.width * 2  # bfloat16
     return 1.4 * state + vector_bytes * (saved * model.layers + 2 + 12 / layout.tensor)

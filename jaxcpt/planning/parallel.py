@@ -1,7 +1,7 @@
 """Plans several experiments in parallel processes.
 
-In: experiments and their topologies. Out: a `Plan` or `TooLarge` for each, in the same order. It
-prints nothing.
+In: experiments and their topologies. Out: a `Plan` or `TooLarge` for each, in the same order. The
+module prints nothing.
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ from jaxcpt.planning.topology import Topology
 
 def plan_all(tasks: Sequence[tuple[Experiment, Topology]], jobs: int) -> list[Plan | TooLarge]:
     """Plans each task, `jobs` at a time. Tasks with the same training step are compiled once."""
-    # The training step depends on neither the name nor the data.
+    # The training step depends neither on the name nor on the data.
     keys = [to_json(replace(e, name="", data=tasks[0][0].data)) + t.name for e, t in tasks]
     distinct = dict(zip(keys, tasks, strict=True))
     if len(distinct) == 1 or jobs == 1:

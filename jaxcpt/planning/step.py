@@ -1,8 +1,8 @@
 """Plans one experiment on one machine: compiles its training step from abstract arrays.
 
 In: an `Experiment` and a `Topology`. Out: a `Plan` with memory, FLOPs, exchanges and time, or
-`TooLarge`. Nothing is allocated, so the machine need not be available. This module does not know
-other layouts (layouts.py) and prints nothing.
+`TooLarge`. No array is allocated, so the machine need not be available. This module does not know
+other layouts (layouts.py), and it prints nothing.
 """
 
 import math
@@ -39,14 +39,14 @@ class Memory:
 
     parameters: int
     frozen: int
-    """Of the parameters: those that adapters leave as they are."""
+    """The part of `parameters` that is frozen."""
     optimizer: int
     batch: int
     temporaries: int
     peak: int
     available: float
     largest: tuple[str, ...]
-    """Arrays that the loop over the layers carries, largest first. They fill the temporaries."""
+    """The largest arrays that loops carry, largest first. They are most of the temporaries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Plan:
     exchanges: tuple[dict[str, Any], ...]
     score_arrays: int
     is_prediction: bool
-    """False: compiled for the CPU, so `step_seconds` is only the time of its matrix products."""
+    """False if compiled for the CPU. Then `step_seconds` is only the time of matrix products."""
     compute_bound: float
     hbm_bound: float
     link_bound: float
@@ -92,7 +92,7 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, topology: Topology) -> Plan:
-    """Compiles the step. Raises TooLarge if it does not fit, UserError if no mesh can hold it."""
+    """Compiles the step. Raises TooLarge if it does not fit, and UserError if its mesh does not."""
     mesh = make_mesh(experiment.mesh, list_devices(topology))
     check_model_fits(mesh, experiment)
     sizes = size_full_batches(experiment, count_data_shards(mesh))
@@ -115,9 +115,9 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
     budget = count_budget(experiment, sizes)
     hardware_flops = count_flops(traced.jaxpr.jaxpr, mesh.size) / mesh.size
     bounds = _bound(cost, hardware_flops, topology)
-    # On a CPU, XLA exchanges float32 and sums whole arrays where a GPU scatters the sums.
+    # For a CPU, XLA exchanges float32 and sums whole arrays, where a GPU would reduce-scatter.
     seconds = cost.step_seconds if topology.is_tpu else bounds["compute_bound"]
-    # A batch that does not divide evenly leaves empty places, which are computed for nothing.
+    # A batch that does not divide evenly leaves empty places, which are computed too.
     places = sizes.chunks * sizes.data_shards * sizes.pairs_per_cell
     useful = experiment.batching.pairs_per_batch / places
     model_flops = useful * budget.model_flops_per_step / mesh.size
@@ -148,21 +148,21 @@ def make_plan(experiment: Experiment, topology: Topology) -> Plan:
 
 
 def list_devices(topology: Topology) -> list[Any]:
-    """The devices to compile for. Raises UserError if they cannot be had.
+    """The devices to compile for. Raises UserError if they cannot be made.
 
-    For GPUs and CPUs it makes CPU devices, so call it before anything else starts JAX.
+    For GPUs and CPUs it makes CPU devices, so call it before any other use of JAX's devices.
     """
     if topology.is_tpu:
         return describe_devices(topology)
     use_cpu_cores(topology.chips)
     devices = jax.devices("cpu")
     if len(devices) != topology.chips:
-        raise UserError(f"topology: {topology.name} must be planned by itself: JAX has devices now")
+        raise UserError(f"topology: plan {topology.name} in its own command; JAX has devices now")
     return devices
 
 
 def _explain(error: Exception) -> Exception:
-    """TooLarge if the compiler lacks memory, else a UserError with the compiler's message."""
+    """TooLarge if the memory is too small, otherwise a UserError with the compiler's message."""
     text = str(error)
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available \w+ \(([\d.]+)([KMGT])\)", text)
     found = found or re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", text)
@@ -178,7 +178,7 @@ def _bound(cost: Cost, hardware_flops: float, topology: Topology) -> dict[str, f
     chip = topology.chip
     return {
         "compute_bound": hardware_flops / chip.flops if chip.flops else 0.0,
-        # A program for the CPU moves other bytes than a program for the GPU.
+        # A program for the CPU moves other amounts of data than a program for the GPU.
         "hbm_bound": cost.hbm_bytes / chip.hbm_bandwidth if topology.is_tpu else 0.0,
         "link_bound": cost.link_seconds,
         "network_bound": cost.network_seconds,
@@ -197,7 +197,7 @@ def _read_memory(
     analysis = compiled.memory_analysis()
     arguments = int(analysis.argument_size_in_bytes)
     if topology.is_tpu:
-        # temp_size adds up all buffers, but they do not all live at the same time.
+        # temp_size is the sum of all buffers, but not all of them exist at the same time.
         peak = int(analysis.peak_memory_in_bytes)
     else:  # on a CPU, peak_memory_in_bytes leaves out the temporaries
         peak = arguments + int(analysis.temp_size_in_bytes)
@@ -221,7 +221,7 @@ def _list_largest(program: Program, arguments: int, most: int = 4) -> tuple[str,
             carried = Counter(
                 f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in instruction.arrays if a.bytes
             )
-            counts |= carried  # the larger count of the two loops
+            counts |= carried  # the largest count of any loop
     sizes = {name: count * list_arrays(name)[0].bytes for name, count in counts.items()}
     largest = sorted(sizes, key=lambda name: -sizes[name])[:most]
     return tuple(

@@ -1,7 +1,7 @@
-"""The machines that a run can be planned for.
+"""The machines for which a run can be planned.
 
 In: a name such as `v5p:4x4x8`, `v5p:4x4x4*2` (two slices), `h200:8` or `cpu:8`. Out: a `Topology`,
-and for TPUs the devices to compile for. It knows no model.
+and for TPUs the devices to compile for. The module knows no model.
 """
 
 import math
@@ -13,7 +13,7 @@ from jaxcpt.chips import CHIPS, Chip
 from jaxcpt.errors import UserError
 
 PLANNED = {chip.name: chip for chip in CHIPS if chip.link_bandwidth}
-# `cpu` shows the program alone: no figures are published for a CPU device.
+# `cpu` has no published figures, so a plan for it only shows the program.
 PLANNED["cpu"] = Chip(name="cpu")
 GPUS_PER_MACHINE = 8
 EXAMPLES = "v5e:8x16, v5p:4x4x8, v5p:4x4x4*2 (two slices), v6e:16x16, h100:64, h200:8, cpu:8"
@@ -24,7 +24,7 @@ class Topology:
     name: str
     chip: Chip
     shape: tuple[int, ...]
-    """Chips along each axis of a slice's torus. For GPUs and CPUs: their number."""
+    """The number of chips along each axis of a slice's torus; for GPUs and CPUs, their number."""
     slices: int = 1
 
     @property
@@ -52,7 +52,7 @@ def parse_topology(name: str) -> Topology:
     if len(shape) != chip.dimensions or min(shape) < 1 or slices < 1:
         form = {1: "N", 2: "AxB", 3: "AxBxC"}[chip.dimensions]
         raise UserError(
-            f"topology: {name!r} is no shape of {chip_name}, which goes as {chip_name}:{form}; "
+            f"topology: {name!r} is not a shape of {chip_name}; write it as {chip_name}:{form}, "
             f"for example: {EXAMPLES}"
         )
     return Topology(name, chip, shape, slices)
@@ -61,9 +61,9 @@ def parse_topology(name: str) -> Topology:
 def describe_devices(topology: Topology) -> list[Any]:
     """The devices of a TPU topology. The TPU itself need not be attached to this machine.
 
-    Raises UserError where libtpu is not installed or does not know the topology.
+    Raises UserError if libtpu is not installed or does not know the topology.
     """
-    # Without these settings, libtpu asks this machine for its TPU and takes a lock on it.
+    # Without these settings, libtpu looks for a TPU in this machine and locks it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
@@ -76,7 +76,7 @@ def describe_devices(topology: Topology) -> list[Any]:
         import libtpu  # noqa: F401
     except ImportError:
         raise UserError(
-            "libtpu is not installed, and it is what compiles for TPUs: pip install -e '.[tpu]'"
+            "compiling for a TPU needs libtpu, which is not installed: pip install -e '.[tpu]'"
         ) from None
     shape = "x".join(map(str, topology.shape))
     several = {"num_slices": topology.slices} if topology.slices > 1 else {}

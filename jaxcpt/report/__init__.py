@@ -1,11 +1,11 @@
-"""The report of a run: a run folder in, one HTML page out.
+"""Writes the report of a run, which is one HTML page.
 
-In: `experiment.json`, `metrics.jsonl` and `evals.jsonl`; `starts.jsonl`, which runs of older
-versions lack; `summary.json`, which a finished run has; `suites.json`, which a run has once it is
-scored on the paper's suites.
-Out: `report.html`, or a page that compares several runs. A page loads nothing and runs nothing, and
-the same files give the same bytes. It knows no model and no device. It shows what the folder has,
-so a killed run has a report too.
+In: the files of a run folder. These are `experiment.json`, `metrics.jsonl` and `evals.jsonl`;
+`starts.jsonl`, which old versions did not write; `summary.json`, once the run is finished; and
+`suites.json`, once the run is scored on the paper's suites. Missing files are left out, so a killed
+run has a report too.
+Out: `report.html`, or a page that compares several runs. A page loads no other file and runs no
+script. The same files give the same bytes. The package knows no model and no device.
 
     python -m jaxcpt.report runs/quickstart
     python -m jaxcpt.report runs/first runs/second --output comparison.html

@@ -1,7 +1,8 @@
-"""What the page says in words: what the run is for, where it falls short, where it came from.
+"""The sections in words: the purpose of the run, its limits, its data, its history and its use.
 
-In: the files of a run. Out: HTML. A sentence stands only where the files support it, so a run of an
-older version, which recorded less, has fewer.
+In: the files of a run. Out: HTML. Each sentence is left out if the files do not support it, so the
+page of a run of an older version, which recorded less, has fewer sentences. The module draws no
+curves.
 """
 
 import json
@@ -21,9 +22,9 @@ from jaxcpt.report.inputs import Run
 from jaxcpt.report.sections import LOWER_IS_BETTER, draw_list, make_label
 
 MOST_NAMED = 4
-"""Scores that a sentence names. More are counted."""
+"""Most scores that a sentence names. Further ones are only counted."""
 LONGEST_SECONDS = 1e12
-"""A longer training is a damaged number."""
+"""Most seconds of training. A larger number means that the file is damaged."""
 FILES = {
     "experiment.json": "every value of the run",
     "metrics.jsonl": "the numbers of training",
@@ -35,12 +36,12 @@ FILES = {
 
 
 def draw_purpose(run: Run) -> str:
-    """What the model does, and what is known to limit it."""
+    """The section on what the model does, and on its known limits."""
     width = run.experiment.get("model", {}).get("width")
     if run.is_generative:
         what = (
-            "This model predicts the next token of a text. It is made to be the start of a model "
-            "that embeds texts. Do not search with it before such a model was trained from it."
+            "This model predicts the next token of a text. A model that embeds texts can be "
+            "trained from it. It cannot search texts itself."
         )
     else:
         what = (
@@ -60,7 +61,7 @@ def _list_length_limits(run: Run) -> list[str]:
         return []
     return [
         f"It reads the first {x:,} tokens of a query (x) and the first {y:,} of a document (y). "
-        "What follows is cut off."
+        "Further tokens are cut off."
     ]
 
 
@@ -70,7 +71,7 @@ def _list_training_limits(run: Run) -> list[str]:
     if run.step < total:
         limits.append(f"Its training has not ended: step {run.step:,} of {total:,}.")
     if not run.evals:
-        limits.append("Nothing has been measured yet, so no score tells how good it is.")
+        limits.append("It has not been scored yet, so its quality is not known.")
     elif run.experiment.get("data", {}).get("heldout"):
         limits.append(
             "Held-out scores hold for texts like the held-out pairs. On other texts they are "
@@ -80,7 +81,7 @@ def _list_training_limits(run: Run) -> list[str]:
 
 
 def _compare(run: Run) -> list[str]:
-    """Sentences on scores above and below those of words alone, and of the start of training."""
+    """Sentences that compare the scores with word matching and with the start of training."""
     by_name = {row["name"]: row for row in run.summary.get("table", [])}
     own = by_name.pop("this run", {})
     place = "predicting the held-out texts" if run.is_generative else "the held-out search"
@@ -103,7 +104,7 @@ def _compare(run: Run) -> list[str]:
 
 
 def _weigh(place: str, other: str, lines: Sequence[tuple[str, float, float, str]]) -> list[str]:
-    """One sentence on what is worse than `other`, or one that nothing is.
+    """A sentence about the scores that are worse than those of `other`, or that none is worse.
 
     lines: label, this run's score, the other's score, and the name of the score.
     """
@@ -127,7 +128,7 @@ def _weigh(place: str, other: str, lines: Sequence[tuple[str, float, float, str]
 
 
 def draw_pairs(run: Run) -> str:
-    """The number of the pairs, where they come from, and what mining says of them."""
+    """The section on the pairs: their number, their data sources and their data cards."""
     rows = []
     if run.starts:
         rows = [(entry["name"], f"{entry['pairs']:,} pairs") for entry in run.starts[-1]["data"]]
@@ -141,7 +142,7 @@ def draw_pairs(run: Run) -> str:
 
 
 def _draw_card(folder: str) -> str:
-    """The data card of a mined source, folded. A damaged card is named."""
+    """The data card of a mined data source, folded. For a damaged card, a line that says so."""
     try:
         card = read_data_card(folder)
     except (UserError, OSError) as error:
@@ -158,7 +159,7 @@ def _draw_card(folder: str) -> str:
 
 
 def draw_history(run: Run) -> str:
-    """Dates, duration, command, commit, versions, machine, memory, and what has been read."""
+    """The section on dates, duration, command, commit, versions, machine, memory and work done."""
     facts: dict[str, str] = {}
     end = run.summary.get("end", {})
     if run.starts:
@@ -193,10 +194,10 @@ def draw_history(run: Run) -> str:
 
 
 def _count_work(run: Run) -> dict[str, str]:
-    """Pairs, tokens and seconds of training, from the pairs of a batch and the rates of the rows.
+    """Pairs, tokens and seconds of training, computed from the rates in the rows of metrics.
 
-    A row tells the rates since the row before it. Steps that have no row, because a stop was
-    between, are taken to be like those of the next row.
+    A row has the rates since the row before it. Steps without a row, because the run was stopped,
+    are assumed to have the rates of the next row.
     """
     batch = run.experiment.get("batching", {}).get("pairs_per_batch")
     if not batch or not run.rows:
@@ -205,7 +206,7 @@ def _count_work(run: Run) -> dict[str, str]:
     seconds, tokens, before = 0.0, 0.0, 0.0
     for row in run.rows:
         if "pairs_per_s" not in row or "tokens_per_s" not in row:
-            continue  # a bad step's row, between two readings
+            continue  # the row of a bad step has no rates
         pairs, before = batch * (row["step"] - before), row["step"]
         seconds += pairs / (row["pairs_per_s"] or math.inf)
         tokens += pairs * row["tokens_per_s"] / (row["pairs_per_s"] or math.inf)
@@ -216,12 +217,12 @@ def _count_work(run: Run) -> dict[str, str]:
 
 
 def _format_date(text: str) -> str:
-    """As recorded, in a form that is easier to read."""
+    """The recorded date in a form that is easier to read."""
     return text.replace("T", " ").replace("+00:00", " UTC")
 
 
 def format_seconds(seconds: float) -> str:
-    """Two units: 1 d 3 h, 2 min 5 s, 4 s."""
+    """A duration in at most two units, such as 1 d 3 h, 2 min 5 s or 4 s."""
     left = max(round(seconds), 0)
     parts: list[str] = []
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
@@ -232,7 +233,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def draw_use(run: Run) -> str:
-    """Commands and code that load the run."""
+    """The section with commands and code that load the run."""
     text, word = json.dumps(str(run.folder)), shlex.quote(str(run.folder))
     if run.is_generative:
         code = f"init_from=InitFrom({text})"
@@ -261,7 +262,7 @@ def draw_use(run: Run) -> str:
 
 
 def draw_files(run: Run, start: str = "") -> str:
-    """Links to the files of the run. start: what leads from the page to the folder of the run."""
+    """Links to the files of the run. start: the relative path from the page to the run folder."""
     names = [name for name in FILES if (run.folder / name).is_file()]
     links = {name: quote(start + name, safe="/:") for name in names}
     items = "".join(

@@ -1,7 +1,8 @@
-"""Curves in, figures of a page out: an SVG drawing, and the values where the pointer is.
+"""Draws the charts of a page.
 
-Only this module imports matplotlib. It knows no run and no file. The page runs no script: above
-each drawing lies a row of narrow boxes, and a box shows its values while the pointer is over it.
+In: curves. Out: HTML figures, each with an SVG drawing. Only this module imports matplotlib. It
+knows no run and no file. The page runs no script. To show values, each drawing is covered by a row
+of narrow boxes, and a box shows its values while the pointer is over it.
 """
 
 import io
@@ -19,14 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 LARGEST = 1e100
-"""Larger values are counted and not drawn: axes that reach farther overflow."""
+"""The largest value that is drawn. Larger ones are only counted, because axes would overflow."""
 POINTS = 120
-"""Most points that a curve is drawn with. Where it has more steps, a point is the mean of some."""
+"""Most points of a drawn curve. If it has more steps, a point is the mean of several steps."""
 FAR, FAR_OF_VALUE = 1.5, 0.1
-"""A level is drawn where it lies at most so many times the range of the curves away from them, or
-at most this share of their values."""
+"""A level is drawn if its distance from the curves is at most FAR times their range, or at most
+FAR_OF_VALUE of their values."""
 OUTLIERS = 0.05
-"""Share of the values of a curve that may lie below the axis of a chart with outliers."""
+"""The share of a curve's values that may be below the axis in a chart with outliers."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Chart:
     logarithmic: bool = False
     smooth: bool = True
     has_outliers: bool = False
-    """A few values lie far below the others, such as the rate of the first step."""
+    """Whether a few values are far below the others, such as the rate of the first step."""
     meaning: str = ""
     """A line of text below the title."""
 
 
 COLOURS = ("#3b82f6", "#e8710a", "#12a37a", "#a855f7", "#db2777", "#64748b")
-INK = "#010203"  # Replaced by the page's text colour, which is light or dark.
+INK = "#010203"  # replaced by the page's text colour, which is light or dark
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxcpt",
@@ -72,12 +73,12 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 class Point(NamedTuple):
-    """What is drawn at one place of the horizontal axis: the means over some neighbouring steps."""
+    """One point of the horizontal axis, with the means of the curves over neighbouring steps."""
 
     first: float
     last: float
     means: dict[str, float]
-    """By curve. A curve that has no step there is missing; NaN: it has no value to draw."""
+    """The mean of each curve. A curve without a step there is left out. NaN: nothing to draw."""
 
     @property
     def middle(self) -> float:
@@ -85,7 +86,7 @@ class Point(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Of the vertical axis."""
+    """The range of the vertical axis."""
 
     low: float
     high: float
@@ -93,19 +94,19 @@ class Range(NamedTuple):
 
 
 def format_number(value: float, percent: bool = False) -> str:
-    """At least three digits; whole numbers from 1,000 on, and powers of ten from 1e15 on."""
+    """A number with at least three digits. Large ones are whole, or powers of ten from 1e15 on."""
     if percent:
         return f"{100 * value:.3g}%"
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def format_score(value: float) -> str:
-    """Three decimals, as scores from 0 to 1 are published."""
+    """A score with three decimals, as usual for scores from 0 to 1."""
     return f"{value:.3f}" if abs(value) < 1000 else format_number(value)
 
 
 def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, float]) -> str:
-    """A figure with its legend. `levels`: values drawn as dashed horizontal lines."""
+    """A figure with its legend. levels: values that are drawn as dashed horizontal lines."""
     arrays = {name: (np.array(xs), np.array(ys)) for name, (xs, ys) in curves.items()}
     points = _gather(arrays)
     reach = _choose_range(chart, arrays, levels)
@@ -142,12 +143,12 @@ def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, f
 
 
 def _make_axes(figure: Figure, chart: Chart, last: float, reach: Range) -> Any:
-    """Axes from step 0 to `last` and over `reach`, with their names and ticks."""
+    """Makes the axes, from step 0 to `last` and over the range `reach`, with names and ticks."""
     axes = figure.add_subplot()
     axes.patch.set_visible(False)
     figure.patch.set_visible(False)
     axes.grid(axis="y")
-    axes.set_xlim(-0.02 * last, 1.02 * last)  # so that a point at step 0 is seen whole
+    axes.set_xlim(-0.02 * last, 1.02 * last)  # show a point at step 0 completely
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
@@ -165,7 +166,7 @@ def _make_axes(figure: Figure, chart: Chart, last: float, reach: Range) -> Any:
 
 
 def _gather(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[Point]:
-    """At most POINTS points over the steps of all curves together, in their order."""
+    """At most POINTS points over the steps of all curves, in order."""
     every = np.unique(np.concatenate([steps for steps, _ in arrays.values()]))
     points = []
     for stretch in np.array_split(every, min(len(every), POINTS)):
@@ -184,8 +185,11 @@ def _choose_range(
     arrays: Mapping[str, tuple[np.ndarray, np.ndarray]],
     levels: Mapping[str, float],
 ) -> Range:
-    """From the least to the greatest value of the curves and of levels that are near them, with a
-    margin. The axis is logarithmic where the chart says so and the values differ tenfold."""
+    """The range from the least to the greatest value of the curves, with a margin.
+
+    Levels near the curves are included. The axis is logarithmic if the chart says so and if the
+    values differ at least by a factor of ten.
+    """
     values = np.concatenate([values for _, values in arrays.values()])
     values = values[_can_draw(values)]
     if not len(values):
@@ -203,7 +207,7 @@ def _choose_range(
 
 
 def _find_usual_low(values: np.ndarray) -> float:
-    """The least value of a curve without its outliers. Of a short curve: the least of all."""
+    """The least value of a curve without its outliers. A short curve has no outliers."""
     values = values[_can_draw(values)]
     if not len(values):
         return math.inf
@@ -211,8 +215,7 @@ def _find_usual_low(values: np.ndarray) -> float:
 
 
 def _draw_curve(axes: Any, name: str, points: Sequence[Point], colour: str, smooth: bool) -> None:
-    """Where there are many points and `smooth` is set, they are faint, and a running mean is drawn
-    over them."""
+    """Draws a curve. With `smooth`, many points are faint, and their running mean is drawn too."""
     own = [point for point in points if name in point.means]
     xs, ys = [point.middle for point in own], [point.means[name] for point in own]
     if smooth and len(ys) >= 40:
@@ -243,9 +246,9 @@ def _mark_missing(axes: Any, name: str, steps: np.ndarray, values: np.ndarray, r
 def _draw_boxes(
     axes: Any, points: Sequence[Point], percent: bool, colours: Mapping[str, str]
 ) -> str:
-    """A box for each point, from half way to the point before it to half way to the next one.
+    """A box for each point, which ends half way to the points before and after it.
 
-    Call it when the figure has been saved, because its layout is computed then.
+    Call it after the figure is saved, because saving computes its layout.
     """
     area, (start, end) = axes.get_position(), axes.get_xlim()
     middles = [point.middle for point in points]
@@ -270,12 +273,12 @@ def _draw_boxes(
 
 
 def _can_draw(values: Any) -> Any:
-    """Of one value or of an array of values."""
+    """Whether a value can be drawn. values: one value or an array."""
     return np.isfinite(values) & (np.abs(values) < LARGEST)
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean of what is drawn. Where there is nothing: NaN, which leaves a gap in a curve."""
+    """The mean of the values that can be drawn; NaN, a gap in the curve, if there are none."""
     finite = values[_can_draw(values)]
     return float(finite.mean()) if len(finite) else math.nan
 
@@ -283,7 +286,7 @@ def _mean(values: np.ndarray) -> float:
 def _to_inline(drawing: str, title: str) -> str:
     """Turns an SVG file into an element of a page, with the page's text colour.
 
-    Ids that would repeat on a page with several drawings are removed.
+    Ids are removed, because they would repeat on a page with several drawings.
     """
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
     drawing = re.sub(r' id="[a-z0-9]+_\d+"', "", drawing)

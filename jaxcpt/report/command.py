@@ -1,4 +1,4 @@
-"""`jaxcpt report`: the page of one run, or a page that compares several."""
+"""The command `jaxcpt report`: writes the page of one run, or a page that compares several runs."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Several runs in, one page out: what differs in their settings, their scores, and their curves."""
+"""Writes one page that compares several runs: different settings, scores and curves.
+
+In: run folders. Out: an HTML page. The module draws with the other modules of this package.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -34,9 +37,9 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
 
 
 def name_runs(run_dirs: Sequence[Path]) -> list[str]:
-    """The name of each folder, with as many folders above it as tell the runs apart.
+    """A name for each run: the last parts of its path, as many as are needed to make it unique.
 
-    Raises UserError where a folder is named twice.
+    Raises UserError if a folder is named twice.
     """
     whole = [str(path) if "://" in str(path) else os.path.abspath(path) for path in run_dirs]
     if twice := [name for name in whole if whole.count(name) > 1]:
@@ -50,7 +53,7 @@ def name_runs(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def draw_runs(runs: Mapping[str, Run]) -> str:
-    """A row for each run: its experiment, how far it is, and when and where it ran."""
+    """A row for each run: its experiment, its last step, and when and where it ran."""
     lines = ""
     for name, run in runs.items():
         last = run.starts[-1] if run.starts else {}
@@ -72,7 +75,8 @@ def draw_runs(runs: Mapping[str, Run]) -> str:
 def draw_differences(runs: Mapping[str, Run]) -> str:
     """A row for each value of the experiments that is not the same in all runs.
 
-    Runs with other parts, such as a baseline, lack some values. Of those, the defaults have no row.
+    If some runs have a part that others lack, such as a baseline, only its values that are not
+    defaults have rows.
     """
     values = [{s.path: s for s in list_settings(run.experiment)} for run in runs.values()]
     lines = ""
@@ -92,7 +96,7 @@ def draw_differences(runs: Mapping[str, Run]) -> str:
 
 
 def draw_scores(runs: Mapping[str, Run]) -> str:
-    """Each run's newest value of each score, with the best of each score in bold."""
+    """A table of the newest scores of each run. The best value of each score is bold."""
     table = []
     for name, run in runs.items():
         table.append({k: v for row in run.evals for k, v in row.items()} | {"name": name})
@@ -102,7 +106,7 @@ def draw_scores(runs: Mapping[str, Run]) -> str:
 
 
 def draw_eval_curves(runs: Mapping[str, Run]) -> list[str]:
-    """A figure for each score that a run has at two steps or more."""
+    """A figure for each score that some run has at two or more steps."""
     figures = []
     for name in dict.fromkeys(name for run in runs.values() for row in run.evals for name in row):
         curves = _find_curves({key: run.evals for key, run in runs.items()}, name)

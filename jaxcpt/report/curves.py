@@ -1,4 +1,7 @@
-"""Which charts the page has: rows of numbers in, one figure for each chart out."""
+"""Chooses the charts of the page.
+
+In: rows of numbers. Out: one figure for each chart. The module does not know how a chart is drawn.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,11 +30,11 @@ CHARTS = (
     Chart("Embedding length before normalising", ("zx_norm", "zy_norm"), "length"),
     Chart("Left out of the loss", ("masked_duplicates", "masked_overflow"), "count"),
 )
-"""In the order of the page. Scalars that are not named here follow, with one chart each."""
+"""The charts in the order of the page. Other scalars follow, with one chart each."""
 
 
 def list_charts(rows: Iterable[Row], is_generative: bool) -> list[Chart]:
-    """The charts that have at least one of their scalars in the rows, with their meanings."""
+    """The charts with at least one of their scalars in the rows, with explanations."""
     seen = {name: None for row in rows for name in row if name != "step"}
     named = {name for chart in CHARTS for name in chart.names}
     of_sources = tuple(name for name in seen if name.startswith("padding/"))
@@ -58,7 +61,7 @@ def find_curve(rows: Sequence[Row], name: str) -> Curve:
 
 
 def draw_metrics(rows: Sequence[Row], is_generative: bool) -> list[str]:
-    """A figure for each chart of the rows of training."""
+    """A figure for each chart of the training metrics."""
     return [
         draw_chart(chart, {make_label(n): find_curve(rows, n) for n in chart.names}, {})
         for chart in list_charts(rows, is_generative)
@@ -68,8 +71,8 @@ def draw_metrics(rows: Sequence[Row], is_generative: bool) -> list[str]:
 def draw_evals(evals: Sequence[Row], table: Sequence[Mapping[str, Any]]) -> list[str]:
     """A figure for each score, such as mrr, with a curve for each data set.
 
-    table: the final held-out scores by searcher. Its searchers other than this run become
-    horizontal lines in the figures of held-out scores.
+    table: the final held-out scores of this run and of others, such as BM25. The scores of the
+    others become horizontal lines in the figures of held-out scores.
     """
     figures = []
     for score, curves in _collect_curves(evals).items():
@@ -80,7 +83,7 @@ def draw_evals(evals: Sequence[Row], table: Sequence[Mapping[str, Any]]) -> list
         if "heldout" in curves:
             others = [row for row in table if row.get("name") != "this run" and score in row]
             levels = {str(row["name"]): float(row[score]) for row in others}
-        # A baseline that is a level already needs no curve.
+        # A baseline that is drawn as a level needs no curve.
         shown = {
             name: curve
             for name, curve in curves.items()
@@ -93,7 +96,7 @@ def draw_evals(evals: Sequence[Row], table: Sequence[Mapping[str, Any]]) -> list
 
 
 def _collect_curves(evals: Sequence[Row]) -> dict[str, dict[str, Curve]]:
-    """By score, then by data set: rows have scores under `<data set>/<score>`."""
+    """The curves by score, then by data set. In rows, a score is named `<data set>/<score>`."""
     curves: dict[str, dict[str, Curve]] = {}
     for name in dict.fromkeys(name for row in evals for name in row if name != "step"):
         data, _, score = name.rpartition("/")

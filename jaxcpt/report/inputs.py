@@ -1,7 +1,8 @@
-"""The files of a run folder in, checked objects out. It draws nothing.
+"""Reads and checks the files of a run folder.
 
-A file that is not JSON, or in which a field has another type than `jaxcpt train` writes, raises
-UserError with the file, the field and what was found.
+In: a run folder. Out: a `Run`. If a file is not JSON, or if a field has another type than `jaxcpt
+train` writes, it raises a UserError that names the file, the field and what was found. The module
+draws nothing.
 """
 
 import json
@@ -19,12 +20,12 @@ from jaxcpt.provenance import STARTS_FILE
 from jaxcpt.rows import EVALS_FILE, METRICS_FILE, Row, read_rows
 
 DEEPEST = 50
-"""Objects in objects. A whole experiment has five."""
+"""Most levels of nested objects. An experiment has five."""
 ANY = "*"
 
 
 class Kind(NamedTuple):
-    """What a value must be, in words, and whether one is."""
+    """A type of values: its name for messages, and a function that checks a value."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -51,7 +52,7 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number", lambda value: type(value) is int and 0 <= value < 10**15)
 ANYTHING = Kind("anything", lambda _: True)
 
-# A "?" marks a field that may be missing. ANY stands for all fields that are not named.
+# A "?" marks a field that may be missing. ANY means all fields that are not named.
 SOURCE = {"type?": TEXT, "path?": TEXT, "directory?": TEXT, ANY: ANYTHING}
 EXPERIMENT = {
     "name?": TEXT,
@@ -97,14 +98,14 @@ SUITES = {"step": COUNT, "suites": {ANY: [LINE]}}
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the files of a run folder say. Files that a run lacks are empty here."""
+    """The content of a run folder's files. A missing file is empty here."""
 
     folder: Path
     experiment: dict[str, Any]
     rows: list[Row]
     evals: list[Row]
     starts: list[dict[str, Any]]
-    """Runs of older versions recorded none."""
+    """The starts of the run; empty for runs of older versions."""
     summary: dict[str, Any]
     suites: dict[str, Any]
 
@@ -123,7 +124,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises UserError if the folder is not a run folder, or if a file in it does not fit."""
+    """Reads a run folder. Raises UserError if it is not one, or if a file in it does not fit."""
     experiment = read_object(folder / "experiment.json", EXPERIMENT)
     if experiment is None:
         raise UserError(
@@ -142,28 +143,28 @@ def read_run(folder: Path) -> Run:
 
 
 def read_object(path: Path, shape: dict[str, Any]) -> dict[str, Any] | None:
-    """The object in the file; None where there is no such file."""
+    """The object in a file; None if there is no such file."""
     return _parse(path.read_bytes(), shape, str(path)) if path.is_file() else None
 
 
 def read_objects(path: Path, shape: dict[str, Any]) -> list[dict[str, Any]]:
-    """The object in each line of the file. A file that does not exist has none."""
+    """The objects in the lines of a file; none if there is no such file."""
     lines = path.read_bytes().splitlines() if path.is_file() else []
     return [_parse(line, shape, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
 def _parse(content: bytes, shape: dict[str, Any], where: str) -> dict[str, Any]:
-    """Raises UserError, which begins with `where`."""
+    """The object in some JSON. Raises UserError whose text begins with `where`."""
     try:
         value = json.loads(content, parse_float=_parse_float)
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be shown
+        json.dumps(value, ensure_ascii=False).encode()  # raises for half a surrogate pair
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{where}: not JSON: {error}; put back the file that jaxcpt.train wrote"
         ) from error
     _check(value, shape, where, [])
     if _is_deeper(value, DEEPEST):
-        raise UserError(f"{where}: more than {DEEPEST} objects in one another")
+        raise UserError(f"{where}: more than {DEEPEST} levels of nested objects")
     return value
 
 
@@ -174,7 +175,7 @@ def _parse_float(text: str) -> float:
 
 
 def _check(value: Any, shape: Any, where: str, place: list[str]) -> None:
-    """Raises UserError for the first field that does not fit. `place`: the names above it."""
+    """Raises UserError for the first field that does not fit. place: the names of outer fields."""
 
     def refuse(expected: str) -> None:
         field = f"{'.'.join(place)}: " if place else ""

@@ -1,26 +1,29 @@
-"""What each number of the page means, in one line each: its name in, a sentence out."""
+"""Explains each number of the page in one line.
+
+In: the name of a number. Out: a sentence. The module does not know the values.
+"""
 
 import re
 
 RATES = "The first step of each start is slower."
 MEANINGS = {
-    "loss": "Mean cross-entropy of finding the partner of each text among all texts of the batch, "
-    "in both directions. A new model starts near ln(pairs in a batch), which is chance.",
+    "loss": "Mean cross-entropy of finding the other text of each pair among all texts of the "
+    "batch, in both directions. A new model starts near ln(pairs in a batch), which is chance.",
     "accuracy_x_to_y": "Share of x whose own y is nearest among all y of the batch.",
     "accuracy_y_to_x": "Share of y whose own x is nearest among all x of the batch.",
     "mrr": "Mean of 1 / rank of the right text; 1 means that it always comes first.",
-    "scale": "Cosines are multiplied by it before the softmax. It is learnt.",
+    "scale": "The learnt factor on the cosines before the softmax.",
     "learning_rate": "The size of the optimizer's steps.",
     "gradient_norm": "Length of the whole gradient before clipping. A jump shows an unstable step.",
     "pairs_per_s": f"Pairs that all devices train on in a second. {RATES}",
-    "tokens_per_s": f"The same in tokens, without padding. {RATES}",
-    "padding": "Share of the computed tokens that are padding and so are wasted.",
+    "tokens_per_s": f"Tokens that all devices train on in a second, without padding. {RATES}",
+    "padding": "Share of the computed tokens that are padding, which is wasted work.",
     "data_wait": "Share of the time in which the devices wait for the next batch.",
-    "save_share": "Share of the time since the line before that went to saving.",
-    "eval_share": "The same for evaluating. Both are left out of all other rates.",
-    "mfu": "Useful arithmetic as a share of what the devices can do at most.",
+    "save_share": "Share of the time since the row before that was spent on saving.",
+    "eval_share": "The same share for evals. All other rates leave out both times.",
+    "mfu": "Useful FLOP/s as a share of the published peak of the devices.",
     "alignment": "Mean squared distance between the two texts of a pair. Lower is closer.",
-    "uniformity": "Log of how near the texts of different pairs lie. Lower is more spread out.",
+    "uniformity": "Log of how near the texts of different pairs are. Lower is more spread out.",
     "zx_norm": "Mean length of the vectors of x before they are scaled to length 1.",
     "zy_norm": "Mean length of the vectors of y before they are scaled to length 1.",
     "masked_duplicates": "Comparisons left out because both texts are equal.",
@@ -28,7 +31,7 @@ MEANINGS = {
     "predicted": "Tokens that the step predicted.",
     "bad_steps": "Steps in a row whose loss or gradient was not finite. They changed nothing.",
     "bits_per_byte": "Bits that the model needs for a byte of text. Lower is better.",
-    "perplexity": "Among how many tokens the model hesitates on average. Lower is better.",
+    "perplexity": "exp of the mean cross-entropy of a token. Lower is better.",
     "recall_at_1": "Share of the searches whose first text is right.",
     "map": "Mean average precision: how early all right texts come. 1 is best.",
     "spearman": "How well the order of the cosines agrees with people's ratings. 1 is best.",
@@ -36,16 +39,15 @@ MEANINGS = {
 }
 GENERATIVE_LOSS = "Mean cross-entropy of the next token, in nats. Lower is better."
 PATTERNS = {
-    r"recall_at_(\d+)": "Share of the right texts that stand among the first {}.",
-    r"mrr_at_(\d+)": "As MRR; a right text after place {} counts as 0.",
-    r"ndcg_at_(\d+)": "How early the right texts stand among the first {}, the earlier the better. "
-    "1 is best.",
+    r"recall_at_(\d+)": "Share of the right texts that are among the first {}.",
+    r"mrr_at_(\d+)": "Mean of 1 / rank of the right text; a rank above {} counts as 0.",
+    r"ndcg_at_(\d+)": "How early the right texts come among the first {}. 1 is best.",
     r"answer_recall_at_(\d+)": "Share of questions whose answer is in one of the first {} texts.",
 }
 
 
 def explain(name: str, is_generative: bool = False) -> str:
-    """The sentence for a scalar or a score, such as `heldout/mrr`. Empty for an unknown name."""
+    """The sentence for a scalar or a score, such as `heldout/mrr`; empty for an unknown name."""
     name = name.rpartition("/")[2]
     if name == "loss" and is_generative:
         return GENERATIVE_LOSS

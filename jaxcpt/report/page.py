@@ -1,4 +1,7 @@
-"""A run's files in, `report.html` out: joins the sections of the page."""
+"""Writes `report.html` by joining the sections of the page.
+
+In: a run folder. Out: the page. The module does not know how a section is made.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -37,9 +40,10 @@ PAGE = """<!doctype html>
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
-    """Writes the page, into the run folder unless `output` is given, and returns its path.
+    """Writes the page of a run and returns its path.
 
-    Raises UserError if the folder is not a run folder, or if a file in it does not fit.
+    output: the file to write; None: report.html in the run folder. Raises UserError if the folder
+    is not a run folder, or if a file in it does not fit.
     """
     run = read_run(run_dir)
     path = output or run_dir / "report.html"
@@ -76,7 +80,7 @@ def fill_page(name: str, header: str, sections: Mapping[str, str]) -> str:
 
 
 def _lead_to(page: Path, run_dir: Path) -> str:
-    """What a link on the page begins with, to lead to a file of the run."""
+    """The first part of links from the page to files of the run."""
     if page.parent == run_dir:
         return ""
     if "://" in str(run_dir) or "://" in str(page):
@@ -104,7 +108,7 @@ def _draw_header(run: Run) -> str:
     if accuracies := [last[name] for name in ACCURACIES if name in last]:
         mean = sum(accuracies) / len(accuracies)
         numbers["in-batch accuracy"] = format_number(mean, percent=True)
-    # The median, because the first step of each start is slower.
+    # Show the median, because the first step of each start is slower.
     for name in ("pairs_per_s", "tokens_per_s"):
         if values := [row[name] for row in run.rows if name in row]:
             numbers[f"{make_label(name)}, median"] = format_number(float(np.median(values)))

@@ -1,6 +1,7 @@
-"""Sections of the page that hold text: what the run's JSON files say in, HTML out.
+"""Sections of the page with tables and lists.
 
-All text is escaped here, whatever file it comes from.
+In: values from the run's JSON files. Out: HTML. All text is escaped here. The module does not know
+where the values come from.
 """
 
 import math
@@ -18,7 +19,7 @@ LOWER_IS_BETTER = ("bits_per_byte", "perplexity")
 
 
 def make_label(name: str) -> str:
-    """heldout/recall_at_10 -> heldout recall@10, pairs_per_s -> pairs/s"""
+    """A label for people: heldout/recall_at_10 -> heldout recall@10, pairs_per_s -> pairs/s."""
     for old, new in ("/", " "), ("_at_", "@"), ("_per_", "/"), ("_", " "):
         name = name.replace(old, new)
     for word in ("MRR", "MAP", "nDCG"):
@@ -27,8 +28,11 @@ def make_label(name: str) -> str:
 
 
 def draw_table(table: Sequence[Mapping[str, Any]], turned: bool = False) -> str:
-    """Rows with a name and scores. The best value of each score is bold: the largest, but for
-    LOWER_IS_BETTER. turned: a column for each row of `table`."""
+    """A table of names and scores. The best value of each score is bold.
+
+    The best value is the largest, or the smallest for a score in LOWER_IS_BETTER. turned: draw each
+    row of `table` as a column.
+    """
     if not table:
         return ""
     names = list(dict.fromkeys(name for row in table for name in row if name != "name"))
@@ -64,12 +68,12 @@ def draw_suites(recorded: Mapping[str, Any]) -> str:
 
 
 def _draw_suite(suite: Suite, lines: Sequence[Mapping[str, Any]], step: int) -> str:
-    """This run's scores beside those of words alone and published ones; caveats below them."""
+    """A table of this run's scores, those of word matching and published ones, and caveats."""
     published = any(line["published"] for line in lines)
     started = any(line.get("before") is not None for line in lines)
     rows = ""
     for line in lines:
-        folder, _, score = line["name"].rpartition("/")  # names of sets stay as they are
+        folder, _, score = line["name"].rpartition("/")  # names of sets are not changed
         star = "*" if line["caveat"] else ""
         name = f"{folder} {make_label(score)}{star}" if folder else f"{score}{star}"
         rows += f"<tr><th>{escape(name)}</th><td>{format_score(line['score'])}</td>"
@@ -103,13 +107,13 @@ def draw_examples(examples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_list(facts: Iterable[tuple[str, str]]) -> str:
-    """Names and values below one another. Nothing where there are none."""
+    """A list of names and values; empty if there are none."""
     items = "".join(f"<dt>{escape(n)}</dt><dd>{escape(text) or '-'}</dd>" for n, text in facts)
     return f"<dl>{items}</dl>" if items else ""
 
 
 def draw_settings(settings: Sequence[Setting]) -> str:
-    """The values that the experiment chose, then the defaults, folded."""
+    """The values that the experiment chose, followed by a folded list of the defaults."""
     chosen = [(s.path, s.value) for s in settings if not s.is_default]
     defaults = [(s.path, s.value) for s in settings if s.is_default]
     if not defaults:
@@ -119,7 +123,7 @@ def draw_settings(settings: Sequence[Setting]) -> str:
 
 
 def draw_meanings(names: Iterable[str], is_generative: bool = False) -> str:
-    """A folded list of what the scores mean. Names of the same kind of score stand once."""
+    """A folded list that explains the scores. Each kind of score occurs once."""
     kinds = dict.fromkeys(name.rpartition("/")[2] for name in names)
     meanings = {make_label(k): m for k in kinds if (m := explain(k, is_generative))}
     if not meanings:

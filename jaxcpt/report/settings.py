@@ -1,7 +1,8 @@
-"""The values of an experiment by path, and whether each is the default.
+"""Lists the values of an experiment, and whether each is the default.
 
-In: the object in `experiment.json`, also of an older version. Out: `optimizer.b2`, its value as
-text, and whether the field of `config` has this value where an experiment leaves it out.
+In: the object in `experiment.json`, also of an older version. Out: for each value its path, such as
+`optimizer.b2`, its text, and whether it is the default in `config`. The module does not know what
+a value means.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,13 +16,13 @@ CLASSES = {name: found for name, found in vars(config).items() if is_dataclass(f
 
 class Setting(NamedTuple):
     path: str
-    """As `--set` takes it."""
+    """The path in the form that `--set` takes."""
     value: str
     is_default: bool
 
 
 def list_settings(tree: Mapping[str, Any], path: str = "") -> Iterator[Setting]:
-    """In the order of the file. Fields that `config` does not know have no default."""
+    """Yields the settings in the order of the file. Unknown fields have no default."""
     defaults = _find_defaults(str(tree.get("type", "Experiment")))
     for name, value in tree.items():
         if name != "type":
@@ -34,7 +35,7 @@ def _list_value(path: str, value: Any, default: Any) -> Iterator[Setting]:
             yield from _list_value(f"{path}.{index}", item, MISSING)
     elif isinstance(value, dict):
         kind = str(value.get("type", ""))
-        if path.rpartition(".")[2].replace("_", "") != kind.lower():  # it could be of another class
+        if path.rpartition(".")[2].replace("_", "") != kind.lower():  # it could be another class
             yield Setting(path, kind, kind == type(default).__name__)
         yield from list_settings({"type": kind} | value, f"{path}.")
     else:
@@ -44,7 +45,7 @@ def _list_value(path: str, value: Any, default: Any) -> Iterator[Setting]:
 
 
 def _find_defaults(kind: str) -> dict[str, Any]:
-    """The defaults of the dataclass `kind` by field. It is empty for an unknown class."""
+    """The defaults of the dataclass `kind` by field; empty for an unknown class."""
     if kind not in CLASSES:
         return {}
     given = {f.name: f.default for f in fields(CLASSES[kind]) if f.default is not MISSING}

@@ -1,7 +1,8 @@
-"""Texts and their side in, token ids between that side's delimiters out.
+"""Converts texts to token ids between delimiters.
 
-One model serves both sides: SentencePiece, or a Hugging Face tokenizer.json. `Tokenizer` is what
-the rest of the package uses. It knows no pairs, batches or arrays of several texts.
+In: texts and their side. Out: token ids between the delimiters of that side. One model serves both
+sides: SentencePiece, or a Hugging Face tokenizer.json. The rest of the package uses only the class
+`Tokenizer`, whose settings are in `config.Tokenizer`. The package knows no pairs and no batches.
 """
 
 import hashlib
@@ -50,7 +51,7 @@ SENTENCEPIECE_FILE, HUGGING_FACE_FILE = "tokenizer.model", "tokenizer.json"
 
 
 class Delimiters(NamedTuple):
-    """The ids before and after a text. There is at least one after it."""
+    """The ids before and after a text. There is at least one closing id."""
 
     opening: tuple[int, ...]
     closing: tuple[int, ...]
@@ -65,24 +66,24 @@ class Template:
 
     @property
     def kind(self) -> str:
-        """Brackets differ between the sides; a model's own template does not."""
+        """brackets if the delimiters of the sides differ; a model's own template is the same."""
         return "own" if self.x == self.y else "brackets"
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A model (its file's bytes) with its delimiters and the longest text of each side."""
+    """A tokenizer model with its delimiters, its prefixes and the longest text of each side."""
 
     model: bytes
     vocabulary: int
-    """Rows of the embedding table. The model may have fewer pieces; ids stay below."""
+    """Rows of the token table. The model may have fewer pieces. All ids are smaller than this."""
     x_tokens: int
     y_tokens: int
     template: Template | None = None
-    """For a Hugging Face tokenizer. None: SentencePiece, whose delimiters are DELIMITERS."""
+    """Delimiters of a Hugging Face tokenizer. None: SentencePiece, which has DELIMITERS."""
     x_prefix: str = ""
     y_prefix: str = ""
-    """Put before every text of that side."""
+    """Texts that are put before every x and every y."""
 
     @property
     def file_name(self) -> str:
@@ -94,9 +95,9 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """sha256: checkpoints are only good for the tokenizer of their training.
+        """A sha256 that shows whether a checkpoint was trained with this tokenizer.
 
-        It covers the model, the prefixes and, of a Hugging Face tokenizer, the delimiters' ids.
+        It covers the model, the prefixes and, for Hugging Face, the ids of the delimiters.
         """
         digest = hashlib.sha256(self.model)
         if self.template is not None:
@@ -113,10 +114,11 @@ class Tokenizer:
         return Delimiters((opening,), (closing,))
 
     def encode(self, texts: Sequence[str], side: Side) -> list[np.ndarray]:
-        """int32 ids of each text in its side's delimiters, at most the side's longest.
+        """The int32 ids of each text, between the delimiters of its side.
 
-        A longer text is cut and keeps all delimiters; an empty text is the delimiters alone.
-        Raises UserError for a lone surrogate, which is half of a character.
+        A text with more than x_tokens or y_tokens is cut, and keeps all delimiters. An empty text
+        gives only the delimiters. Raises UserError for a lone surrogate, which is half of a
+        character.
         """
         opening, closing = self.delimiters(side)
         longest = self.x_tokens if side == "x" else self.y_tokens
@@ -131,7 +133,7 @@ class Tokenizer:
         return [np.array([*opening, *ids[:inner], *closing], np.int32) for ids in encoded]
 
     def check_limits(self, settings: config.Tokenizer, where: Path) -> "Tokenizer":
-        """Returns the tokenizer. Raises UserError where a run's experiment says other limits."""
+        """Returns the tokenizer. Raises UserError if a run's experiment has other limits."""
         for name in _LIMITS:
             found, asked = getattr(self, name), getattr(settings, name)
             if found != asked:
@@ -149,7 +151,7 @@ class Tokenizer:
         return self.processor.decode([int(i) for i in ids])
 
     def save(self, folder: Path) -> None:
-        """Writes the model and, last, the limits. Files that are equal already stay untouched."""
+        """Writes the model and then the limits. Files with the same content are not written."""
         folder.mkdir(parents=True, exist_ok=True)
         limits: dict[str, Any] = {k: getattr(self, k) for k in _LIMITS}
         if self.template is not None:
@@ -162,7 +164,7 @@ class Tokenizer:
 
     @staticmethod
     def load(folder: Path) -> "Tokenizer":
-        """Reads what `save` wrote. Raises UserError where it is missing or damaged."""
+        """Reads a folder that `save` wrote. Raises UserError if it is missing or damaged."""
         limits_file = folder / LIMITS_FILE
         if not limits_file.is_file() and has_tokenizer(folder):
             limits_file = folder / _OLD_LIMITS_FILE
@@ -193,8 +195,8 @@ class Tokenizer:
         return tokenizer
 
 
-# Runs made before there were Hugging Face tokenizers keep the limits under this name, beside a
-# SentencePiece model.
+# Old runs, from before Hugging Face tokenizers were supported, have the limits in this file, beside
+# a SentencePiece model.
 _OLD_LIMITS_FILE = "tokenizer.json"
 
 
@@ -206,13 +208,13 @@ def has_tokenizer(folder: Path) -> bool:
 
 @lru_cache(maxsize=4)  # a model of 250,000 pieces takes seconds to parse
 def _parse(content: bytes, file_name: str) -> SentencePieceModel | HuggingFaceModel:
-    """The model in a file of this name or ending. Raises UserError, which does not name it."""
+    """Parses a model file. Its name shows its kind. Raises UserError without the file's path."""
     return HuggingFaceModel(content) if file_name.endswith(".json") else SentencePieceModel(content)
 
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Puts `where` in front of a UserError's text."""
+    """A context that puts `where` before the text of a UserError."""
     try:
         yield
     except UserError as error:
@@ -220,7 +222,7 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def _check(tokenizer: Tokenizer) -> None:
-    """Raises UserError unless the model can be read and its ids fit the table and the lengths."""
+    """Raises UserError if the model cannot be read, or does not fit the table or the lengths."""
     pieces = tokenizer.processor.pieces
     if pieces > tokenizer.vocabulary:
         raise UserError(f"has {pieces} pieces, but its table has {tokenizer.vocabulary} rows")
@@ -253,7 +255,7 @@ def _refuse_lone_surrogates(texts: Sequence[str]) -> None:
 
 
 def read_tokenizer(settings: config.Tokenizer) -> Tokenizer:
-    """Reads the user's own `settings.model_file`. Raises UserError if it does not fit."""
+    """Reads the file `settings.model_file`. Raises UserError if it does not fit the settings."""
     assert settings.model_file is not None
     path = settings.model_file
     found = read_model(
@@ -278,7 +280,7 @@ def read_tokenizer(settings: config.Tokenizer) -> Tokenizer:
 
 
 def put_prefixes(found: Tokenizer, settings: config.Tokenizer, path: str) -> Tokenizer:
-    """The tokenizer with the prefixes of an experiment. Raises UserError where it has others."""
+    """The tokenizer with the prefixes of an experiment. Raises UserError if it has other ones."""
     for name in _PREFIXES:
         own, asked = getattr(found, name), getattr(settings, name)
         if own and own != asked:
@@ -296,12 +298,13 @@ def read_model(
     delimiters: str | None = None,
     end_token: str | None = None,
 ) -> Tokenizer:
-    """The tokenizer of a file or folder; `option` is the option or field that gave the path.
+    """Reads the tokenizer of a file or folder.
 
     path: a SentencePiece model that has the delimiters; a tokenizer.json; a folder with one; or a
-    folder that `Tokenizer.save` wrote. delimiters: "brackets" or "own" of a tokenizer.json. None:
-    as stored, else brackets. end_token: closes a text where the model's own template does not.
-    None: the eos_token of the tokenizer_config.json beside it, if there is one.
+    folder that `Tokenizer.save` wrote. option: the option or field that named the path, for errors.
+    delimiters: "brackets" or "own" for a tokenizer.json; None: as stored, or else brackets.
+    end_token: the token that closes a text if the model's own template has none; None: the
+    eos_token in the tokenizer_config.json beside it, if there is one.
     """
     file = to_path(path)
     if has_tokenizer(file):
@@ -309,7 +312,7 @@ def read_model(
         if stored.template and delimiters not in (None, stored.template.kind):
             raise UserError(
                 f"{option}{path}: was stored with delimiters {stored.template.kind}, not "
-                f"{delimiters}; ask for {stored.template.kind} or name the original tokenizer.json"
+                f"{delimiters}; use {stored.template.kind} or name the original tokenizer.json"
             )
         with _naming(f"{option}{path}"):
             _check(stored)
@@ -345,9 +348,10 @@ def _make_template(
 
 
 def train_tokenizer(texts: Iterable[str], settings: config.Tokenizer) -> Tokenizer:
-    """Trains on `texts`, which are held in memory; the same texts give the same bytes.
+    """Trains a SentencePiece tokenizer. texts: held in memory; the same texts give the same bytes.
 
-    A corpus too small for `settings.vocabulary` pieces gives fewer, the table keeps its size.
+    If the texts are too few for `settings.vocabulary` pieces, there are fewer pieces, and the token
+    table has unused rows.
     """
     model = train_model(texts, settings)
     return Tokenizer(

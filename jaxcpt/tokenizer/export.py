@@ -1,8 +1,8 @@
-"""A tokenizer as a tokenizer.json that puts one side's delimiters round a text, for other tools.
+"""Converts a tokenizer to a tokenizer.json for other libraries.
 
-In: a `Tokenizer` and a side. Out: the text of the file and the name of its padding token. A
-SentencePiece model is written anew as byte-pair merges. What has no exact form in a tokenizer.json
-is refused.
+In: a `Tokenizer` and a side. Out: the text of a tokenizer.json that adds the delimiters of that
+side, and the name of its padding token. A SentencePiece model is converted to byte-pair merges. A
+tokenizer without an exact form in a tokenizer.json raises UserError. The module knows no model.
 """
 
 import json
@@ -19,16 +19,16 @@ from jaxcpt.tokenizer.sentencepiece_model import SentencePieceModel
 PADDING = ("[PAD]", "<pad>")
 SIDES: tuple[Side, ...] = ("x", "y")
 PRIVATE = 0xF0000
-"""First character of a range that Unicode leaves to private use."""
+"""The first character of a range that Unicode reserves for private use."""
 SPACE = "\u2581"
-"""What SentencePiece writes a space as."""
+"""The character by which SentencePiece writes a space."""
 
 
 def to_hugging_face(tokenizer: Tokenizer, side: Side) -> tuple[str, str]:
     """The text of a tokenizer.json, and the token that pads shorter texts of a batch.
 
-    A text that spells a special token of the model is cut differently there: other tools take it
-    for that token. Raises UserError for a SentencePiece model that has no exact form.
+    There is one difference: if a text contains the spelling of a special token, other libraries
+    read it as that token. Raises UserError for a SentencePiece model that has no exact form.
     """
     if isinstance(tokenizer.processor, SentencePieceModel):
         file = _write_merges(tokenizer.processor)
@@ -60,8 +60,8 @@ def to_hugging_face(tokenizer: Tokenizer, side: Side) -> tuple[str, str]:
 def to_bag_tokenizer(tokenizer: Tokenizer) -> tuple[str, dict[Side, str]]:
     """The text of a tokenizer.json for a bag of tokens, and each side's delimiters as characters.
 
-    The pieces of the delimiters are renamed to private-use characters, so that a prompt can hold
-    them and hardly any text does.
+    The pieces of the delimiters are renamed to private-use characters. So a prompt can contain
+    them, and few texts do.
     """
     if not isinstance(tokenizer.processor, SentencePieceModel):
         raise UserError(
@@ -97,7 +97,8 @@ def _list_ids(file: dict[str, Any]) -> dict[str, int]:
 
 
 def _write_merges(model: SentencePieceModel) -> dict[str, Any]:
-    """A SentencePiece BPE model without rules of its own, as the `tokenizers` library has it."""
+    """A SentencePiece BPE model in the form of the `tokenizers` library. Raises UserError if it is
+    of another kind, or changes texts."""
     if model.kind != "bpe" or model.normalises:
         raise UserError(
             "tokenizer: a SentencePiece model of kind unigram, or one that splits identifiers, has "
@@ -107,7 +108,7 @@ def _write_merges(model: SentencePieceModel) -> dict[str, Any]:
     ids = {piece: number for number, (piece, _) in enumerate(pieces)}
     ordinary = {piece for piece, is_ordinary in pieces if is_ordinary}
     merges = []
-    for piece, is_ordinary in pieces:  # in the order of their scores, best first
+    for piece, is_ordinary in pieces:  # ordered by score, best first
         if is_ordinary:
             cuts = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
             pairs = [cut for cut in cuts if cut[0] in ordinary and cut[1] in ordinary]

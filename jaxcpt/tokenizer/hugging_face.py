@@ -1,7 +1,8 @@
-"""A Hugging Face tokenizer.json in, token ids of texts and the ids of its delimiters out.
+"""Encodes texts with a Hugging Face tokenizer.json.
 
-It knows neither sides nor lengths: delimiters are returned as ids, and the caller places them.
-Truncation, padding and the template of the file are not applied when a text is encoded.
+In: a tokenizer.json, and texts. Out: token ids of texts, and the ids of its delimiters. The module
+knows neither sides nor lengths, and the caller adds the delimiters. Truncation, padding and the
+template of the file are not applied when a text is encoded.
 """
 
 import json
@@ -13,8 +14,8 @@ import tokenizers
 
 from jaxcpt.errors import UserError
 
-# Encode a batch on all cores. Left unset, the library warns after a fork. The order of the results
-# does not depend on it.
+# Encode a batch on all cores. If this is not set, the library prints a warning after a fork. The
+# results do not depend on it.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 BRACKETS = "[]{}"
@@ -24,7 +25,7 @@ class HuggingFaceModel:
     """The tokenizer of one tokenizer.json. No text gives the id of a special token.
 
     Special tokens, such as [SEP] and <|endoftext|>, are not matched in texts. Some models would
-    still produce one as an ordinary piece of the vocabulary; there it is renamed (`_hide`).
+    still produce one as an ordinary piece of the vocabulary. There the piece is renamed (`_hide`).
     """
 
     def __init__(self, content: bytes) -> None:
@@ -34,7 +35,7 @@ class HuggingFaceModel:
             self._post_processor = file.pop("post_processor", None)
             file |= {"truncation": None, "padding": None}
             self._tokenizer = _build(file)
-            # One more than the largest id.
+            # The number of ids is one more than the largest id.
             self.pieces = max(self._tokenizer.get_vocab().values(), default=-1) + 1
             if self.pieces >= 1 << 31:
                 raise ValueError(f"a token has the id {self.pieces - 1}, which needs 32 bits")
@@ -61,7 +62,7 @@ class HuggingFaceModel:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def find_brackets(self) -> list[int]:
-        """The ids of `[`, `]`, `{` and `}`. Raises UserError where one is not a single token."""
+        """The ids of `[`, `]`, `{` and `}`. Raises UserError if one is not a single token."""
         found = {character: self.find_id(character) for character in BRACKETS}
         for character, token in found.items():
             if token is None:
@@ -74,11 +75,11 @@ class HuggingFaceModel:
     def find_template(self, end_token: str | None) -> tuple[list[int], list[int]]:
         """The ids before and after a text in the model's own template.
 
-        `end_token` closes a text where the template does not, as in most generative models.
+        end_token: closes a text if the template does not, as in most generative models.
         """
         try:
             opening, closing = _read_template(self._post_processor)
-        except Exception as error:  # of any shape that JSON can have
+        except Exception as error:  # the JSON may have any form
             raise UserError(f"post_processor: damaged: {repr(error)[:200]}") from None
         if not closing:
             if end_token is None:
@@ -92,13 +93,16 @@ class HuggingFaceModel:
             closing = [end]
         if not all(0 <= token < self.pieces for token in opening + closing):
             raise UserError(
-                f"post_processor: token ids {opening + closing} must lie below {self.pieces}"
+                f"post_processor: token ids {opening + closing} must be below {self.pieces}"
             )
         return opening, closing
 
 
 def _explain(what: str, error: BaseException) -> BaseException:
-    """A UserError for what the library raises: Exception, or a Rust panic, which is none."""
+    """A UserError for an error of the library, which may be a Rust panic and not an Exception.
+
+    Any other error is returned unchanged.
+    """
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         return UserError(f"{what}: {' '.join(str(error).split())[:200]}")
     return error
@@ -111,9 +115,9 @@ def _build(file: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _find_special_pieces(built: tokenizers.Tokenizer) -> dict[str, str]:
-    """Special tokens that the model itself makes of a text that spells them, with new names.
+    """New names for special tokens that are also ordinary pieces, which a text could produce.
 
-    Examples: Unigram with </s> in its vocabulary (XLM-RoBERTa), and BPE with merges that make it.
+    Examples are Unigram with </s> in its vocabulary (XLM-RoBERTa), and BPE whose merges produce it.
     """
     found = {}
     for token, added in built.get_added_tokens_decoder().items():
@@ -121,13 +125,13 @@ def _find_special_pieces(built: tokenizers.Tokenizer) -> dict[str, str]:
             texts = [added.content, f"a{added.content}a", f"a {added.content} a"]
             encodings = built.encode_batch_fast(texts, add_special_tokens=False)
             if any(token in encoding.ids for encoding in encodings):
-                # Models replace spaces or cut texts at them, so no piece of a text holds one.
+                # Models replace spaces or split texts at them, so no piece contains a space.
                 found[added.content] = f"\0 {added.content}"
     return found
 
 
 def _hide(file: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """The file with these pieces renamed and without the merges that they are part of."""
+    """The tokenizer.json with these pieces renamed, and without the merges that produce them."""
     model = dict(file["model"])
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
@@ -148,7 +152,7 @@ def _hide(file: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 def _read_template(processor: dict[str, Any] | None) -> tuple[list[int], list[int]]:
     """The ids that a post-processor puts before and after a single text."""
-    if processor is None or processor["type"] == "ByteLevel":  # which only moves offsets
+    if processor is None or processor["type"] == "ByteLevel":  # ByteLevel only changes offsets
         return [], []
     if processor["type"] in ("BertProcessing", "RobertaProcessing"):
         return [int(processor["cls"][1])], [int(processor["sep"][1])]
@@ -175,7 +179,7 @@ def _read_template(processor: dict[str, Any] | None) -> tuple[list[int], list[in
 
 
 def parse_end_token(content: bytes) -> str | None:
-    """The eos_token of a tokenizer_config.json. Raises UserError where it is damaged."""
+    """The eos_token of a tokenizer_config.json. Raises UserError if the file is damaged."""
     try:
         token = json.loads(content).get("eos_token")
         token = token["content"] if isinstance(token, dict) else token

@@ -1,7 +1,8 @@
-"""Texts in, ids of SentencePiece pieces out; and training of a SentencePiece model.
+"""Encodes texts with a SentencePiece model, and trains such a model.
 
-The model file holds all normalisation, so whatever reads it elsewhere cuts texts the same way.
-The module knows no lengths: the caller cuts the ids and places the delimiters.
+In: texts. Out: the ids of their pieces, or a model file. The model file holds all normalisation, so
+other programs that read it split texts in the same way. The module knows no lengths: the caller
+cuts the ids and adds the delimiters.
 """
 
 import io
@@ -18,9 +19,9 @@ from jaxcpt.pair import Side
 
 PAD = 0
 RESERVED = "\u2585"
-"""SentencePiece skips every training text that holds this character, so texts are cut there."""
-# The paper's delimiters (section 2.1), each side its own. As control symbols they are never
-# matched in a text, so no text can inject one.
+"""SentencePiece skips training texts that contain this character, so texts are split there."""
+# The paper's delimiters (section 2.1), which differ between the sides. They are control symbols,
+# which are never matched in a text, so no text can contain one.
 DELIMITERS: dict[Side, tuple[str, str]] = {"x": ("<[>", "<]>"), "y": ("<{>", "<}>")}
 
 
@@ -28,13 +29,13 @@ class SentencePieceModel:
     """A SentencePiece model that has the delimiters."""
 
     def __init__(self, content: bytes) -> None:
-        """Raises UserError if `content` is no such model."""
+        """content: the bytes of a model file. Raises UserError if they are not such a model."""
         try:
-            if not content:  # which SentencePiece takes for a model and then logs errors
+            if not content:  # SentencePiece would accept it and log errors later
                 raise RuntimeError
             self._content = content
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-        except Exception:  # RuntimeError, or of a message that quotes a broken piece
+        except Exception:  # RuntimeError, or an error in decoding its message
             raise UserError("not a SentencePiece model; name one or train one") from None
         self.pieces = self._processor.get_piece_size()
         delimiters = [piece for both in DELIMITERS.values() for piece in both]
@@ -53,13 +54,14 @@ class SentencePieceModel:
 
     @property
     def normalises(self) -> bool:
-        """Whether the model changes a text before it cuts it, beyond how it writes spaces."""
+        """Whether the model changes a text before splitting it, other than replacing spaces."""
         fields = _read_fields(_read_fields(self._content)[3])
-        # Of NormalizerSpec: 2 replaced characters, 3 a space before the text, 4 spaces removed.
+        # Fields of NormalizerSpec: 2 replaces characters, 3 adds a space before the text, and 4
+        # removes spaces.
         return bool(fields.get(2)) or fields.get(3, 1) == 1 or fields.get(4, 1) == 1
 
     def list_pieces(self) -> list[tuple[str, bool]]:
-        """Every piece, and whether it is an ordinary one: no byte, control symbol or unknown."""
+        """Every piece, and whether it is ordinary: not a byte, a control symbol or unknown."""
         p = self._processor
         return [
             (p.id_to_piece(i), not (p.is_control(i) or p.is_byte(i) or p.is_unknown(i)))
@@ -79,9 +81,10 @@ class SentencePieceModel:
 
 
 def _read_fields(message: bytes) -> dict[int, Any]:
-    """The fields of a serialised protobuf message by number: integers and bytes, the last of each.
+    """The fields of a serialised protobuf message by number, as integers or bytes.
 
-    SentencePiece's own Python classes for its file need a newer protobuf than TensorFlow Datasets.
+    A repeated field gives its last value. SentencePiece's own Python classes are not used, because
+    they need a newer protobuf than tensorflow-datasets.
     """
     fields: dict[int, Any] = {}
     at = 0
@@ -109,20 +112,20 @@ def _read_fields(message: bytes) -> dict[int, Any]:
 
 
 def train_model(texts: Iterable[str], settings: config.Tokenizer) -> bytes:
-    """The file of a model trained on `texts`, which are held in memory.
+    """Trains a model. Returns the bytes of its file. texts: held in memory.
 
-    The same texts give the same bytes. A small corpus gives fewer pieces than asked for. No piece
-    holds RESERVED or NUL; they are encoded as bytes.
+    The same texts give the same bytes. Few texts give fewer pieces than `settings.vocabulary`. No
+    piece contains RESERVED or NUL, which are encoded as bytes.
     """
     if settings.kind == "hugging_face":
-        raise UserError("tokenizer.kind: hugging_face is read, not trained; ask for bpe or unigram")
+        raise UserError("tokenizer.kind: hugging_face cannot be trained; choose bpe or unigram")
     if not 0 < settings.vocabulary < 1 << 31:
         raise UserError(f"tokenizer.vocabulary: must be above 0, found {settings.vocabulary}")
-    # A list: SentencePiece would turn a UserError raised during iteration into its own error.
+    # Make a list first: SentencePiece would replace a UserError in an iterator by its own error.
     texts = [part for text in texts for part in text.split(RESERVED) if part.strip(" \0\t\r\n")]
     if not texts:
         raise UserError("tokenizer: no text to train on; data.train has no pairs with text")
-    sentencepiece.set_min_log_level(2)  # errors
+    sentencepiece.set_min_log_level(2)  # only errors
     normalizer = (
         sentencepiece.SentencePieceNormalizer(
             norm_map=sorted(split_rules().items()),
@@ -152,7 +155,7 @@ def train_model(texts: Iterable[str], settings: config.Tokenizer) -> bytes:
             eos_id=-1,
             allow_whitespace_only_pieces=True,
             max_sentence_length=1 << 30,
-            num_threads=1,  # sums of several threads would depend on their order
+            num_threads=1,  # with several threads, sums depend on their order
         )
     except RuntimeError as error:
         if "smaller than required_chars" in str(error):
@@ -169,11 +172,11 @@ def train_model(texts: Iterable[str], settings: config.Tokenizer) -> bytes:
 def split_rules() -> dict[str, str]:
     """Replacements that lower-case and split identifiers: getHTTPResponse -> get http response.
 
-    SentencePiece replaces the longest match at each place and goes on behind it, so a rule sees
-    no letter before its own. Three kinds of rule suffice for ASCII: `tX` -> `t x` at the end of a
-    word, `Xa` -> ` xa` at the start of one, and `XaY` -> ` xa y` for a word of two letters. Digits
-    do not split. Other alphabets are only lower-cased, and composed marks only where NFKC
-    composes a single code point.
+    SentencePiece replaces the longest match at each place and continues after it, so a rule cannot
+    see earlier letters. Three kinds of rule are enough for ASCII: `tX` -> `t x` at the end of a
+    word, `Xa` -> ` xa` at the start of a word, and `XaY` -> ` xa y` for a word of two letters.
+    Digits do not split a word. Other alphabets are only lower-cased; a letter with marks is only
+    lower-cased if NFKC composes it into a single code point.
     """
     rules = dict.fromkeys("\t\n\r_", " ")
     for code in (*range(0x80), *range(0xA0, 0xD800), *range(0xE000, 0x110000)):
