@@ -1,8 +1,8 @@
-"""cpt-code M: 1.2B parameters, everything else as cpt-code S.
+"""cpt-code M: 1.2B parameters. Everything else is the same as in cpt-code S.
 
     python -m jaxcpt.train --experiment experiments/cpt_code_m.py
 
-Expect, from the paper: CodeSearchNet MRR 93.5; not reproduced here yet.
+Expect: CodeSearchNet MRR 93.5 in the paper; not reproduced here yet.
 """
 
 from dataclasses import replace

@@ -4,8 +4,8 @@
     python -m jaxcpt.train --experiment experiments/cpt_code_s.py
 
 Data: functions and methods with their documentation, in the six languages of CodeSearchNet.
-The paper gives no batch size for cpt-code; this one takes cpt-text's of the same size.
-Expect, from the paper: CodeSearchNet MRR 93.4; not reproduced here yet.
+The paper gives no batch size for cpt-code, so it is that of cpt-text S.
+Expect: CodeSearchNet MRR 93.4 in the paper; not reproduced here yet.
 """
 
 from dataclasses import replace

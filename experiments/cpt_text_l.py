@@ -1,8 +1,9 @@
-"""cpt-text L: 6B parameters, everything else as cpt-text S (paper, table 1).
+"""cpt-text L: 6B parameters. Everything else is the same as in cpt-text S (paper, table 1).
 
     python -m jaxcpt.train --experiment experiments/cpt_text_l.py
 
-The batch of 5,896 pairs need not divide the devices: what is left over is masked, exactly.
+The devices need not divide the batch of 5,896 pairs: empty places are masked, and the loss is
+exact.
 """
 
 from dataclasses import replace

@@ -3,13 +3,14 @@
     jaxcpt mine-text --input TEXT... --output data/neighbours
     python -m jaxcpt.train --experiment experiments/cpt_text_s.py
 
-Hardware: planned for 128 TPU v5p chips (docs/plans.md has memory, time and MFU, and how to plan it
-for others: `jaxcpt plan --experiment experiments/cpt_text_s.py --topology NAME`).
-Where memory does not suffice, raise batching.chunks: it changes nothing but the time.
+Hardware: planned for 128 TPU v5p chips; docs/plans.md has memory, time and MFU. To plan it for
+other chips, run `jaxcpt plan --experiment experiments/cpt_text_s.py --topology NAME`.
+If the memory is too small, raise batching.chunks, which only changes the time of a step.
 Data: neighbouring pieces of documents, up to 512 tokens each; the paper used web text.
-Widths, layers, heads and batch are the paper's and GPT-3's. The paper does not give learning rates,
-steps or the temperature's start: those here are GPT-3's rate for the size and CLIP's temperature.
-Expect, from the paper: BEIR and linear-probe scores in its tables 3 and 5; not reproduced here yet.
+Widths, layers, heads and batch are those of the paper and of GPT-3. The paper gives neither
+learning rates nor steps nor the first temperature. Here the rate is GPT-3's for this size, and the
+temperature is CLIP's.
+Expect: the BEIR and linear-probe scores in tables 3 and 5 of the paper; not reproduced here yet.
 """
 
 from jaxcpt.config import Batching, Data, Experiment, Mesh, Model, Optimizer, TfdsPairs, Tokenizer

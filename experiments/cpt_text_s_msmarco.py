@@ -4,13 +4,14 @@
         --output data/msmarco_negatives.jsonl
     python -m jaxcpt.train --experiment experiments/cpt_text_s_msmarco.py
 
-Start: the parameters of experiments/cpt_text_s.py, which has to be trained first.
+Start: the parameters of experiments/cpt_text_s.py, which must be trained first.
 Hardware: planned for 16 TPU v5p chips.
 Data: MS MARCO in BEIR layout, in data/msmarco. The first command searches the passages that answer
-some question of the training split, and adds those that score high and answer another one.
-The paper gives neither batch, rate, steps nor temperature of this tuning: all of them are our
-choice. 1,500 steps are about three times through the 533,000 pairs.
-Expect, from the paper: a better average on BEIR than without; not reproduced here yet.
+some question of the training split. It adds hard negatives: passages that score high for a question
+but answer another one.
+The paper does not give batch, learning rate, steps and temperature of this tuning, so we chose
+them. 1,500 steps are about three passes over the 533,000 pairs.
+Expect: a better average on BEIR than before tuning (paper); not reproduced here yet.
 """
 
 from jaxcpt.config import (

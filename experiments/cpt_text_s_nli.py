@@ -3,13 +3,13 @@
     jaxcpt nli-pairs --input snli_1.0_train.jsonl multinli_1.0_train.jsonl --output data/nli.jsonl
     python -m jaxcpt.train --experiment experiments/cpt_text_s_nli.py
 
-Start: the parameters of experiments/cpt_text_s.py, which has to be trained first.
+Start: the parameters of experiments/cpt_text_s.py, which must be trained first.
 Hardware: planned for 16 TPU v5p chips.
 Data: SNLI and MNLI. y is a sentence that x entails, or that entails x; the hard negative of a pair
-is a sentence that contradicts the premise. Sentences of up to 128 tokens each.
-The paper gives neither batch, rate, steps nor temperature of this tuning: all of them are our
-choice. 1,500 steps are about three times through the pairs.
-Expect, from the paper: better linear probes and sentence similarity; not reproduced here yet.
+is a sentence that contradicts the premise. Sentences have up to 128 tokens.
+The paper does not give batch, learning rate, steps and temperature of this tuning, so we chose
+them. 1,500 steps are about three passes over the pairs.
+Expect: better linear probes and sentence similarity (paper); not reproduced here yet.
 """
 
 from jaxcpt.config import (

@@ -1,9 +1,10 @@
-"""cpt-text XL: 175B parameters, everything else as cpt-text S (paper, table 1).
+"""cpt-text XL: 175B parameters. Everything else is the same as in cpt-text S (paper, table 1).
 
     python -m jaxcpt.train --experiment experiments/cpt_text_xl.py
 
-Hardware: planned for 1,024 TPU v5p chips; each layer's weights are cut over a plane of 128 and
-gathered while the layer before is computed. Fewer chips need mesh.tensor and model.cut_residual.
+Hardware: planned for 1,024 TPU v5p chips. Each layer's weights are sharded over a plane of 128
+chips and gathered while the layer before is computed. With fewer chips, use mesh.tensor and
+model.cut_residual.
 """
 
 from dataclasses import replace

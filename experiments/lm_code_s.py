@@ -5,10 +5,12 @@
     python -m jaxcpt.train --experiment experiments/cpt_code_s.py \\
         --set 'init_from={"run": "runs/lm_code_s"}'
 
-The last command tunes the run (docs/generative.md). The paper starts cpt-code from Codex models.
-Data: cpt-code's pairs: each docstring and each function by itself.
-Steps: 50,000 of 2M tokens at most, 100B tokens, as Codex. Everything else as lm_text_s.
-Expect: bits per byte fall from step to step; not trained here yet.
+The last command tunes the run (docs/generative.md). In the paper, cpt-code starts from Codex
+models.
+Data: the pairs of cpt-code. Each docstring and each function is a separate text.
+Steps: 50,000 steps of at most 2M tokens, which are 100B tokens, as for Codex. Everything else is
+the same as in lm_text_s.
+Expect: bits per byte that fall during training; not trained here yet.
 """
 
 from dataclasses import replace

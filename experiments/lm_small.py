@@ -2,9 +2,9 @@
 
     python -m jaxcpt.train --experiment experiments/lm_small.py
 
-small_code starts from it (docs/generative.md).
-Hardware: two CPU cores, about ten minutes (2 s a step where other programs use them too).
-Data: the quickstart's pairs: each docstring and each function by itself.
+The experiment small_code can start from it (docs/generative.md).
+Hardware: two CPU cores, about ten minutes (2 s per step while other programs use the cores too).
+Data: the pairs of the quickstart. Each docstring and each function is a separate text.
 """
 
 from dataclasses import replace

@@ -5,13 +5,13 @@
     python -m jaxcpt.train --experiment experiments/cpt_text_s.py \\
         --set 'init_from={"run": "runs/lm_text_s"}'
 
-The last command tunes the run (docs/generative.md). The paper starts cpt-text from GPT models.
-Hardware: planned for 128 TPU v5p chips, as cpt-text S (docs/plans.md).
-Data: cpt-text's pairs, each text by itself.
-Widths, layers and heads are cpt-text's. The paper says nothing about the training of its GPT
-models: the learning rate is GPT-3's for the size, and 2M tokens a step and 300B in all are near
-GPT-3's figures.
-Expect: bits per byte fall from step to step; not trained here yet.
+The last command tunes the run (docs/generative.md). In the paper, cpt-text starts from GPT models.
+Hardware: planned for 128 TPU v5p chips, as for cpt-text S (docs/plans.md).
+Data: the pairs of cpt-text. Each text of a pair is a separate text.
+Widths, layers and heads are those of cpt-text. The paper does not describe the training of its GPT
+models. The learning rate is GPT-3's for this size. 2M tokens per step and 300B in total are close
+to GPT-3's numbers.
+Expect: bits per byte that fall during training; not trained here yet.
 """
 
 from dataclasses import replace

@@ -1,14 +1,14 @@
-"""A small cpt-code model from the Python source on this machine: nothing is downloaded.
+"""A small cpt-code model, trained on the Python source code on this machine. It downloads nothing.
 
     python -m jaxcpt.train --experiment experiments/quickstart.py
     jaxcpt search --run-dir runs/quickstart "parse a date from a string"
 
-Hardware: two CPU cores, about five minutes; everything else is faster.
-Data: some 21,000 (docstring, function) pairs of the standard library and of the packages that
-jaxcpt needs, 1,000 more held out by module.
-Expect: MRR 0.61 among the 1,000, where a bag of subwords reaches 0.56 and BM25 0.52 (the sets of
-installed packages differ a little, so the last digit does). docs/quickstart.md tells how each
-choice below was made.
+Hardware: two CPU cores, about five minutes; any other hardware is faster.
+Data: about 21,000 (docstring, function) pairs of the standard library and of the packages that
+jaxcpt needs. 1,000 more pairs, from other modules, are held out.
+Expect: MRR 0.61 among the 1,000 held-out functions. A bag of subwords reaches 0.56, and BM25 0.52.
+The last digit may differ, because the installed packages differ. docs/quickstart.md explains each
+choice below.
 """
 
 from dataclasses import replace
@@ -35,7 +35,7 @@ def experiment() -> Experiment:
         data=Data(train=(PythonPackages(),), heldout=PythonPackages("heldout")),
         tokenizer=Tokenizer(vocabulary=8192, split_identifiers=True, x_tokens=64, y_tokens=128),
         batching=Batching(pairs_per_batch=512, row_tokens=128, token_dropout=0.3),
-        # A bag of weighted subwords to start with, to which the layer adds what it learns.
+        # At the start it is a bag of weighted subwords. The layer adds what it learns.
         model=Model(
             width=256,
             layers=1,

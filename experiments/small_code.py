@@ -1,11 +1,12 @@
-"""A GPT of 0.5M parameters on (docstring, function) pairs: from random numbers, or from lm_small.
+"""A GPT of 0.5M parameters on (docstring, function) pairs. It starts at random, or from lm_small.
 
     python -m jaxcpt.train --experiment experiments/small_code.py --run-dir runs/small_from_random
     python -m jaxcpt.train --experiment experiments/small_code.py --run-dir runs/small_from_lm \\
         --set 'init_from={"run": "runs/lm_small"}'
 
-It shows what a generative start is worth, at sizes that two CPU cores train (docs/generative.md).
-Data: the quickstart's pairs and its 1,000 held-out functions; nothing is downloaded.
+It shows how much a generative start helps, at a size that two CPU cores can train
+(docs/generative.md).
+Data: the pairs of the quickstart and its 1,000 held-out functions. It downloads nothing.
 """
 
 from jaxcpt.config import (

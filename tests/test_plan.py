@@ -55,9 +55,7 @@ def test_topologies_are_counted():
 
 @pytest.mark.skipif(has_libtpu, reason="libtpu is installed")
 def test_without_libtpu_the_line_that_installs_it():
-    with pytest.raises(
-        UserError, match=r"needs libtpu, .*: pip install -e '\.\[tpu\]'"
-    ):
+    with pytest.raises(UserError, match=r"needs libtpu, .*: pip install -e '\.\[tpu\]'"):
         describe_devices(parse_topology("v5p:2x2x1"))
 
 

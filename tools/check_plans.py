@@ -1,10 +1,11 @@
-"""Compares the plans of experiments with plans that were written before, or writes them anew.
+"""Compares the plans of experiments with stored plans, or stores new ones.
 
     python tools/check_plans.py --experiment experiments/cpt_*.py --check tests/golden/plans
     python tools/check_plans.py --experiment experiments/cpt_*.py --write tests/golden/plans
 
-In: experiments, and a folder with one JSON file for each. The check fails if the peak of memory or
-the exchanged bytes differ by more than 5 %, or if the number of attention score arrays differs.
+In: experiments, and a folder with one JSON file for each. Out: a line for each difference. The
+check fails if the peak of memory or the exchanged bytes differ by more than 5 %, or if the number
+of attention score arrays differs.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def write(plan: Plan, path: Path) -> None:
 
 
 def summarise(plan: Plan) -> dict[str, Any]:
-    """The figures that a change must not alter unnoticed: memory and exchanged bytes per chip."""
+    """The figures that are checked: memory and exchanged bytes per chip."""
     return {
         "topology": plan.topology,
         "mesh": plan.mesh,
@@ -78,10 +79,10 @@ def check(plan: Plan, path: Path) -> list[str]:
     largest = max(golden["exchanged_bytes"].values(), default=0.0)
     for name in {*golden["exchanged_bytes"], *now["exchanged_bytes"]}:
         both = (golden["exchanged_bytes"].get(name, 0.0), now["exchanged_bytes"].get(name, 0.0))
-        if max(both) > 0.001 * largest:  # exchanges of a few scalars may come and go
+        if max(both) > 0.001 * largest:  # exchanges of a few scalars may differ
             figures[name] = both
     changed = [
-        f"{path}: {name} was {before:,.0f}, is {after:,.0f} a chip; where that is meant, --write"
+        f"{path}: {name} was {before:,.0f}, is {after:,.0f} a chip; if that is intended, --write"
         for name, (before, after) in sorted(figures.items())
         if abs(after - before) > TOLERANCE * before
     ]

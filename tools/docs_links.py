@@ -1,7 +1,7 @@
-"""Puts the experiment files that the docs link to into the site, as mkdocs builds it.
+"""A hook of mkdocs that adds the experiment files to the site.
 
-On disk a page links to `../experiments/NAME.py`. The site has only what lies in `docs/`, so the
-files are added to it, and the links point there.
+On disk, a page links to `../experiments/NAME.py`. The site only has the files in `docs/`, so the
+hook adds the experiment files to the site and changes the links.
 """
 
 import re

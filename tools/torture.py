@@ -1,11 +1,12 @@
-"""Proves that faults and hostile input lose nothing and change no number.
+"""Runs the proofs that faults and hostile input lose no data and change no number.
 
     python tools/torture.py [--minutes N] [--seed S] [--only NAME]...
 
-Runs every proof of PROOFS, each in a process of its own, and prints a line of result for each. A
-proof that fails prints its failures, and the exit code is 1. --minutes scales the number of cases
-of each to the time; without it, each has the cases that docs/reliability.md reports. What a proof
-needs and the machine does not have, such as the right to mount a file system, is named as skipped.
+Each proof in PROOFS runs in a separate process and prints a line with its result. A proof that
+fails also prints its failures, and the exit code is 1. --minutes scales the number of cases to the
+time; without it, each proof has the number of cases that docs/reliability.md reports. A proof is
+skipped if the machine does not allow it, for example to mount a file system. Its line then says
+why.
 """
 
 import argparse
@@ -33,13 +34,13 @@ import torture_store
 from torture_runs import Outcome, Skipped
 
 FULL_MINUTES = 180
-"""Of all proofs with all their cases, on two busy cores."""
+"""Minutes of all proofs with all their cases, on two busy cores."""
 FAILURES_SHOWN = 20
 MEMORY_BYTES = 1 << 30
 
 
 class Proof(NamedTuple):
-    """run: takes a seed and a number of cases. cases: how many the full form has."""
+    """run: a function of a seed and a number of cases. cases: the number of cases in full."""
 
     run: Callable[[int, int], Outcome]
     cases: int
@@ -47,7 +48,7 @@ class Proof(NamedTuple):
 
 
 def fuzz(torture: Callable[[int, int], list[str]], seed: int, cases: int) -> Outcome:
-    """Damaged input, which may not make the process large either."""
+    """Runs a fuzz of damaged input. It also fails if the memory of the process grows too much."""
     failures = torture(seed, cases)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if peak > MEMORY_BYTES:

@@ -1,7 +1,7 @@
-"""Damages the newest checkpoint in many ways, and looks whether an exact state comes back.
+"""Damages the newest checkpoint in many ways, and checks that an exact state is restored.
 
-Each case copies a folder with the steps 3 and 6, does one harm to step 6, and restores as a reader
-and as a trainer would. Right is the exact state of step 6 or of step 3, or one line that refuses.
+Each case copies a folder with the steps 3 and 6, damages step 6, and restores as a reader and as a
+trainer does. A case holds if it gives the exact state of step 6 or of step 3, or a UserError.
 """
 
 import json
@@ -25,7 +25,7 @@ from jaxcpt.update import TrainState
 
 OLDER, NEWEST = 3, 6
 SECONDS = 30
-"""A case that takes longer hangs."""
+"""A case that takes more seconds counts as hanging."""
 
 
 def make_state(step: int) -> TrainState:
@@ -68,7 +68,7 @@ def edit_manifest(step: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def copy_older(step: Path) -> None:
-    """Step 3 under the number 6, with its manifest."""
+    """Copies step 3, with its manifest, to the number 6."""
     older = step.parent / str(OLDER)
     shutil.rmtree(step)
     shutil.copytree(older, step)
@@ -127,7 +127,7 @@ HARMS: dict[str, Harm] = {
     "stray files": lambda s, r: (s / r.choice((".DS_Store", "params/Thumbs.db"))).touch(),
 }
 TOGETHER = [name for name in HARMS if "manifest" not in name and "step" not in name]
-"""Harms to the data, after which a manifest can be written that agrees with them."""
+"""Kinds of damage after which a manifest can be written that agrees with the damaged files."""
 
 
 def restore(folder: Path, keep: int | None) -> tuple[int, TrainState] | None:
@@ -145,7 +145,10 @@ def restore(folder: Path, keep: int | None) -> tuple[int, TrainState] | None:
 
 
 def judge(folder: Path, keep: int | None, forged: bool) -> str:
-    """What came back. `WRONG ...` is a fault. forged: the manifest was written after the harm."""
+    """The outcome of a restore in words; a failure begins with `WRONG`.
+
+    forged: the manifest was written after the damage.
+    """
     try:
         with time_limit(SECONDS):
             found = restore(folder, keep)
@@ -163,7 +166,7 @@ def judge(folder: Path, keep: int | None, forged: bool) -> str:
 
 
 def torture(seed: int, cases: int) -> Outcome:
-    """Does `cases` harms, each of which a reader and a trainer meet."""
+    """Runs `cases` cases. A reader and a trainer restore in each of them."""
     rng = random.Random(seed)
     seen: Counter[str] = Counter()
     failures = []

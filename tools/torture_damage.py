@@ -1,4 +1,7 @@
-"""Random damage, each a function of a seeded generator: to bytes, to JSON trees, and to files."""
+"""Random damage to bytes, to JSON trees and to files, from a seeded generator.
+
+In: content and a generator. Out: changed content, and what was changed in words.
+"""
 
 import json
 import os
@@ -8,7 +11,7 @@ from typing import Any
 
 
 def damage(content: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """What was done to the bytes, and the changed bytes."""
+    """Damages bytes. Returns what was done in words, and the changed bytes."""
     changed, told = bytearray(content), []
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
         at = rng.randrange(len(changed) + 1)
@@ -36,7 +39,7 @@ def damage(content: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 
 def make_value(rng: random.Random, depth: int = 0) -> Any:
-    """Any JSON value, often an odd one."""
+    """A random JSON value, often an unusual one."""
     simple = [None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 1e308, -0.5, "", "a", "\0", "²"]
     simple += [float("nan"), float("inf"), "\ud800", "x" * 5000, "../..", "/", "query: ", "\u2585"]
     if depth < 3 and rng.random() < 0.3:
@@ -48,7 +51,7 @@ def make_value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def change_leaf(tree: Any, rng: random.Random) -> str:
-    """Changes, drops or adds one entry of a JSON tree, in place. Says which."""
+    """Changes, drops or adds one entry of a JSON tree, in place. Returns in words which one."""
     nodes = [("", tree)]
     for path, node in nodes:
         children = node.items() if isinstance(node, dict) else enumerate(node)
@@ -71,12 +74,15 @@ HOSTILE = (
     b"null", b"true", b"NaN", b"1e400", b"-1e308", b"1e308", b"9" * 400, b"9" * 5_000, b"-0",
     b"\\ud800", b"\xe2\x80\xa8", b"1_0", b"\xef\xbc\x91", b"nan", b"['']", b"x" * 200_000,
 )  # fmt: skip
-"""Texts that a parser may stumble over, in place of a field of a tab-separated line."""
+"""Texts that may confuse a parser, to replace a field of a tab-separated line."""
 
 
 def change_line(content: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """Changes an entry of one line, which is JSON or has fields between tabs, or of a file that is
-    one JSON value. Says which, and returns the changed bytes."""
+    """Changes an entry of one line, or of a file that is one JSON value.
+
+    A line is JSON or has fields between tabs. Returns in words what was changed, and the changed
+    bytes.
+    """
     lines = content.split(b"\n")
     at = rng.randrange(len(lines))
     for first, last in ((at, at + 1), (0, len(lines))):
@@ -95,7 +101,7 @@ def change_line(content: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 
 def damage_file(path: Path, rng: random.Random) -> str:
-    """Does one harm to a file. What stays a file keeps its date, as with failing memory."""
+    """Damages a file once. It keeps its date if it is still a file, as when a disk fails."""
     content, date = path.read_bytes(), path.stat().st_mtime_ns
     kind = rng.choice(
         ["bytes", "bytes", "entry", "lost", "empty", "half", "random", "folder", "loop"]

@@ -1,8 +1,8 @@
 """Moves a run from 8 devices to 4, to 2 x 2 and to 1, and compares it with a run on one device.
 
-It is stopped by SIGTERM and resumed with another mesh each time. Other devices add the same numbers
-in another order, so losses agree to `RELATIVE`, as tests/test_processes.py has it, and not bit for
-bit; the batches are the same.
+The run is stopped by SIGTERM and resumed with another mesh each time. The batches must be the same.
+Other devices add the same numbers in another order, so losses need not be exactly equal; they must
+agree to `RELATIVE`, as in tests/test_processes.py.
 """
 
 import random
@@ -26,13 +26,13 @@ MESHES = (
 STEPS = 60
 RELATIVE = 1e-4
 SAME = ("step", "pairs", "tokens", "learning_rate")
-"""Numbers of a step that do not depend on the order of sums."""
+"""Scalars of a step that do not depend on the order of sums."""
 
 
 def compare_closely(
     wanted: list[dict[str, Any]], found: list[dict[str, Any]]
 ) -> tuple[list[str], float]:
-    """What differs, and the largest relative difference of a loss."""
+    """Returns lines for what differs, and the largest relative difference of a loss."""
     if [row["step"] for row in wanted] != [row["step"] for row in found]:
         return ["other steps in metrics.jsonl"], 0.0
     names = [name for name in SAME if name in wanted[0]]

@@ -1,8 +1,9 @@
-"""Takes the disk away from a run at random moments: full, no inodes, files too large, read-only.
+"""Makes the disk of a run fail at random moments: full, no inodes, files too large, read-only.
 
-The run folder lies on a small file system in memory. Right is: the run ends with code 2 and one
-line, the newest checkpoint from before can still be loaded, and once there is room the run ends as
-the undisturbed one. Mounting needs root or a user namespace; without, the proof is skipped.
+The run folder is on a small file system in memory. A case holds if the run ends with code 2 and one
+line, if the newest earlier checkpoint can still be loaded, and if the run later finishes like the
+undisturbed one when there is room again. Mounting needs root or a user namespace; otherwise the
+proof is skipped.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ INODES = 4000
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Mounts a file system of 16 MiB at the folder. Raises Skipped where that is not allowed."""
+    """A context with a file system of 16 MiB at the folder. Raises Skipped if mounting fails."""
     folder.mkdir()
     options = f"size=16m,nr_inodes={INODES}"
     mount = ["mount", "-t", "tmpfs", "-o", options, "torture", str(folder)]
@@ -41,7 +42,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def fill_disk(disk: Path, draw: random.Random) -> None:
-    """Leaves at most a few kilobytes."""
+    """Fills the disk. At most a few kilobytes stay free."""
     with (disk / "filler").open("wb", buffering=0) as file:
         with contextlib.suppress(OSError):
             while file.write(bytes(4096)) == 4096:
@@ -50,7 +51,7 @@ def fill_disk(disk: Path, draw: random.Random) -> None:
 
 
 def take_inodes(disk: Path, draw: random.Random) -> None:
-    """Leaves at most a few files that can still be made."""
+    """Uses up the inodes. At most a few new files are still possible."""
     (disk / "files").mkdir()
     left = draw.choice((0, 1, 5))
     with contextlib.suppress(OSError):
@@ -69,7 +70,7 @@ def make_room(disk: Path) -> None:
 def limit_file_size(process: Forked, draw: random.Random) -> None:
     limit = draw.choice((0, 100, 3000, 20_000))
     command = ["prlimit", "--pid", str(process.pid), f"--fsize={limit}"]
-    subprocess.run(command, check=False, stderr=subprocess.DEVNULL)  # it may just have ended
+    subprocess.run(command, check=False, stderr=subprocess.DEVNULL)  # it may have ended
 
 
 def harm(kind: str, disk: Path, process: Forked, draw: random.Random) -> None:
@@ -91,9 +92,9 @@ def find_newest(run_dir: Path) -> int:
 
 
 def run_case(scene: Scene, disk: Path, kind: str, draw: random.Random) -> list[str]:
-    """One line for each thing that is not as it should be."""
+    """Runs one case. Returns a line for each problem."""
     run_dir = disk / "run"
-    if kind == "read-only":  # a file system in use cannot be made so
+    if kind == "read-only":  # a file system in use cannot become read-only
         remount(disk, "ro")
     process = scene.start(run_dir)
     newest = find_newest(run_dir)

@@ -1,8 +1,8 @@
-"""Damages evaluation data and the files that a report reads, and looks at what happens.
+"""Damages evaluation data and the files that a report reads, and checks what the readers do.
 
-Each case plants small good files, changes one of them at random, and reads it. It holds where the
-reader gives finite scores, or a page, or refuses in one UserError. Anything else is a failure: a
-traceback, a score that is not finite, or more than ten seconds of processor time.
+Each case writes small correct files, changes one of them at random, and reads it. A case holds if
+the reader gives finite scores or a page, or raises a UserError. It fails for any other error, for a
+score that is not finite, and for more than ten seconds of processor time.
 """
 
 import contextlib
@@ -140,7 +140,7 @@ CASES: dict[str, Case] = {
 
 
 def run_case(name: str, seed: int) -> str | None:
-    """None where the case holds, otherwise what was seen."""
+    """Runs one case. Returns None if it holds, otherwise what happened."""
     files, read = CASES[name]
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +161,7 @@ def run_case(name: str, seed: int) -> str | None:
                     return f"{bad[0]} is {scores[bad[0]]}"
         except UserError:
             pass
-        except Exception as error:  # the traceback that a user would see
+        except Exception as error:  # a user would see this traceback
             return f"{type(error).__name__}: {str(error)[:200]}"
         if (seconds := time.process_time() - start) > LONGEST_SECONDS:
             return f"took {seconds:.0f} s"

@@ -1,10 +1,10 @@
-"""Damages every file of a run besides its checkpoints, of vectors and of sources.
+"""Damages the files of a run other than checkpoints, files of vectors, and files of data sources.
 
-A case copies good files, does one harm to one of them, and reads them: a run folder as a reader, as
-a report and as a training run that goes on from step 6; vectors as a search does, and as the
-command that fills them; sources as a training run that goes on. Right is a refusal in one line, or
-the same result as without the harm. `metrics.jsonl` and `evals.jsonl` are logs without sums: of
-them, the rows that are written after the harm have to be right.
+A case copies correct files, damages one of them, and reads them. A run folder is read by an
+Embedder, by a report, and by a training run that resumes at step 6. Vectors are read by a search,
+and by the command that fills them. Data sources are read by a training run that resumes. A case
+holds if there is an error of one line, or the same result as without damage. `metrics.jsonl` and
+`evals.jsonl` are logs without checksums, so only the rows written after the damage must be right.
 """
 
 import contextlib
@@ -40,11 +40,11 @@ SECONDS = 120
 LOGS = ("metrics", "evals")
 TEXTS = ["red cat", "old bridge 3", "é", ""]
 OWN_SUMS = ("checkpoints/", "tfevents", ".partial")
-"""Files that other proofs damage, and events, which jaxcpt never reads."""
+"""Files that are not damaged: other proofs damage them, or jaxcpt never reads them (events)."""
 
 
 def make_experiment(folder: Path) -> Experiment:
-    """One run that reads a source of each kind of file."""
+    """A run that reads a data source of each kind of file."""
     train = (
         JsonlPairs(str(folder / "jsonl" / "pairs.jsonl")),
         ParquetPairs(str(folder / "parquet")),
@@ -83,7 +83,7 @@ def write_sources(folder: Path) -> None:
 
 
 def forget_later_steps(run_dir: Path) -> None:
-    """Leaves the run as a kill after step 6 would, with the lock of a process that is gone."""
+    """Makes the run look as if it had been killed after step 6, with its lock still there."""
     for step in range(DAMAGED_AT + 3, STEPS + 1, 3):
         shutil.rmtree(run_dir / "checkpoints" / str(step))
         (run_dir / "checkpoints" / f"{step}.sha256.json").unlink()
@@ -94,12 +94,13 @@ def forget_later_steps(run_dir: Path) -> None:
 
 
 def read_quietly(read: Callable[[], Any]) -> Any:
-    """What `read` returns, or its refusal in words. Raises AssertionError for all else."""
+    """Returns the result of `read`, or the text of its error. Raises AssertionError for an error
+    that a user should not see."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             with time_limit(SECONDS):
                 return read()
-        except (UserError, OSError) as refusal:  # `run_command` shows either in one line
+        except (UserError, OSError) as refusal:  # `run_command` shows both in one line
             return f"refused: {' '.join(str(refusal).split())}"
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
@@ -109,7 +110,7 @@ def read_quietly(read: Callable[[], Any]) -> Any:
 
 @dataclass
 class Bench:
-    """The good files, and what reading them gives."""
+    """The correct files, and the results of reading them."""
 
     folder: Path
     experiment: Experiment
@@ -121,13 +122,13 @@ class Bench:
         return self.folder / "run"
 
     def train(self) -> list[str]:
-        """Goes on with the run. Returns what is other than in the whole run."""
+        """Resumes the run. Returns what differs from the undisturbed run."""
         train(self.experiment, self.run_dir, self.run_dir)
         return compare_runs(self.whole, describe_run(self.run_dir))
 
     def read(self) -> list[str]:
         embedder = Embedder.load(self.run_dir)
-        # Another compute type in experiment.json is a choice of the reader, and rounds in its way.
+        # A changed compute dtype in experiment.json is allowed, and it rounds differently.
         same = np.allclose(embedder.embed(TEXTS, "x"), self.embedded, atol=0.05)
         return [] if same else ["other embeddings"]
 
@@ -137,7 +138,7 @@ class Bench:
 
 
 def compare_runs(whole: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Files may be more, such as a damaged one that was moved; rows before the harm may differ."""
+    """Returns what differs. More files are allowed, and other rows from before the damage."""
     kept = [dict(run) for run in (whole, found)]
     for run in kept:
         run.pop("files")
@@ -170,7 +171,8 @@ def list_targets(folder: Path, parts: tuple[str, ...]) -> list[Path]:
 
 
 def run_case(bench: Bench, parts: tuple[str, ...], readers: list[str], rng: random.Random) -> str:
-    """Harms a file, and lets each reader try. Returns how it went; `WRONG` begins a fault."""
+    """Damages a file and lets each reader read it. Returns the outcome; a failure begins with
+    `WRONG`."""
     shutil.rmtree(bench.folder)
     shutil.copytree(bench.folder.parent / "good", bench.folder)
     path = rng.choice(list_targets(bench.folder, parts))
@@ -189,7 +191,7 @@ def run_case(bench: Bench, parts: tuple[str, ...], readers: list[str], rng: rand
 
 
 def embed_by_hash(texts: Any) -> np.ndarray:
-    """A vector for each text, the same for the same text."""
+    """A vector for each text, which depends only on the text."""
     sums = [np.frombuffer(hashlib.sha256(t.encode()).digest(), np.uint8) for t in texts]
     return np.asarray(sums, np.float32) / 16
 
@@ -228,14 +230,14 @@ def torture_vectors(rng: random.Random, cases: int, folder: Path) -> Counter[str
 
 
 def fuzz_vectors(seed: int, cases: int) -> list[str]:
-    """Damages vectors alone. Returns the failures."""
+    """Damages only vectors. Returns the failures."""
     with tempfile.TemporaryDirectory() as scratch:
         seen = torture_vectors(random.Random(seed), cases, Path(scratch))
     return sorted(outcome for outcome in seen if outcome.startswith("WRONG"))
 
 
 def torture(seed: int, cases: int) -> Outcome:
-    """40 % of the cases harm the run folder, 30 % sources, and 30 % vectors."""
+    """Damages the run folder in 40 % of the cases, data sources in 30 %, and vectors in 30 %."""
     rng = random.Random(seed)
     run_lock.WATCH_SECONDS, run_lock.UNREADABLE_SECONDS = 3.0, 1.0  # for a damaged lock
     seen: Counter[str] = Counter()

@@ -1,8 +1,8 @@
-"""Starts `jaxcpt train` without its five seconds of imports: forks a process that has them done.
+"""Starts `jaxcpt train` without its five seconds of imports, by forking this process.
 
 In: the options of the command, and a folder for compiled programs. Out: an object with the methods
-of `subprocess.Popen`. The child runs the command as `python -m jaxcpt` does and ends as that does,
-its exit handlers included.
+of `subprocess.Popen`. The child runs the command like `python -m jaxcpt`, and it also ends like
+that, with its exit handlers.
 """
 
 import atexit
@@ -38,13 +38,13 @@ def _run(arguments: Sequence[str], compiled: str, outputs: tuple[str, str]) -> N
         run_command(main, arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    atexit._run_exitfuncs()  # a forked process would leave without them
+    atexit._run_exitfuncs()  # a forked process would skip them
     sys.stdout.flush()
     os._exit(code)
 
 
 class Forked:
-    """A process that trains. It writes to pipes, which no full disk and no limit on files stops."""
+    """A process that trains. It writes to pipes, so a full disk or a file limit cannot stop it."""
 
     def __init__(self, arguments: Sequence[str], compiled: Path) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -77,7 +77,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self) -> tuple[str, str]:
-        """Waits for the end. Returns what the process has written."""
+        """Waits until the process ends. Returns its stdout and stderr."""
         self._process.join()
         for number, pipe in enumerate(self._pipes):
             while part := os.read(pipe, PIPE_BYTES):
@@ -89,7 +89,7 @@ class Forked:
 
 
 def _open_pipe(name: str) -> int:
-    """A pipe of that name that holds all that a process writes until it has ended."""
+    """A pipe that can hold everything that a process writes until it ends."""
     os.mkfifo(name)
     pipe = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

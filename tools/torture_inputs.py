@@ -1,8 +1,7 @@
 """Feeds damaged and hostile input to every reader of pairs, tokenizers and experiments.
 
-Each fuzz is a function `(seed, count) -> failures`. A case fails if it ends in anything else than
-an answer or a UserError of one line, or if it takes longer than SECONDS. The same seed gives the
-same cases.
+Each fuzz is a function `(seed, count) -> failures`. A case holds if it ends with a result or with a
+UserError of one line, within SECONDS. The same seed gives the same cases.
 """
 
 import contextlib
@@ -32,13 +31,13 @@ from jaxcpt.sources import ArrayRecordPairs, BeirPairs, ParquetPairs, Source, To
 from jaxcpt.tokenizer import Tokenizer, read_model
 
 SECONDS = 10.0
-"""Of processor time, so that a busy machine fails no case."""
+"""Limit of a case in seconds of processor time, so that a busy machine does not fail a case."""
 
 Case = Callable[[], Any]
 
 
 def run_cases(name: str, cases: Iterator[tuple[str, Case]]) -> list[str]:
-    """One line for each case that fails, with what it was given."""
+    """Runs the cases. Returns a line for each case that fails, with its input."""
     failures = []
     for given, case in cases:
         start = time.process_time()
@@ -67,7 +66,7 @@ def read_every_pair(source: Source) -> None:
 
 
 def fuzz_overrides(seed: int, count: int) -> list[str]:
-    """`--set PATH=VALUE` with odd paths and values."""
+    """Fuzzes `--set PATH=VALUE` with unusual paths and values."""
     rng = random.Random(seed)
     experiment = seeds.make_experiment()
     paths = [
@@ -109,7 +108,7 @@ def fuzz_overrides(seed: int, count: int) -> list[str]:
 
 
 def fuzz_experiments(seed: int, count: int) -> list[str]:
-    """experiment.json with changed entries and changed bytes."""
+    """Fuzzes experiment.json with changed entries and changed bytes."""
     rng = random.Random(seed)
     whole = to_json(seeds.make_experiment())
 
@@ -132,7 +131,7 @@ def fuzz_experiments(seed: int, count: int) -> list[str]:
 
 
 def fuzz_jsonl(seed: int, count: int) -> list[str]:
-    """JSONL files of pairs and of texts to embed."""
+    """Fuzzes JSONL files of pairs and of texts to embed."""
 
     def content(rng: random.Random) -> bytes:
         rows = []
@@ -153,7 +152,7 @@ def fuzz_jsonl(seed: int, count: int) -> list[str]:
 
 
 def fuzz_tsv(seed: int, count: int) -> list[str]:
-    """Tab-separated files, with and without quotes."""
+    """Fuzzes tab-separated files, with and without quotes."""
 
     def content(rng: random.Random) -> bytes:
         fields = ["label", "text", "1", '"', "a\tb", "", "\r", "\u2028", "9" * 400, "x" * 200_000]
@@ -176,7 +175,7 @@ def _fuzz_files(
     seed: int,
     count: int,
 ) -> list[str]:
-    """Files whose text is made and then, in half of the cases, damaged, also behind gzip."""
+    """Fuzzes generated files. In half of the cases the content is damaged, and some are gzipped."""
     rng = random.Random(seed)
 
     def cases(folder: Path) -> Iterator[tuple[str, Case]]:
@@ -201,7 +200,7 @@ def _fuzz_files(
 def _fuzz_folder(
     name: str, write: Callable[[Path], Any], read: Callable[[Path], None], seed: int, count: int
 ) -> list[str]:
-    """A good folder of which one file is damaged, replaced or removed in each case."""
+    """Fuzzes a folder: in each case one file is damaged, replaced or removed."""
     rng = random.Random(seed)
 
     def cases(folder: Path) -> Iterator[tuple[str, Case]]:
@@ -229,7 +228,7 @@ def _fuzz_folder(
 
 
 def fuzz_beir(seed: int, count: int) -> list[str]:
-    """Search tasks in BEIR layout, as pairs and as tasks to score."""
+    """Fuzzes search tasks in BEIR layout, read as pairs and as tasks to score."""
 
     def read(folder: Path) -> None:
         with contextlib.suppress(UserError):
@@ -240,7 +239,7 @@ def fuzz_beir(seed: int, count: int) -> list[str]:
 
 
 def fuzz_parquet(seed: int, count: int) -> list[str]:
-    """Parquet files with page checksums."""
+    """Fuzzes Parquet files with page checksums."""
 
     def read(folder: Path) -> None:
         read_every_pair(ParquetPairs(str(folder)))
@@ -249,7 +248,7 @@ def fuzz_parquet(seed: int, count: int) -> list[str]:
 
 
 def fuzz_array_record(seed: int, count: int) -> list[str]:
-    """ArrayRecord files of JSON objects and of tf.train.Examples, damaged or with odd records."""
+    """Fuzzes ArrayRecord files of JSON objects and tf.train.Examples, some with odd records."""
 
     def read(folder: Path) -> None:
         read_every_pair(ArrayRecordPairs(str(folder)))
@@ -272,7 +271,7 @@ def fuzz_array_record(seed: int, count: int) -> list[str]:
 
 
 def fuzz_token_ids(seed: int, count: int) -> list[str]:
-    """Folders of `jaxcpt tokenize-pairs`. A change that is read must leave every id as it was."""
+    """Fuzzes folders of `jaxcpt tokenize-pairs`. A damaged folder must not give other ids."""
     tokenizer = seeds.make_tokenizer()
 
     def read_ids(folder: Path) -> list[list[int]]:
@@ -295,7 +294,7 @@ def fuzz_token_ids(seed: int, count: int) -> list[str]:
 
 
 def fuzz_tokenizers(seed: int, count: int) -> list[str]:
-    """Folders of a run's tokenizer, of both kinds, and the files that a user names."""
+    """Fuzzes tokenizer folders of runs, of both kinds, and tokenizer files that a user names."""
     texts = ["red cat 7", "", "é 日本 \U0001f600", "<s> [SEP] ▁", "a" * 3000]
 
     def read(folder: Path) -> None:

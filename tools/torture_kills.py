@@ -1,9 +1,10 @@
-"""Kills a training run again and again, and looks whether the finished run is the undisturbed one.
+"""Kills a training run many times, and checks that the finished run equals an undisturbed one.
 
-One run is left alone. Another is ended by SIGKILL at random moments, in turn inside a save, inside
-an eval and anywhere, and started again each time. Right is: the same metrics, evals and parameters
-bit for bit, and no file left over. `torture_two` does the same with two processes of one run, of
-which one is killed at a time; the other must end by itself with the exit code of a lost peer.
+One run is not disturbed. Another run is ended by SIGKILL at random moments, in turn during a save,
+during an eval and at any time, and is started again each time. The proof holds if metrics, evals
+and parameters are exactly equal, and if no extra file is left. `torture_two` does the same with a
+run of two processes. It kills one process at a time. The other process must end by itself with the
+exit code of a lost peer.
 """
 
 import random
@@ -25,7 +26,7 @@ LATEST_END = 15.0
 
 
 def list_unproven(run_dir: Path) -> tuple[list[int], int]:
-    """Steps on the disk that have no manifest, also under a temporary name, and the newest step."""
+    """The steps on the disk that have no manifest, with temporary ones, and the newest step."""
     names = [path.name for path in (run_dir / "checkpoints").glob("[0-9]*")]
     steps = {int(name.partition(".")[0]) for name in names}
     proven = {int(name.partition(".")[0]) for name in names if name.endswith(".sha256.json")}
@@ -38,13 +39,13 @@ def is_saving(run_dir: Path) -> bool:
 
 
 def is_deleting(run_dir: Path) -> bool:
-    """Whether an older step is being deleted. What an earlier kill left lies there too."""
+    """Whether an older step is being deleted, or was when the run was killed."""
     unproven, newest = list_unproven(run_dir)
     return any(step < newest for step in unproven)
 
 
 def is_evaluating(run_dir: Path) -> bool:
-    """Whether the newest step is one that is due for an eval, and has none yet."""
+    """Whether the newest step is due for an eval and has no scores yet."""
     steps = [int(row["step"]) for row in read_rows(run_dir / "metrics.jsonl")]
     scored = {int(row["step"]) for row in read_rows(run_dir / "evals.jsonl")}
     return bool(steps) and steps[-1] % EVAL_EVERY == 0 and steps[-1] not in scored
@@ -68,7 +69,7 @@ def wait_for_moment(
 
 
 def kill_once(scene: Scene, run_dir: Path, moment: str, draw: random.Random) -> str:
-    """Starts the run and kills it at such a moment. Returns when that was."""
+    """Starts the run and kills it at this kind of moment. Returns in words when that was."""
     process = scene.start(run_dir)
     try:
         wait_for_moment(run_dir, [process], moment, draw)
@@ -80,7 +81,7 @@ def kill_once(scene: Scene, run_dir: Path, moment: str, draw: random.Random) -> 
 
 
 def kill_one_of_two(scene: Scene, run_dir: Path, moment: str, draw: random.Random) -> str:
-    """As `kill_once`, of either process. Checks how and when the other one ends."""
+    """Like `kill_once`, for one of two processes. Checks how and when the other one ends."""
     processes = scene.start_two(run_dir)
     try:
         wait_for_moment(run_dir, processes, moment, draw)
@@ -124,10 +125,10 @@ def _torture(
 
 
 def torture_one(seed: int, kills: int) -> Outcome:
-    """Kills of a run of one process."""
+    """Kills a run of one process."""
     return _torture(seed, kills, kill_once, Scene.finish)
 
 
 def torture_two(seed: int, kills: int) -> Outcome:
-    """Kills of one process of a run of two."""
+    """Kills one process of a run of two processes."""
     return _torture(seed, kills, kill_one_of_two, Scene.finish_two)

@@ -1,12 +1,13 @@
-"""Two processes of one run that lose each other, and two runs that want one folder.
+"""Two proofs: processes of one run lose each other, and two runs use the same folder.
 
-`torture_loss`: one process is killed, stopped by SIGSTOP, or cut off from the network between both.
-The other one, and the one that was cut off, must end with the exit code of a lost peer; started
-again, the run ends as the undisturbed one. A network between two namespaces needs root; without,
-that kind is left out, which the note says.
+`torture_loss`: of two processes, one is killed, stopped by SIGSTOP, or cut off from the network.
+The other one, and the one that was cut off, must end with the exit code of a lost peer. When the
+run is started again, it must finish like the undisturbed run. Networks between namespaces need
+root; otherwise the cut is left out, and the note says so.
 
-`torture_folder`: a second run is started on the folder of a run that is alive, with the same
-devices and with others. It must refuse in one line, and the first run must go on undisturbed.
+`torture_folder`: a second run is started in the folder of a run that is alive, with the same
+devices and with others. It must end with an error of one line, and the first run must not be
+disturbed.
 """
 
 import contextlib
@@ -31,13 +32,13 @@ from jaxcpt.rows import read_rows
 STEPS_PER_CASE = 12
 ENDLESS = 1_000_000
 LATEST_END = {"kill": 15.0, "stop": 30.0, "cut": 30.0}
-"""Seconds. A process that is silent is given JAX's heartbeat of 10 seconds first."""
+"""Seconds until a process must end. JAX notices a silent process only after 10 seconds."""
 ADDRESSES = ("10.251.7.1", "10.251.7.2")
 
 
 @contextlib.contextmanager
 def two_networks(scratch: Path) -> Iterator[tuple[str, str] | None]:
-    """Names of two network namespaces that a cable joins, or None where they cannot be made."""
+    """The names of two connected network namespaces; None if they cannot be made."""
     names = (f"torture{os.getpid()}a", f"torture{os.getpid()}b")
     commands = [f"ip netns add {name}" for name in names]
     commands += [f"ip link add cable netns {names[0]} type veth peer name cable netns {names[1]}"]
@@ -60,7 +61,7 @@ def two_networks(scratch: Path) -> Iterator[tuple[str, str] | None]:
 def start_apart(
     scene: Scene, run_dir: Path, networks: Sequence[str]
 ) -> list[subprocess.Popen[str]]:
-    """Both processes, each in its network. Its own name means its address there."""
+    """Starts both processes, each in its own network, where its host name is its address."""
     port = find_port()
     processes = []
     for number, name in enumerate(networks):
@@ -94,7 +95,7 @@ def lose(kind: str, victim: Forked | subprocess.Popen[str], networks: Sequence[s
 def run_case(
     scene: Scene, run_dir: Path, kind: str, networks: Sequence[str], draw: random.Random
 ) -> tuple[list[str], float]:
-    """What is not as it should be, and the seconds until the other process had ended."""
+    """Runs a case. Returns its problems, and the seconds until the other process ended."""
     processes: list = (
         start_apart(scene, run_dir, networks) if kind == "cut" else scene.start_two(run_dir)
     )

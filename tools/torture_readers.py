@@ -1,4 +1,4 @@
-"""Loads a run again and again while it saves every 3 steps: each load has to be answered."""
+"""Loads a run many times while it saves every 3 steps. Every load must succeed."""
 
 import random
 import tempfile
@@ -13,7 +13,7 @@ ENDLESS = 1_000_000
 
 
 def torture(seed: int, cases: int) -> Outcome:
-    """The loads follow each other at once, and see no step that is older than the one before."""
+    """Loads `cases` times without pauses. No load may give an older step than the load before."""
     draw = random.Random(seed)
     failures: list[str] = []
     steps = set()

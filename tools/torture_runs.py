@@ -1,8 +1,8 @@
-"""The small training run that the proofs disturb, and what must be equal in it at its end.
+"""The small training run that the proofs disturb, and a description of its end to compare.
 
 In: a scratch folder. Out: an experiment file, processes that train it, and a description of the
-finished run: losses and evals of all steps, parameters bit for bit, names of files. An undisturbed
-run is trained first. Its compiled programs are kept, so that later starts of it compile nothing.
+finished run: losses and evals of all steps, exact parameters, and names of files. An undisturbed
+run is trained first. Its compiled programs are kept, so that later starts compile nothing.
 """
 
 import json
@@ -28,9 +28,9 @@ from jaxcpt.rows import read_rows
 
 SAVE_EVERY, EVAL_EVERY = 3, 10
 CLOCKED = {"pairs_per_s", "tokens_per_s", "data_wait", "save_share", "eval_share", "mfu"}
-"""Numbers that differ from run to run, because a clock measures them."""
+"""Numbers that are measured by a clock, so they differ between runs."""
 UNIQUE_FILES = (".out.tfevents.", "/d/", "/ocdbt.process_")
-"""Parts of the names of files that each process or save names in a new way."""
+"""Parts of the names of files whose names differ between processes or saves."""
 EXPERIMENT = """
 from jaxcpt.config import *
 
@@ -52,7 +52,7 @@ def experiment():
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a proof found. `failures` has one line for each case that did not hold."""
+    """The result of a proof. `failures` has one line for each case that did not hold."""
 
     cases: int
     failures: list[str]
@@ -60,16 +60,16 @@ class Outcome:
 
 
 class Skipped(Exception):
-    """The machine does not allow a proof. The text says what it lacks."""
+    """Raised if the machine does not allow a proof. The text says why."""
 
 
 class Hang(BaseException):
-    """Not an Exception, which the package would take for damage."""
+    """Raised by `time_limit`. It is not an Exception, so that the package does not catch it."""
 
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raises Hang in the block where it takes longer."""
+    """A context that raises Hang if its block takes longer."""
 
     def hang(*_: object) -> None:
         raise Hang(f"took more than {seconds} s")
@@ -89,7 +89,7 @@ class Scene:
     folder: Path
     steps: int
     changes: Sequence[str] = ()
-    """`PATH=VALUE` of --set, for every start."""
+    """Values `PATH=VALUE` for --set at every start."""
     save_every: int = SAVE_EVERY
     eval_every: int = EVAL_EVERY
 
@@ -108,12 +108,12 @@ class Scene:
         return [*command, "--set", "mesh.data=1", *changes]
 
     def start(self, run_dir: Path, *options: str) -> Forked:
-        """A process that trains, on one device unless the options say otherwise."""
+        """Starts a process that trains, on one device unless the options say otherwise."""
         return Forked([*self.make_command(run_dir), *options], self.folder / "compiled")
 
     @property
     def environment(self) -> dict[str, str]:
-        """Makes a process that is not forked use the compiled programs too."""
+        """The environment by which a process that is not forked uses the compiled programs too."""
         return {
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -122,21 +122,21 @@ class Scene:
         }
 
     def start_two(self, run_dir: Path, *options: str) -> list[Forked]:
-        """Both processes of one run, with a device each."""
+        """Starts both processes of a run, with one device each."""
         port = find_port()
         together = ["--coordinator", f"localhost:{port}", "--num-processes", "2"]
         together += ["--set", "mesh.data=2", "--wait", "120", *options]
         return [self.start(run_dir, *together, "--process-id", str(i)) for i in range(2)]
 
     def finish(self, run_dir: Path, *options: str) -> dict[str, Any]:
-        """Trains to the end and describes the run. Raises AssertionError where that fails."""
+        """Trains to the end and describes the run. Raises AssertionError if that fails."""
         process = self.start(run_dir, *options)
         output, errors = process.communicate()
         assert process.returncode == 0, f"exit code {process.returncode}: {output}{errors}"
         return describe_run(run_dir)
 
     def finish_two(self, run_dir: Path) -> dict[str, Any]:
-        """As `finish`, with two processes."""
+        """Like `finish`, with two processes."""
         processes = self.start_two(run_dir)
         outputs = [process.communicate() for process in processes]
         codes = [process.returncode for process in processes]
@@ -156,7 +156,7 @@ def count_rows(run_dir: Path) -> int:
 
 
 def wait_for_step(run_dir: Path, processes: Sequence[Forked], draw: random.Random) -> None:
-    """Returns soon after the run has taken a step, or once a process has ended."""
+    """Waits until the run has taken a step and a little longer, or until a process has ended."""
     count = count_rows(run_dir)
     while all(process.poll() is None for process in processes) and count_rows(run_dir) <= count:
         time.sleep(0.02)
@@ -164,19 +164,19 @@ def wait_for_step(run_dir: Path, processes: Sequence[Forked], draw: random.Rando
 
 
 def kill_all(processes: Sequence[Forked]) -> list[tuple[str, str]]:
-    """Ends all processes and returns what each has written."""
+    """Ends all processes. Returns the stdout and stderr of each."""
     for process in processes:
         process.kill()
     return [process.communicate() for process in processes]
 
 
 def said(errors: str) -> list[str]:
-    """The lines for the user on stderr. Of libraries, XLA's partitioner writes there too."""
+    """The lines on stderr that are for the user, without those of XLA's partitioner."""
     return [line for line in errors.splitlines() if line and "spmd_partitioner" not in line]
 
 
 def describe_run(run_dir: Path) -> dict[str, Any]:
-    """What must be equal in two runs of one experiment."""
+    """The facts that must be equal in two runs of one experiment."""
     params = jax.device_get(Embedder.load(run_dir).params)
     files = (path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file())
     return {

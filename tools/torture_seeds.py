@@ -1,4 +1,4 @@
-"""The good inputs that `torture_inputs` damages: an experiment, and small files of every format."""
+"""The correct inputs that `torture_inputs` damages: an experiment, and files of every format."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def make_experiment() -> Experiment:
 
 
 def list_fields(node: Any, path: str = "") -> Iterator[str]:
-    """The dotted path of every field, of parts and of values."""
+    """Yields the dotted path of every field, also of fields that hold further fields."""
     for field in fields(node):
         name = f"{path}{field.name}"
         yield name
@@ -57,7 +57,7 @@ def list_fields(node: Any, path: str = "") -> Iterator[str]:
 
 
 def count_parameters(experiment: Experiment) -> int:
-    """Shapes the model without memory for it; 0 for sizes that no machine has."""
+    """The number of parameters, without allocating them; 0 for sizes that no machine can hold."""
     m = experiment.model
     largest = max(m.width, m.heads, m.mlp_width or 1, m.layers, experiment.tokenizer.vocabulary)
     if max(largest, experiment.tokenizer.longest) > 1 << 20 or m.layers > 100:
@@ -111,7 +111,7 @@ def make_example(row: dict[str, Any]) -> bytes:
 
 
 def make_record(rng: random.Random) -> tuple[str, bytes]:
-    """What was changed, and a record that is whole as a record but odd as a pair."""
+    """Returns in words what is unusual, and a record that is valid but holds an unusual pair."""
     row = json.loads(json.dumps(rng.choice(ROWS)))
     if rng.random() < 0.4:
         return damage(make_example(row), rng)
@@ -139,7 +139,7 @@ def write_sentencepiece(folder: Path) -> None:
 
 
 def write_hugging_face(folder: Path) -> None:
-    """A word-level tokenizer.json with a template of its own."""
+    """A word-level tokenizer.json with its own template."""
     words = ["[UNK]", "[CLS]", "[SEP]", *sorted({w for r in ROWS for w in str(r["x"]).split()})]
     ids = {word: number for number, word in enumerate(words)}
     model = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))

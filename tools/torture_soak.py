@@ -1,7 +1,7 @@
-"""Trains with saves and evals for a while, and looks whether memory, handles or threads grow.
+"""Trains with saves and evals for a while, and checks that memory, handles and threads do not grow.
 
-The first quarter, in which caches fill, does not count. Growth is the slope of a line through all
-later readings.
+The first quarter does not count, because caches fill in it. Growth is the slope of a line through
+all later readings.
 """
 
 import random
@@ -14,7 +14,7 @@ from torture_runs import Outcome, Scene, count_rows, kill_all, wait_for_step
 
 READ_SECONDS = 1.0
 MOST_GROWTH = {"bytes": 300_000.0, "handles": 0.02, "threads": 0.02, "shared": 1000.0}
-"""Of each save. Why some memory grows is told in docs/reliability.md."""
+"""The most growth per save. docs/reliability.md explains why some memory grows."""
 ENDLESS = 1_000_000
 
 
@@ -34,7 +34,7 @@ def measure_growth(saves: list[float], values: list[float]) -> float:
 
 
 def torture(seed: int, seconds: int) -> Outcome:
-    """cases are seconds here."""
+    """Runs the proof for `seconds`, which are its number of cases."""
     readings: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         scene = Scene(Path(scratch, "scene"), ENDLESS)

@@ -1,7 +1,7 @@
-"""Trains in a bucket whose store answers a tenth of all requests with an error 500 or 503.
+"""Trains in a bucket whose store answers a tenth of all requests with error 500 or 503.
 
-The store is the emulator of the tests. The run is killed inside an upload of a checkpoint and
-started again, and its end compared with that of a run whose store has no faults.
+The store is the emulator of the tests. The run is killed during an upload of a checkpoint and
+started again. Its result must equal that of a run whose store has no faults.
 """
 
 import random
@@ -47,7 +47,7 @@ def describe(run_dir: Path) -> dict[str, Any]:
 
 
 def torture(seed: int, cases: int) -> Outcome:
-    """cases: how many runs are killed once each."""
+    """Runs the proof. cases: the number of runs, each of which is killed once."""
     sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
     try:
         import gcp_storage_emulator  # noqa: F401
