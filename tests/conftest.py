@@ -3,8 +3,8 @@
 import os
 import signal
 
-# Eight CPU devices on two busy cores can be late for a collective; XLA would abort after 40 s.
-# Tests compile much and compute little, so they do without the compiler's last optimisations.
+# Eight CPU devices on two busy cores can be late for a collective. XLA would abort after 40 s.
+# Tests compile much and compute little, so the compiler's last optimisations are turned off.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
@@ -31,7 +31,7 @@ from jaxcpt.pair import Pair
 from jaxcpt.pairs import PairList, write_pairs
 from jaxcpt.tokenizer import train_tokenizer
 
-settings.register_profile("busy", deadline=None)  # a busy machine fails no test
+settings.register_profile("busy", deadline=None)  # a test must not fail because the machine is busy
 settings.load_profile("busy")
 
 EXACT: dict[str, float] = {"rtol": 0.0, "atol": 0.0}
@@ -46,7 +46,7 @@ needs_data = pytest.mark.skipif(
 
 
 def make_pairs(count: int = 90) -> list[Pair]:
-    """Random words; the words of x are among those of y, so that there is something to learn."""
+    """Pairs of random words. y contains the words of x, so that a model can learn them."""
     random = np.random.default_rng(0)
     words = [f"w{number}" for number in range(150)]
     pairs = []
@@ -62,13 +62,13 @@ PAIRS = make_pairs()
 
 
 def change(node, names, value):
-    """The dataclass `node` with the field that `names` leads to changed."""
+    """A copy of the dataclass `node`, in which the field at the path `names` is changed."""
     name, *rest = names
     return replace(node, **{name: change(getattr(node, name), rest, value) if rest else value})
 
 
 def make_experiment(path: Path | str = "pairs.jsonl", **changes: object) -> Experiment:
-    """A tiny experiment in float32; `changes` are fields of its parts, `part__field=value`."""
+    """A tiny experiment in float32. changes: fields of its parts, as `part__field=value`."""
     experiment = Experiment(
         name="tiny",
         train_steps=6,
@@ -105,13 +105,13 @@ def pairs_file(tmp_path):
 
 @pytest.fixture
 def as_many_cores_as_devices(monkeypatch):
-    """The commands make each core a device; the devices of this process are there already."""
+    """Keeps the commands from making each core a device: this process already has its devices."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
 
 
 @pytest.fixture
 def hangups():
-    """SIGHUP has its default meaning, also where the tests run under nohup, which ignores it."""
+    """Gives SIGHUP its default handler, because nohup makes a process ignore the signal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -127,16 +127,16 @@ def pytest_configure(config):
 
 
 class SkippedTests:
-    """Lets a second run, with more libraries, take only what the first run has skipped."""
+    """Lets a second run, with more libraries, run only the tests that the first run skipped."""
 
     def __init__(self, config):
-        # With `-n` the workers tell the one process that started them, and that one writes.
+        # With `-n`, the workers report to the process that started them, and that one writes.
         worker = hasattr(config, "workerinput")
         self.write_to = None if worker else config.getoption("--write-skipped")
         self.read_from = config.getoption("--only-listed")
         self.skipped = []
 
-    def pytest_collectreport(self, report):  # a file that skips itself as a whole
+    def pytest_collectreport(self, report):  # a whole file may be skipped
         if report.skipped:
             self.skipped.append(report.nodeid)
 
@@ -158,7 +158,7 @@ class SkippedTests:
 
 @pytest.fixture
 def refuse(capsys):
-    """Runs a command that must refuse; returns its line."""
+    """A function that runs a command that must raise UserError, and returns the error's line."""
 
     def call(module, *arguments):
         capsys.readouterr()

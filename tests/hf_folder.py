@@ -1,4 +1,4 @@
-"""Hugging Face folders made without torch: random weights under the names of a family."""
+"""Makes Hugging Face folders without torch: random weights under the names of a family."""
 
 import json
 import struct
@@ -74,7 +74,7 @@ def pack_safetensors(arrays):
 
 
 def write_tokenizer(folder: Path, words=WORDS):
-    """A tokenizer.json of whole words, closed as BERT's are."""
+    """Writes a tokenizer.json of whole words with BERT's template."""
     vocabulary = {word: number for number, word in enumerate(words)}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -88,7 +88,7 @@ def write_tokenizer(folder: Path, words=WORDS):
 
 
 def write_folder(folder: Path, arrays=None, **changes):
-    """A whole BERT folder. `changes` are values of config.json; None takes a value out."""
+    """Writes a complete BERT folder. changes: values of config.json; None removes a value."""
     folder.mkdir(parents=True)
     values = {k: v for k, v in (BERT_CONFIG | changes).items() if v is not None}
     (folder / "config.json").write_text(json.dumps(values))
@@ -99,7 +99,7 @@ def write_folder(folder: Path, arrays=None, **changes):
 
 
 def add_modules(folder: Path, pooling=None, names=("Transformer", "Pooling", "Normalize")):
-    """Makes it a sentence-transformers folder."""
+    """Adds the files that make a folder a sentence-transformers folder."""
     paths = ("", "1_Pooling", "2_Normalize", "3_More")
     modules = [
         {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{name}"}

@@ -1,8 +1,9 @@
-"""Google Cloud Storage on this machine: the emulator, with what it lacks, and with faults.
+"""Runs an emulator of Google Cloud Storage on this machine, with additions and with faults.
 
-The emulator looks at no precondition and does not tell the generation of what it serves; Orbax's
-arrays and exclusive creation need both. `POST /faults?share=0.1` makes it answer this share of the
-requests with an error 500 or 503; `?token=NAME` makes it refuse requests without this token.
+The emulator ignores preconditions and does not return the generation of objects. Orbax's arrays and
+exclusive creation need both, so they are added here. `POST /faults?share=0.1` makes the emulator
+answer this share of requests with error 500 or 503. `?token=NAME` makes it refuse requests without
+this token.
 
     python tests/object_store.py PORT BUCKET
 """
@@ -93,7 +94,7 @@ def serve(port: int, bucket: str) -> None:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_) -> None:
-            """A client may leave before it has read its answer."""
+            """Ignores errors of clients that close before they have read the answer."""
 
     Server(("localhost", port), partial(Handler, storage)).serve_forever()
 
@@ -106,7 +107,7 @@ def find_port() -> int:
 
 @contextmanager
 def running_store(bucket: str = "bucket"):
-    """Starts a store. Yields the address for STORAGE_EMULATOR_HOST."""
+    """A context that runs a store and yields its address for STORAGE_EMULATOR_HOST."""
     port = find_port()
     process = subprocess.Popen([sys.executable, __file__, str(port), bucket])
     address = f"http://localhost:{port}"
@@ -127,14 +128,14 @@ def running_store(bucket: str = "bucket"):
 
 
 def set_faults(address: str, share: float = 0.0, token: str = "") -> int:
-    """Returns how many requests have been answered with an error so far."""
+    """Sets the faults of a store. Returns how many requests it has failed so far."""
     request = urllib.request.Request(f"{address}/faults?share={share}&token={token}", method="POST")
     with urllib.request.urlopen(request) as answer:
         return json.load(answer)["faults"]
 
 
 def make_environment(address: str, folder) -> dict[str, str]:
-    """The environment of a machine that shares nothing with others but the store."""
+    """The environment of a machine that shares only the store with other machines."""
     own = {name: str(folder / name.lower()) for name in ("HOME", "TMPDIR", "JAXCPT_CACHE")}
     for path in own.values():
         os.makedirs(path, exist_ok=True)
@@ -144,7 +145,7 @@ def make_environment(address: str, folder) -> dict[str, str]:
 def start_command(
     address: str, folder, *arguments: str, stderr: int = subprocess.PIPE
 ) -> subprocess.Popen[str]:
-    """`jaxcpt` with these arguments on the machine of `make_environment`, in its folder."""
+    """Starts `jaxcpt` with these arguments, on the machine of `make_environment`."""
     return subprocess.Popen(
         [sys.executable, "-m", "jaxcpt", *arguments],
         cwd=folder,
@@ -161,7 +162,7 @@ def name_store(address: str) -> dict[str, str]:
 
 
 def use_store(address: str) -> None:
-    """Makes this process use the store; another module may have used another one."""
+    """Makes this process use the store, also if it used another one before."""
     import fsspec
 
     from jaxcpt import objects

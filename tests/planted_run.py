@@ -1,4 +1,4 @@
-"""Planted run folders, and the page that is read back from one."""
+"""Writes run folders with known numbers, and parses the pages that are made from them."""
 
 import json
 import math
@@ -33,7 +33,7 @@ VOID = {"meta"}
 
 
 class Page(HTMLParser):
-    """The page's text, its tags in order and their attributes; fails where tags do not nest."""
+    """A parsed page: its text, tags in order, and their attributes. Fails if tags do not nest."""
 
     def __init__(self, path):
         super().__init__()
@@ -76,7 +76,7 @@ def scalars_at(step):
 
 
 def plant(run_dir, steps, planted=None, summary=None):
-    """A run folder as training leaves it; `planted` overrides scalars of steps."""
+    """Writes a run folder as training does. planted: scalars of steps that replace others."""
     run_dir.mkdir(exist_ok=True)
     (run_dir / "experiment.json").write_text(to_json(EXPERIMENT))
     with MetricsLog(run_dir, EXPERIMENT.train_steps, 0, writes=True) as log:

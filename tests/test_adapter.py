@@ -1,4 +1,4 @@
-"""LoRA: exact gradients on any mesh, a base that never changes, checkpoints without it."""
+"""LoRA: gradients are exact on any mesh, the base does not change, and checkpoints lack it."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ ADAPTED = {"adapter": Adapter(3, alpha=5.0, targets=ALL), "init_from": InitFrom(
 
 
 def draw_state(experiment, mesh):
-    """A state whose adapters are far from their start, where B is zero."""
+    """A state with random adapters. At the start, B would be zero."""
     state = init_state(experiment, mesh)
     random = np.random.default_rng(0)
 
@@ -61,8 +61,10 @@ def find_gradient(sources, tokenizer, shape, **changes):
 
 
 def project_gradient(sources, tokenizer, **changes):
-    """dA = alpha / rank * dW B^T and dB = alpha / rank * A^T dW, from the gradient dW of a plain
-    encoder that has the merged weights."""
+    """The gradients dA = alpha / rank * dW B^T and dB = alpha / rank * A^T dW.
+
+    dW is the gradient of a plain encoder that has the merged weights.
+    """
     experiment = make_experiment(**ADAPTED, **changes)
     plain = replace(experiment, adapter=None)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
@@ -99,7 +101,7 @@ def test_the_gradient_is_that_of_the_merged_weights(model, shape, chunks, source
 
 
 def test_no_gradient_of_a_frozen_weight_is_computed():
-    """A step multiplies each frozen weight twice, and each trained weight three times."""
+    """A step has two products with each frozen weight, and three with each trained weight."""
     changes = {"model__width": 64, "model__remat": "nothing", "model__biases": False}
     flops = {}
     for adapter in (None, Adapter(1, targets=ALL)):
@@ -116,14 +118,14 @@ def test_no_gradient_of_a_frozen_weight_is_computed():
 
 
 def adapt(run, **changes):
-    """An experiment that trains adapters on `run`, fast enough that B leaves its zero."""
+    """An experiment that trains adapters on `run`, with a rate at which B does not stay near 0."""
     experiment = start_from(run, optimizer__learning_rate=1e-2, **changes)
     return replace(experiment, adapter=Adapter(2, alpha=2.0, targets=ALL), name="adapted")
 
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
-    """A finished run with adapters, whose start is gone."""
+    """A finished run with adapters, whose start has been deleted."""
     folder = tmp_path_factory.mktemp("adapter")
     start, run_dir = shutil.copytree(tiny_run(), folder / "start"), folder / "adapted"
     train(adapt(start), run_dir, run_dir)
@@ -203,7 +205,7 @@ def test_other_devices_go_on_alike(copied, adapted):
     found, wanted = read_state(copied), read_state(adapted)
     jax.tree.map(np.testing.assert_array_equal, found.base, wanted.base)
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
-        # Adam divides a gradient by its own size, also where that is little but rounding.
+        # Adam divides a gradient by its own size, even if the gradient is only rounding error.
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
@@ -291,7 +293,7 @@ def test_a_smoke_run_has_no_adapter():
     ids=["query and value", "all weights"],
 )
 def test_the_optimizer_state_of_seven_billion_parameters_is_small(targets, at_least, at_most):
-    """The shape of Llama 7B at rank 16, by the table that is shown before a run."""
+    """Checks the table that is shown before a run, for Llama 7B at rank 16."""
     model = Model(
         width=4096,
         layers=32,

@@ -1,4 +1,4 @@
-"""Each kernel equals the definition, forward and backward, alone and on a mesh."""
+"""Each attention kernel equals the definition, forward and backward, also on a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,18 @@ from jaxcpt import config
 from jaxcpt.attention import attend_cudnn, attend_plain, attend_splash, choose_form
 from jaxcpt.sharding import find_platform, make_mesh
 
-# Sums of 128 products in another order: float32's rounding, beside values of about 1.
+# Sums of 128 products in another order differ by float32 rounding. The values are about 1.
 CLOSE_TO_ONE = CLOSE | {"atol": 3e-6}
 
 FUSED = {
     "splash": lambda *arrays, causal: attend_splash(*arrays, causal=causal, interpret=True),
-    # cuDNN itself needs a GPU; what is handed to it does not.
+    # cuDNN needs a GPU, so XLA computes with the same arguments instead.
     "cudnn": lambda *arrays, causal: attend_cudnn(*arrays, causal=causal, implementation="xla"),
 }
 
 
 def draw(rows=2, tokens=128, heads=4, kv_heads=4, width=8):
-    """Queries, keys, values, a direction to pull; rows of several texts, the last one padded."""
+    """Random queries, keys, values and a cotangent. Rows have several texts; the last is padded."""
     random = np.random.default_rng(0)
     shapes = [(rows, tokens, n, width) for n in (heads, kv_heads, kv_heads, heads)]
     query, key, value, pull = (random.normal(size=s).astype(np.float32) for s in shapes)

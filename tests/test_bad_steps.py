@@ -1,4 +1,4 @@
-"""A step that is not finite changes nothing; a run of them ends the run, which can be replayed."""
+"""A step that is not finite changes nothing. Several in a row stop the run; `replay` repeats it."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from jaxcpt.update import init_state, make_train_step
 
 
 def diverging(**changes):
-    """Step 1 is finite and makes parameters that are too large for any other step."""
+    """An experiment whose step 1 is finite, but makes the parameters too large for later steps."""
     run = replace(tiny_experiment(**changes), checkpoints=Checkpoints(1, keep=2))
     return replace(run, optimizer=replace(run.optimizer, learning_rate=1e30))
 
@@ -66,7 +66,7 @@ def test_a_bad_step_changes_nothing(sources, tokenizer, value):
         assert (good.step, good.bad_steps, metrics["bad_steps"]) == (3, 0, 0)
         assert np.isfinite(metrics["loss"])
 
-        # After three in a row nothing is applied, until the loop has looked at the numbers.
+        # After three bad steps in a row, no later step is applied until the loop stops the run.
         frozen = replace(good, bad_steps=jnp.int32(3))
         before = jax.device_get(frozen)
         after, metrics = step(frozen, batches.make(3))
@@ -88,7 +88,7 @@ def test_a_run_of_bad_steps_stops_and_is_replayed(tmp_path, capsys, monkeypatch,
     tiny_run()  # writes the pairs
     run_dir = tmp_path / "run"
     run = diverging(log_every_steps=log_every_steps)
-    for _ in range(2):  # a second start ends alike
+    for _ in range(2):  # a second start ends in the same way
         with pytest.raises(UserError) as refused:
             train(run, run_dir, run_dir)
         assert str(refused.value) == stop_line(run_dir)
@@ -127,7 +127,7 @@ def test_bad_steps_in_a_row_are_counted_across_a_restart(tmp_path, monkeypatch):
     with pytest.raises(UserError) as refused:
         train(diverging(), run_dir, run_dir)
     assert str(refused.value) == stop_line(run_dir)
-    # `safety` may differ from the run's: with more patience it goes on, to the same end later.
+    # `safety` may differ from the run's. With a larger limit the run goes on and stops later.
     patient = replace(diverging(), safety=Safety(max_bad_steps=4))
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"stopped at step 5: .* the first bad step is 2; "):

@@ -1,4 +1,5 @@
-"""Batches: a function of (seed, step), whole over any number of processes, and what they hold."""
+"""Batches are a function of (seed, step), are the same on any number of processes, and hold each
+text once."""
 
 from dataclasses import replace
 
@@ -30,7 +31,7 @@ def arrays_of(batch):
 
 
 def read_texts(batch, tokenizer):
-    """(side, decoded text, hash) of every text of a batch, read back from its arrays."""
+    """Yields (side, decoded text, hash) of every text of a batch, read from its arrays."""
     cells = jax.tree.map(np.asarray, batch.cells)
     present = np.asarray(batch.present_ngt)
     found = []
@@ -42,8 +43,8 @@ def read_texts(batch, tokenizer):
         (where,) = np.nonzero(segments == t + 1)
         ids = tokens[where]
         assert positions[where].tolist() == list(range(len(ids)))
-        assert len(np.unique(where // cells.tokens_grl.shape[-1])) == 1  # in one row
-        assert np.diff(where).tolist() == [1] * (len(ids) - 1)  # and in one piece
+        assert len(np.unique(where // cells.tokens_grl.shape[-1])) == 1  # all tokens are in one row
+        assert np.diff(where).tolist() == [1] * (len(ids) - 1)  # and are neighbours
         assert cells.ends_gt[n, g, t] == where[-1]
         (side,) = (s for s in "xy" if tokenizer.delimiters(s) == ((ids[0],), (ids[-1],)))
         assert not set(ids[1:-1]) & {
@@ -157,7 +158,7 @@ def test_what_each_process_takes_is_together_the_batch(
     whole = process(0)
     whole.shards = np.arange(8)
     everybody = [process(number) for number in range(processes)]
-    # All must agree on the static shape without asking each other.
+    # All processes must find the same static shape without communication.
     assert len({batches.sizes for batches in everybody}) == 1
     for step in (0, 1, 9):
         parts = [b._draw(step, b.shards) for b in everybody]
@@ -227,7 +228,7 @@ def test_weights_of_sources(tokenizer, mesh):
 
 
 def two_sources(tokenizer, mesh, homogeneous=True, **changes):
-    """60 short and 30 long pairs, told apart by their hashes, in the ratio 2 to 1."""
+    """Two sources with 60 short and 30 long pairs, which hashes distinguish, weighted 2 to 1."""
     experiment = make_experiment(**changes)
     source = experiment.data.train[0]
     data = replace(
@@ -252,10 +253,10 @@ def test_homogeneous_batches_are_the_same_on_any_mesh(tokenizer, mesh, devices, 
         assert hashes == hashes_of(theirs.make(step))
         here = [bool(set(hashes) & ys) for ys in of_source]
         assert sum(here) == 1
-        assert len(hashes) == 30  # rows suffice for the longer source, too
+        assert len(hashes) == 30  # the rows are long enough for the longer source too
         taken.append(here.index(True))
     assert 3 <= sum(taken) <= 5
-    # A later start sees the very same batches.
+    # A later start gets the same batches.
     again, _ = two_sources(tokenizer, mesh, **changes)
     for step, coming in zip((9, 10), again.stream(9, 11), strict=True):
         for one, other in zip(arrays_of(coming.result()), arrays_of(ours.make(step)), strict=True):
@@ -321,7 +322,7 @@ def test_pairs_without_room_are_absent_and_counted(sources, tokenizer):
     packing = batches._pack(batches._lengths(drawn), 1, batches.sizes)
     assert 0 < packing.overflow < 15
     assert present[:15].sum() == present[15:].sum() == 15 - packing.overflow
-    assert (present[:15] == present[15:]).all()  # never half a pair
+    assert (present[:15] == present[15:]).all()  # a pair is never half there
 
 
 def test_a_batch_that_does_not_divide_leaves_slots_absent(sources, tokenizer, mesh):
@@ -350,19 +351,19 @@ def test_token_dropout(sources, tokenizer, mesh):
     later = dropped._drop(before, 8, whole.shards)
     some_differ = False
     for old, new, next_step in zip(before, after, later, strict=True):
-        assert new.hashes == old.hashes  # it is the same text still
+        assert new.hashes == old.hashes  # it is still the same text
         for text, rest, rest_later in zip(old.ids, new.ids, next_step.ids, strict=True):
             inner = len(text) - 2
             assert len(rest) == len(rest_later) == len(text) - int(0.5 * inner)
             assert (rest[0], rest[-1]) == (text[0], text[-1])
             remaining = iter(text.tolist())
-            assert all(token in remaining for token in rest.tolist())  # in their order
+            assert all(token in remaining for token in rest.tolist())  # in the same order
             some_differ |= not np.array_equal(rest, rest_later)
     assert some_differ
 
 
 def test_hardly_any_padding_on_natural_lengths(tokenizer):
-    # Docstrings and functions: 1,024 pairs, long-tailed, as the quickstart's are.
+    # 1,024 pairs with lengths like the docstrings and functions of the quickstart: a long tail.
     draw = np.random.default_rng(0)
 
     def text(tokens):
@@ -388,7 +389,8 @@ def test_hardly_any_padding_on_natural_lengths(tokenizer):
                 batch = batches.make(step)
                 assert np.asarray(batch.present_ngt).sum() >= 0.999 * 2048
                 padding = np.mean(np.asarray(batch.cells.segments_grl) == 0)
-                assert padding <= (0.03 if in_memory else 0.06)  # unstratified totals vary
+                # Without length buckets, totals vary.
+                assert padding <= (0.03 if in_memory else 0.06)
 
 
 def test_hash_is_of_the_text():

@@ -1,4 +1,4 @@
-"""What is saved is proven; damage of any kind is found, told, and stepped over."""
+"""Saves are verified. Damage of any kind is found and reported, and an older step is used."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def mesh():
 
 
 def make_state(mesh, step, seed=0, rows=64):
-    """A state with odd leaves, cut over the mesh."""
+    """A state with leaves of unusual sizes, sharded over the mesh."""
     draw = np.random.default_rng([seed, step])
     params = {
         "encoder": {"table": draw.normal(size=(rows, 8)).astype(np.float32)},
@@ -112,7 +112,7 @@ def test_keeps_as_many_as_asked_and_no_manifest_of_others(mesh, folder):
 
 
 def test_a_save_is_proven_before_the_next_one(mesh, tmp_path):
-    # A run killed long after a save, and before the next, must not lose it.
+    # A run that is killed after a save and before the next one must not lose it.
     with CheckpointStore(tmp_path / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(make_state(mesh, 3), META)
         until = time.monotonic() + 30
@@ -192,7 +192,7 @@ def test_finds_any_flipped_bit(folder):
 
 
 def test_files_that_nobody_promised_are_no_damage(folder):
-    """Finder, Windows, NFS and copies put files there."""
+    """File managers, NFS and copy tools add files to folders."""
     (folder / ".DS_Store").touch()
     (folder / "notes").mkdir()
     (folder / "7").touch()
@@ -231,7 +231,7 @@ def test_a_first_save_that_a_kill_interrupted_is_a_new_start(mesh, tmp_path, cap
         checkpoints.save(make_state(mesh, 6), META)
     shutil.rmtree(folder / "3")
     (folder / "3.sha256.json").unlink()
-    (folder / "6.sha256.json").unlink()  # of a later save: the older one is lost, and it is said
+    (folder / "6.sha256.json").unlink()  # of a later save: the older one is lost, which is reported
     with (
         CheckpointStore(folder, keep=2) as checkpoints,
         pytest.raises(UserError, match=r"no whole checkpoint \(step 6: its save did not finish\)"),
@@ -279,7 +279,7 @@ def test_refuses_a_step_that_is_not_there(folder):
 
 
 def test_reading_creates_and_deletes_nothing(folder, tmp_path):
-    # A search in the folder of a run in progress must leave its half-written step alone.
+    # A search in the folder of a running training must not touch its half-written step.
     half_written = folder / "9.orbax-checkpoint-tmp"
     half_written.mkdir()
     assert find_newest(folder) == 6
@@ -303,7 +303,7 @@ def test_writing_clears_what_a_killed_save_left(folder, mesh):
 
 
 def test_says_when_a_save_does_not_reach_the_disk(mesh, tmp_path):
-    # No file above 64 KiB: a write fails in the middle, as on a full disk.
+    # Files are limited to 64 KiB, so that a write fails in the middle, as on a full disk.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     small, large = make_state(mesh, 3), make_state(mesh, 6, rows=1 << 17)
     folder = tmp_path / "checkpoints"
@@ -315,7 +315,7 @@ def test_says_when_a_save_does_not_reach_the_disk(mesh, tmp_path):
             checkpoints.save(small, META)
             checkpoints.finish()
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-            checkpoints.save(large, META)  # told at the next save, or on leaving
+            checkpoints.save(large, META)  # the error comes at the next save, or at the exit
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert find_newest(folder) == 3
@@ -346,7 +346,7 @@ def test_parameters_alone_are_saved_from_mapped_files(mesh, tmp_path):
 
 
 def test_fifteen_damages_fall_back_exactly_or_are_refused(tmp_path):
-    """A short form of tools/torture_checkpoints.py, which holds the kinds."""
+    """A short form of tools/torture_checkpoints.py, which has the kinds of damage."""
     minutes = 15 / 300 * torture.FULL_MINUTES
     command = [sys.executable, "tools/torture.py", "--only", "checkpoints", "--seed", "3"]
     done = subprocess.run(
@@ -364,7 +364,7 @@ def test_fifteen_damages_fall_back_exactly_or_are_refused(tmp_path):
 
 @pytest.mark.parametrize("keep", [None, 2])
 def test_data_that_cannot_be_read_falls_back_although_its_sums_agree(folder, mesh, capsys, keep):
-    """The manifest was written after the harm, as by a copy tool that makes its own."""
+    """The manifest was written after the damage, as if a copy tool had made it."""
     for path in (folder / "6" / "meta").rglob("*"):
         path.write_text("{")
     write_manifest(folder / "6")
@@ -390,7 +390,7 @@ def test_a_reader_lists_again_where_a_step_is_deleted_meanwhile(folder, mesh):
 
         def load(step):
             calls.append(step)
-            if len(calls) == 1:  # a run beside goes on
+            if len(calls) == 1:  # a running training goes on
                 writing.save(make_state(mesh, 9), META)
                 writing.finish()
             return reading.restore(step, shapes_of(state))
@@ -432,11 +432,11 @@ def test_a_pipe_that_no_manifest_names_does_not_hang_a_restore(folder):
 
 
 def test_what_a_kill_left_of_a_deletion_is_deleted(mesh, tmp_path, monkeypatch):
-    """However far the deletion of an old step has come."""
+    """A kill may interrupt the deletion of an old step at any point."""
     folder = tmp_path / "checkpoints"
     removed = []
 
-    def remove_only(path):  # as if killed after this one
+    def remove_only(path):  # as if killed after this call
         removed.append(path.name)
         shutil.rmtree(path)
         raise KeyboardInterrupt
@@ -450,7 +450,7 @@ def test_what_a_kill_left_of_a_deletion_is_deleted(mesh, tmp_path, monkeypatch):
     assert removed in (["params"], ["opt_state"], ["meta"])
     assert (folder / "1").is_dir()
     monkeypatch.undo()
-    (folder / "0").mkdir()  # killed before the last call of all
+    (folder / "0").mkdir()  # as if killed before the last call
     with CheckpointStore(folder, keep=1) as store:
         store.save(make_state(mesh, 3), {})
     assert sorted(path.name for path in folder.iterdir()) == ["3", "3.sha256.json"]

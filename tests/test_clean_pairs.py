@@ -1,4 +1,4 @@
-"""Existing pairs: read from every format, deduplicated and decontaminated."""
+"""`jaxcpt clean-pairs` reads pairs from every format, deduplicates and decontaminates them."""
 
 import gzip
 import json
@@ -50,7 +50,7 @@ def test_pairs_are_read_from_all_formats(tmp_path):
     (folder / "README.txt").write_text("No pairs here.")
     _, pairs = clean([folder], tmp_path / "out")
     assert pairs == {(row["question"], row["answer"]) for row in make_rows(0, 30)}
-    # The output is itself a valid input and gives the same pairs.
+    # The output is a valid input too, and gives the same pairs.
     again = Reading(text_field="x", y_field="y")
     assert clean([f"tfds:{tmp_path / 'out'}"], tmp_path / "again", again)[1] == pairs
 

@@ -1,4 +1,4 @@
-"""The command `jaxcpt`: its help, its cost, and where it can be started."""
+"""The command `jaxcpt`: its help, what it imports, and from which folders it starts."""
 
 import os
 import re
@@ -81,7 +81,7 @@ def test_the_help_loads_neither_jax_nor_numpy():
 
 @pytest.mark.parametrize("module", ["jaxcpt", "jaxcpt.search"])
 def test_commands_start_in_the_folder_that_contains_the_clone(module, tmp_path):
-    """Python must find the package, and not take the clone's folder `jaxcpt` for a package."""
+    """Python must find the package, and not import the clone's folder `jaxcpt` as a package."""
     (tmp_path / "jaxcpt").symlink_to(REPOSITORY, target_is_directory=True)
     # An editable install adds the repository's root to the path, as PYTHONPATH does here.
     done = subprocess.run(

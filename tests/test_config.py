@@ -1,4 +1,4 @@
-"""The experiment tree: through JSON and back, `--set`, differences, cross-checks, `--smoke`."""
+"""The experiment tree: JSON, `--set`, differences, checks of the settings, and `--smoke`."""
 
 import dataclasses
 import json
@@ -65,7 +65,7 @@ def test_a_file_is_the_experiment_it_returns(tmp_path):
     path = write(tmp_path, "from sibling import experiment\n")
     loaded = load_experiment(path)
     assert loaded == make_experiment(optimizer__learning_rate=1.0)
-    assert isinstance(loaded.optimizer.learning_rate, float)  # as it is after JSON
+    assert isinstance(loaded.optimizer.learning_rate, float)  # the same type as after JSON
 
 
 def test_loading_leaves_the_path_as_it_was(tmp_path):
@@ -332,7 +332,7 @@ def test_a_baseline_is_its_run_but_for_what_it_names():
     baseline = derive_baseline(run)
     assert baseline == replace(EVERY_KIND_OF_VALUE, name="bag", train_steps=3)
     assert derive_baseline(baseline) is None
-    # The tokenizer is shared: a table of another size would be read beyond its end.
+    # The tokenizer is shared, so a table of another size would be read beyond its end.
     larger = apply_overrides(run, ["tokenizer.vocabulary=500"])
     assert derive_baseline(larger).tokenizer.vocabulary == 500
 

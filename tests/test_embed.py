@@ -1,4 +1,4 @@
-"""Texts to vectors: order kept, packed equals alone, any number of texts; the commands on a run."""
+"""Embedding keeps the order, packing does not change vectors, and the commands work on a run."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ def alone(embedder):
 
 
 def assert_close(one, other):
-    # Coordinates of unit vectors: of the size of 1 / sqrt(d), and some about zero.
+    # Coordinates of unit vectors are about 1 / sqrt(d), and some are near zero.
     np.testing.assert_allclose(one, other, rtol=CLOSE["rtol"], atol=1e-6)
 
 
@@ -55,7 +55,7 @@ def test_unit_vectors_in_order_and_packed_as_alone(embedder, alone):
     assert_close(vectors_nd, alone)
     order = np.random.default_rng(0).permutation(80)
     assert_close(embedder.embed([TEXTS[i] for i in order], "y"), vectors_nd[order])
-    assert len(np.unique(vectors_nd.round(4), axis=0)) > 70  # they are not all the same
+    assert len(np.unique(vectors_nd.round(4), axis=0)) > 70  # the vectors differ
 
 
 @pytest.mark.parametrize(
@@ -191,11 +191,11 @@ def test_load_refuses_a_step_that_is_not_there():
 
 
 def test_load_shares_the_parameters_as_training_did(loaded):
-    """On the 2 x 2 x 2 devices of training, and as a copy on each where it is asked for."""
+    """Sharded on the 2 x 2 x 2 devices of training, or a copy on each device if `mesh` says so."""
     copies = Embedder.load(tiny_run(), mesh=Mesh())
     assert dict(loaded.mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     held = [bytes_on_first_device(embedder.params) for embedder in (loaded, copies)]
-    assert held[0] < held[1] / 3  # all but the norms are cut by fsdp, by tensor, or by both
+    assert held[0] < held[1] / 3  # fsdp, tensor or both shard everything except the norms
     assert_close(loaded.embed(TEXTS, "y"), copies.embed(TEXTS, "y"))
 
 
@@ -233,8 +233,8 @@ def test_embed_command(tmp_path, monkeypatch, capsys, loaded, side):
 
 def test_search_command(tmp_path, monkeypatch, capsys):
     run_dir = copy_run(tmp_path)
-    capsys.readouterr()  # of the training, where this test is the first to need a run
-    query = PAIRS[0].y  # as an x it still stands out by its words
+    capsys.readouterr()  # the output of training, if this test is the first that needs a run
+    query = PAIRS[0].y  # also as an x it is found by its words
     call(monkeypatch, search, "--run-dir", run_dir, "--top", "2", query, "w5")
     said = capsys.readouterr().out
     assert f"{query}  (of 90 texts)" in said
@@ -282,7 +282,7 @@ def read_results(said):
 
 @pytest.mark.parametrize("options", [[], ["--width", "8"], ["--int8"], ["--width", "8", "--int8"]])
 def test_search_command_in_a_corpus(tmp_path, monkeypatch, capsys, corpus, loaded, options):
-    """Embedded on the fly or by jaxcpt.embed, whole or cut or as int8: the same results."""
+    """The results are the same if the search or jaxcpt.embed embeds, with cut or int8 vectors."""
     run_dir = copy_run(tmp_path)
     call(monkeypatch, search, "--run-dir", run_dir, "--corpus", corpus, *options, "w1", "w7")
     said = capsys.readouterr().out
@@ -307,7 +307,7 @@ def test_search_command_in_a_corpus(tmp_path, monkeypatch, capsys, corpus, loade
 
 
 def test_a_diverged_model_embeds_and_finds_nothing(tokenizer, tmp_path, monkeypatch, capsys):
-    """NaN is an error everywhere, and never a place in a ranking."""
+    """NaN is an error everywhere and never gets a rank."""
     whole = make_embedder(tokenizer)
     broken = whole.with_params(jax.tree.map(lambda leaf: leaf * np.nan, whole.params), step=3)
     with pytest.raises(UserError, match=r"^the embedding of 'w1' is not finite, nor are 1 others"):
@@ -326,7 +326,7 @@ def test_a_diverged_model_embeds_and_finds_nothing(tokenizer, tmp_path, monkeypa
 
 
 def test_memory_does_not_grow_with_the_number_or_length_of_texts(tmp_path):
-    """A million empty and 100 huge texts from a generator: parts are bounded by both."""
+    """The generator gives a million empty texts and 100 huge ones. Both bound the parts."""
     sizes = [sum(map(len, part)) for part in embed.cut_into_parts("x" * 2**20 for _ in range(100))]
     assert max(sizes) <= embed.CHARACTERS_AT_ONCE + 2**20
     assert sum(sizes) == 100 * 2**20
@@ -337,7 +337,7 @@ def test_memory_does_not_grow_with_the_number_or_length_of_texts(tmp_path):
 
 def test_a_text_of_100_000_tokens_among_empty_ones(embedder, tokenizer):
     long = " ".join(f"w{i % 150}" for i in range(100_000))
-    start = " ".join(f"w{i % 150}" for i in range(40))  # what is left of it, and more
+    start = " ".join(f"w{i % 150}" for i in range(40))  # longer than the part that is kept
     vectors_nd = embedder.embed(["", long, "", start], "y")
     assert_close(vectors_nd[1], vectors_nd[3])
     assert_close(vectors_nd[0], vectors_nd[2])

@@ -1,4 +1,4 @@
-"""Classification without training: equal to scikit-learn's neighbours; planted labels; refusals."""
+"""Classification without training: equals scikit-learn's neighbours, planted labels, errors."""
 
 import re
 
@@ -14,7 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 
 def embed_words(texts, side):
-    """Texts with the word negative at 0 degrees, with positive at 90, numbers at theirs."""
+    """Vectors by angle: texts with `negative` at 0 degrees, with `positive` at 90, numbers at
+    their value."""
     angles_n = np.array(
         [0 if "negative" in t else 90 if "positive" in t else float(t) for t in texts]
     )
@@ -55,7 +56,7 @@ def test_the_prompt_is_the_papers(tmp_path):
 
 
 def test_neighbours_equal_scikit_learn(tmp_path):
-    # With 257 texts and more labels, a vote rarely ties, where theirs takes the lower label.
+    # With 257 texts and several labels, ties are rare. scikit-learn then takes the lower label.
     train_nd, train_texts, train_labels = draw(1, 700, classes=4)
     test_nd, test_texts, test_labels = draw(2, 300, classes=4)
     write_rows(tmp_path / "linear_probe" / "trec" / "train.tsv", train_labels, train_texts)

@@ -1,4 +1,4 @@
-"""Code search: blocks of 1,000 from CodeSearchNet's files, whole corpora in BEIR layout."""
+"""Code search in blocks of 1,000 functions (CodeSearchNet) and in whole corpora (BEIR layout)."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def write_language(data, language, count, files=2):
 
 
 def embed_number(texts, side):
-    """Points on a circle, one for each number, so that each text is nearest to its equal."""
+    """Points on a circle, one for each number, so that a text is nearest to an equal text."""
     numbers = np.array([int(re.search(r"w(\d+)", text)[1]) for text in texts])
     angles_n = numbers * (2 * np.pi / 2_600)
     return np.stack([np.cos(angles_n), np.sin(angles_n)], axis=1)
@@ -67,17 +67,17 @@ def test_each_function_has_999_others_and_the_rest_is_left_out(tmp_path):
 
 
 def test_whole_corpus_takes_the_best_of_several_answers(tmp_path):
-    # The neighbours of w7 on the circle are 6 and 8, then 5 and 9: two places before 5.
+    # The neighbours of w7 on the circle are 6 and 8, and then 5 and 9. Two are before 5.
     write_beir(tmp_path, [("q3", "3", "1"), ("q7", "20", "1"), ("q7", "5", "2"), ("q7", "6", "0")])
     scores = code_search.run(embed_number, tmp_path)
-    ahead = 1 + 2 + 1  # itself, 6 and 8, and 9, which ties with 5
+    ahead = 1 + 2 + 1  # w7 itself, 6, 8, and 9, which ties with 5
     assert scores["cosqa/mrr"] == pytest.approx((1 + 1 / (ahead + 1)) / 2)
     assert scores["cosqa/recall_at_1"] == 0.5
     assert scores["cosqa/recall_at_10"] == 1.0
 
 
 def test_absent_documents_and_queries_without_answers_count_as_never_answered(tmp_path, capsys):
-    """As pytrec_eval counts them in retrieval."""
+    """They count as in pytrec_eval."""
     rows = [("q3", "3", "1"), ("q4", "4", "0"), ("q5", "gone", "1"), ("q5", "5", "0")]
     folder = write_beir(tmp_path, rows)
     for scores in (code_search.run(embed_number, tmp_path), code_search.bm25(tmp_path)):
@@ -118,7 +118,7 @@ def test_sets_in_folders_are_searched_too(tmp_path):
 
 
 def test_a_language_of_codesearchnet_is_ranked_by_its_own_protocol_alone(tmp_path):
-    """In BEIR layout it would be searched in a whole corpus, and stand beside published figures."""
+    """In BEIR layout its whole corpus would be searched, unlike in the published figures."""
     folder = write_beir(tmp_path, [("q3", "3", "1")])
     (tmp_path / "code_search" / "codesearchnet").mkdir()
     language = folder.rename(tmp_path / "code_search" / "codesearchnet" / "go")

@@ -1,5 +1,5 @@
-"""What holds for every suite: a vector that is not finite is an error, and the command refuses
-data that does not fit in one line."""
+"""For every suite, a vector that is not finite is an error, and data that does not fit gives an
+error of one line."""
 
 import shutil
 from typing import get_args
@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 
 
 def test_every_list_of_suites_is_the_same():
-    """The configuration imports nothing, and mining does without JAX, so each has its own list."""
+    """The configuration imports nothing, and mining imports no JAX, so each has its own list."""
     assert list(SUITES) == list(SIDES) == list(get_args(SuiteName))
     assert [suite.name for suite in SUITES.values()] == list(SUITES)
     assert sorted(suite.folder for suite in SUITES.values()) == sorted(FAMILIES)
@@ -93,7 +93,7 @@ def test_a_stored_vector_that_is_not_finite_is_an_error(data, suite, tmp_path):
 
 @pytest.fixture
 def refused(monkeypatch, refuse):
-    """`jaxcpt.evaluate` on a run."""
+    """A function that runs `jaxcpt.evaluate` on a run and returns its error."""
 
     def call(run_dir, data, suite, *options):
         monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
@@ -156,7 +156,7 @@ def test_the_command_refuses_data_that_does_not_fit(data, tmp_path, refused, fil
     else:
         (copy / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     suite = file.partition("/")[0].replace("dpr", "open_qa")
-    run_dir = copy_run(tmp_path)  # which gets the scores of the sets that fit
+    run_dir = copy_run(tmp_path)  # it gets the scores of the sets that fit
     assert refused(run_dir, copy, suite) == f"{copy / file}{line}"
 
 

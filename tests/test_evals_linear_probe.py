@@ -1,4 +1,4 @@
-"""Linear probes: equal to scikit-learn by SentEval's protocol; planted labels; refusals."""
+"""Linear probes equal scikit-learn with SentEval's protocol; planted labels; errors."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ STRENGTHS = [0.25, 1, 4, 16, 64, 256]
 
 
 def embed_numbers(texts, side):
-    """A text is its vector, written out."""
+    """The vector that a text spells."""
     return np.array([[float(number) for number in text.split()] for text in texts], np.float32)
 
 
@@ -31,7 +31,7 @@ def write_rows(path, labels, *texts):
 
 
 def draw(seed, rows, classes=2, width=5):
-    """Noisy unit vectors that lean towards their label, their texts, and the labels."""
+    """Noisy unit vectors that depend on their label, their texts, and the labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, rows)
     vectors_nd = rng.normal(size=(rows, width)).astype(np.float32)
@@ -97,7 +97,7 @@ def test_mrpc_takes_difference_and_product_and_reports_f1(tmp_path):
 
 
 def draw_texts(seed, rows):
-    """Words that lean towards their label."""
+    """Texts of random words that depend on their label."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, rows)
     chosen = [rng.integers(0, 12, 6) + 4 * label for label in labels]
@@ -140,7 +140,7 @@ def test_a_constant_model_scores_the_share_of_the_commoner_label(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_a_label_that_few_rows_have(tmp_path):
-    """Every part of a fold of a fold has two labels from `FEWEST` rows on."""
+    """From FEWEST rows of a label on, every part of nested folds has two labels."""
     path = tmp_path / "linear_probe" / "mr" / "all.tsv"
     for rare in (1, 2, 3):
         write_rows(path, [0] * 25 + [1] * rare, ["1 0"] * 25 + ["0 1"] * rare)

@@ -1,4 +1,4 @@
-"""MTEB's own evaluation loop over our adapter: on real data, the same numbers as our suites."""
+"""MTEB's own evaluation loop gives the same numbers as our suites on real data."""
 
 import json
 import re
@@ -32,7 +32,7 @@ FACTS = {
 
 
 def make_headlines(folder):
-    """A task whose data MTEB itself loads, from a folder on this machine."""
+    """A task whose data MTEB loads from a folder on this machine."""
     names = ("score", "sentence1", "sentence2")
     rows = lines.read_tsv(DATA / "sts/sts13/headlines.tsv", sts_files.COLUMNS)
     written = [dict(zip(names, (float(s), *texts), strict=True)) for _, (s, *texts) in rows]
@@ -87,7 +87,7 @@ def test_equals_our_own_suites(tmp_path):
     (tmp_path / "sts").mkdir()
     (tmp_path / "sts" / "sts13").symlink_to(DATA / "sts" / "sts13")
     ours = sts.run(embed_bag, tmp_path)["sts13/headlines/spearman"]
-    # Bags of words often tie: theirs break by rounding in float32, ours count against the model.
+    # Bags of words often tie. MTEB orders ties by float32 rounding; ours count against the model.
     assert scores["LocalHeadlines"] == pytest.approx(ours, abs=5e-4)
     pytest.importorskip("pytrec_eval", reason="needs the evals extra")
     (tmp_path / "retrieval").mkdir()
@@ -109,7 +109,8 @@ def test_sides_and_result_files(tmp_path):
     again = run(tmp_path, "LocalSciFact", embed_fn=None)  # read from MTEB's result file
     assert again == first
     with pytest.raises(TypeError):
-        run(tmp_path, "LocalSciFact", embed_fn=None, revision="2")  # another model's are not
+        # The result file of another model is not read.
+        run(tmp_path, "LocalSciFact", embed_fn=None, revision="2")
 
 
 @needs_data
@@ -148,7 +149,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     (tmp_path / "sts" / "sts13" / "headlines.tsv").symlink_to(DATA / "sts/sts13/headlines.tsv")
     embedder = Embedder.load(tiny_run())
     ours = sts.run(embedder.embed, tmp_path)["sts13/headlines/spearman"]
-    # Of many headlines the tiny run reads the same few bytes: cosines of 1 but for rounding.
+    # The tiny run reads the same few bytes of many headlines, so cosines are 1 up to rounding.
     assert score == pytest.approx(ours, abs=0.02)
     last = json.loads((run_dir / "evals.jsonl").read_text().splitlines()[-1])
     assert last["mteb/LocalHeadlines"] == score

@@ -1,4 +1,4 @@
-"""Open-domain questions: DPR's files, its matching of words, and ties."""
+"""Open-domain question answering: DPR's files, its matching of words, and ties."""
 
 import gzip
 import re
@@ -25,7 +25,7 @@ def write_dpr(data, passages, questions, name="nq"):
 
 
 def embed_place(texts, side):
-    """x at angle 0; passage T<i> the farther from it the higher i."""
+    """Vectors by angle: x at 0, and passage T<i> at an angle that grows with i."""
     if side == "x":
         return np.tile(np.array([1, 0], np.float32), (len(texts), 1))
     angles_n = np.array([int(re.match(r"T(\d+) ", text)[1]) for text in texts]) / 200
@@ -61,7 +61,7 @@ def test_bm25_finds_answers_by_the_words_of_the_question(tmp_path, monkeypatch, 
     passages = [f"place{i} lies in country{i}" for i in range(150)]
     questions = [("Where is place7 lying?", ["country7"]), ("Where is place8?", ["country9"])]
     folder = write_dpr(tmp_path, passages, questions)
-    # Only place8's own passage shares a word with the second question; all others tie behind it.
+    # Only the passage of place8 shares a word with the second question. All others tie after it.
     assert open_qa.bm25(tmp_path) == {"nq/answer_recall_at_20": 0.5, "nq/answer_recall_at_100": 0.5}
     monkeypatch.setattr(words, "MOST_DOCUMENTS", 149)
     assert open_qa.bm25(tmp_path) == {}

@@ -1,4 +1,4 @@
-"""Pair search: planted answers, ties, and BM25 and chance on the same candidates."""
+"""Search among pairs: planted answers, ties, BM25, and chance."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_a_perfect_model_scores_exactly_1():
 
 
 def test_planted_ranks_give_the_known_fractions():
-    # y of pair i stands at place 3: two others are nearer to its x.
+    # The y of pair i has rank 3, because two others are nearer to its x.
     def embed(texts, side):
         vectors_nd = embed_one_hot(texts, side)
         if side == "x":
@@ -83,7 +83,7 @@ def test_bm25_equals_its_formula():
     length_n = np.array([3, 2, 0])
     norm_n = 1.2 * (0.5 + 0.5 * length_n / length_n.mean())
     want_n = np.zeros(3)
-    for count_n in (np.array([2, 0, 0]), np.array([1, 1, 0])):  # of "date" and of "parse"
+    for count_n in (np.array([2, 0, 0]), np.array([1, 1, 0])):  # counts of "date" and "parse"
         documents_with = np.sum(count_n > 0)
         idf = np.log(1 + (3 - documents_with + 0.5) / (documents_with + 0.5))  # Lucene's
         want_n += idf * count_n / (count_n + norm_n)

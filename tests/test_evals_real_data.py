@@ -1,4 +1,4 @@
-"""The suites on the real sets, embedded as hashed bags of words; equal to sentence-transformers."""
+"""The suites on real data, embedded as hashed bags of words, equal sentence-transformers."""
 
 import re
 import zlib
@@ -14,7 +14,7 @@ pytestmark = needs_data
 
 
 def embed_bag(texts, side):
-    """A signed count of words in 256 hashed places, of unit length."""
+    """Unit vectors of signed word counts, hashed to 256 coordinates."""
     vectors_nd = np.zeros((len(texts), 256), np.float32)
     vectors_nd[:, 0] = 1e-3  # so that an empty text has a direction
     for i, text in enumerate(texts):
@@ -90,7 +90,7 @@ def test_equals_sentence_transformers():
         texts_a, texts_b, list(map(float, gold)), similarity_fn_names=["cosine"], write_csv=False
     )
     theirs, ours = evaluator(model), sts.run(embed_bag, DATA)
-    # Counts of words often tie; rounding orders them at random, theirs in float32.
+    # Counts of words often tie. Rounding orders the ties differently, because theirs is float32.
     for kind, tolerance in (("spearman", 5e-4), ("pearson", 1e-6)):
         want = pytest.approx(theirs[f"{kind}_cosine"], abs=tolerance)
         assert ours[f"sts13/headlines/{kind}"] == want
@@ -110,7 +110,7 @@ def test_equals_sentence_transformers():
     )
     theirs = evaluator.compute_all_metrics(model)["dot"]
     ours = retrieval.run(embed_bag, DATA)
-    # A few scores tie, and then theirs take the lower name and ours the wrong document first.
+    # A few scores tie. Theirs then puts the lower name first, and ours the wrong document.
     for name, want in {
         "ndcg_at_10": theirs["ndcg@k"][10],
         "mrr_at_10": theirs["mrr@k"][10],

@@ -1,4 +1,4 @@
-"""Retrieval: equal to pytrec_eval and to NumPy; ties and the query itself; refusals."""
+"""Retrieval equals pytrec_eval and NumPy; ties, queries that are documents, and errors."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ pytrec_eval = pytest.importorskip("pytrec_eval", reason="needs the evals extra")
 
 
 def write_task(data, vectors_nd, qrels, queries=None, name="set"):
-    """Documents d0, d1, ... whose texts are their numbers."""
+    """Writes a task with documents d0, d1 and so on, whose texts are their numbers."""
     folder = data / "retrieval" / name
     (folder / "qrels").mkdir(parents=True)
     rows = [{"_id": f"d{i}", "title": "", "text": str(i)} for i in range(len(vectors_nd))]
@@ -91,7 +91,7 @@ def test_a_constant_model_finds_its_answers_last(tmp_path, documents):
 
 
 def test_the_query_itself_is_no_document(tmp_path):
-    # d0 asks and is in the corpus as well; without it, its answer d1 comes first.
+    # d0 is a query and also a document. Without that document, its answer d1 comes first.
     documents_nd = np.eye(3, dtype=np.float32)
     queries_qd = documents_nd + np.roll(documents_nd, 1, axis=1) / 2
     write_task(tmp_path, documents_nd, {"d0": {"d1": 1}})
@@ -139,7 +139,7 @@ def test_msmarco_is_scored_on_dev_and_the_average_needs_all_of_its_sets(tmp_path
 
 
 def test_a_relevant_document_with_the_id_of_its_query_counts(tmp_path):
-    """Then ids of both sides count from the same number, and mean different things."""
+    """Then the ids of queries and of documents are numbers that mean different texts."""
     documents_nd = np.eye(4, dtype=np.float32)
     qrels = {"d0": {"d0": 1}, "d1": {"d1": 1, "d2": 0}}
     write_task(tmp_path, documents_nd, qrels)
@@ -198,7 +198,7 @@ def test_the_twelve_forums_of_mteb_are_cqadupstack_too(tmp_path):
         write_task(tmp_path, documents_nd, {"q0": {f"d{i % 2}": 1}}, name=name)
     scores = retrieval.run(make_embed(documents_nd, documents_nd), tmp_path)
     parts = [scores[f"cqadupstack-forum{i}/mrr_at_10"] for i in range(12)]
-    assert set(parts) == {1.0, 0.0}  # all others tie with d1, and count as before it
+    assert set(parts) == {1.0, 0.0}  # all others tie with d1, and so count before it
     assert scores["cqadupstack/mrr_at_10"] == pytest.approx(np.mean(parts), rel=1e-12)
     assert not [name for name in published.list_caveats(tmp_path) if "cqadupstack" in name]
 

@@ -1,4 +1,4 @@
-"""Similarity: equal to SciPy, per subset, mean and all; a constant model follows nothing."""
+"""Similarity equals SciPy for each subset, their mean and all pairs; file layouts; errors."""
 
 import gzip
 import json
@@ -85,7 +85,7 @@ def test_marks_sts12_only_while_a_subset_is_missing(tmp_path):
 
 
 def test_dots_belong_to_the_names_of_subsets(tmp_path):
-    """The files of a task, such as STS.input.images.tsv, agree up to their first dot."""
+    """Names of the files of a task, such as STS.input.images.tsv, are equal up to the first dot."""
     write_subset(tmp_path / "sts" / "sts14", "STS.input.a", [5, 3, 1], [0.3, 0.2, 0.1])
     write_subset(tmp_path / "sts" / "sts14", "STS.input.b", [1, 3, 5], [0.3, 0.2, 0.1])
     scores = sts.run(embed_angle, tmp_path)
@@ -120,11 +120,11 @@ def write_lines(path, *rows):
 
 SICK_HEADER = ("pair_ID", "sentence_A", "sentence_B", "relatedness_score", "entailment_judgment")
 SCORED = [("0", "0.1", "5"), ("0", "0.2", "3"), ("0", "0.3", "1")]
-"""Two texts and a score, as people agree with the angles."""
+"""Two texts and a score that agrees with their angles."""
 
 
 def test_sick_r_as_it_is_distributed(tmp_path):
-    """SentEval's three files, and SICK.txt with all pairs in one."""
+    """As the three files of SentEval, and as SICK.txt with all pairs."""
     rows = [("1", a, b, score, "NEUTRAL") for a, b, score in SCORED]
     for file in ("SICK_train.txt", "SICK_trial.txt", "SICK_test_annotated.txt"):
         write_lines(tmp_path / "sts" / "SICK" / file, SICK_HEADER, *rows)
@@ -148,7 +148,7 @@ def test_sick_r_as_it_is_distributed(tmp_path):
 
 
 def test_sts_b_as_it_is_distributed(tmp_path):
-    """Its own files without a header, and GLUE's, whose test part has no scores."""
+    """As its authors' files without a header, and as GLUE's, whose test part has no scores."""
     rows = [("main-news", "file", "2014", "1", score, a, b, "a licence") for a, b, score in SCORED]
     own = tmp_path / "own"
     for part in ("train", "dev", "test"):
@@ -181,7 +181,7 @@ def test_glue_keeps_the_scores_of_its_test_part(tmp_path, capsys):
 
 
 def test_sets_as_mteb_distributes_them(tmp_path):
-    """A file of all pairs, so that it is both a part and the whole."""
+    """A set of MTEB is one file of all pairs, which is both a part and the whole."""
     for name in ("sts12-sts", "sickr-sts", "stsbenchmark-sts"):
         folder = tmp_path / "sts" / name
         folder.mkdir(parents=True)

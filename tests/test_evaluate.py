@@ -1,4 +1,4 @@
-"""The evaluate command on the tiny run: tables, files, storage of vectors; suites inside a run."""
+"""The command `jaxcpt evaluate` on the tiny run, and suites during training."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ def as_many_cores_as_devices(monkeypatch):
 
 @pytest.fixture
 def data(tmp_path):
-    """Similarity that lacks a subset of STS12, and search among the y of 60 pairs."""
+    """A data folder: STS12 without one subset, and a search among the y of 60 pairs."""
     folder = tmp_path / "data"
     for name in ("sts12", "sts14"):
         texts = [f"w{i} w{i % 7}" for i in range(40)]
@@ -51,7 +51,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, capsys):
-    """Runs the command; returns what it printed and what --json holds."""
+    """A function that runs the command and returns its output and the content of --json."""
 
     def run(*arguments):
         output = tmp_path / "scores.json"
@@ -94,9 +94,12 @@ def test_suites_on_data(tmp_path, data, call):
 
 
 def test_suites_inside_a_run_equal_the_command(tmp_path, data, call, capsys, monkeypatch):
-    """They run on the training mesh, with the very parameters of the run. During training there are
-    three arrays of each parameter, itself and Adam's two; after the last step Adam's are freed.
-    The scores are in evals.jsonl, in the report and on the screen."""
+    """They run on the training mesh with the run's own arrays.
+
+    During training there are three arrays for each parameter: itself and Adam's two moments. After
+    the last step the moments are freed. The scores are in evals.jsonl, in the report and on the
+    terminal.
+    """
     needs_evals()
     run = tiny_experiment()
     run = replace(run, evals=Evals(every_steps=3, suites=("sts", "retrieval"), data=str(data)))
@@ -106,7 +109,7 @@ def test_suites_inside_a_run_equal_the_command(tmp_path, data, call, capsys, mon
     def count():
         return sum(array.shape == shape for array in jax.live_arrays())
 
-    gc.collect()  # arrays of earlier tests
+    gc.collect()  # free the arrays of earlier tests
     before, embed, counts = count(), Embedder.embed, []
 
     def watch(self, texts, side, progress=False):
@@ -183,7 +186,8 @@ def test_scores_of_cut_and_rounded_vectors(tmp_path, data, call, options):
     assert not (run_dir / "suites.json").exists()
     kept = ["--vectors", tmp_path / "kept"]
     _, from_shards = call("--run-dir", run_dir, "--data", data, *options, *kept)
-    assert from_shards["scores"] == pytest.approx(written["scores"], abs=0.02)  # ties of int8
+    # int8 vectors may tie.
+    assert from_shards["scores"] == pytest.approx(written["scores"], abs=0.02)
     assert VectorFolder.open(tmp_path / "kept" / "made").storage == storage
 
 
@@ -198,7 +202,7 @@ def test_heldout_alone(tmp_path, call):
 
 
 def test_what_was_done_before_a_refusal_is_kept(tmp_path, data, call, capsys):
-    """Suites come one after another; those of an earlier call stay in the report."""
+    """Suites run one after another. Those of an earlier call stay in the report."""
     needs_evals()
     run_dir = copy_run(tmp_path)
     arguments = ["--run-dir", run_dir, "--data", data]
@@ -221,7 +225,7 @@ def test_what_was_done_before_a_refusal_is_kept(tmp_path, data, call, capsys):
 
 
 def test_a_set_that_does_not_fit_leaves_all_other_scores(tmp_path, data, call, capsys):
-    """Of its suite and of the suites after it; the words' scores too."""
+    """The other scores of its suite and of later suites are kept, also those of word matching."""
     needs_evals()
     run_dir = copy_run(tmp_path)
     path = data / "sts" / "sts12" / "OnWN.tsv"
@@ -323,7 +327,7 @@ def test_what_a_name_means_stands_below_its_table(tmp_path, data, call):
 def test_a_missing_library_is_refused_before_a_model_is_loaded(
     tmp_path, data, library, monkeypatch, capsys
 ):
-    needs_evals()  # else another library is named first
+    needs_evals()  # otherwise another library is named first
     (data / "linear_probe").mkdir()
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setattr(Embedder, "load", None)

@@ -1,4 +1,4 @@
-"""What devices exchange in the compiled programs: never the activations of several cells."""
+"""In the compiled programs, devices never exchange the activations of several cells."""
 
 import math
 
@@ -30,13 +30,13 @@ SIZES = {
     "batching__row_tokens": 40,
     "batching__rows_per_cell": 24,
 }
-"""A cell's activations [24, 40, 64] are larger than any parameter and than all embeddings, so what
-exceeds them can only be activations of several cells."""
+"""A cell's activations [24, 40, 64] are larger than any parameter and than all embeddings. A larger
+exchange can only be one of the activations of several cells."""
 CELL = 24 * 40 * 64
 
 
 def list_excess(program: Program) -> list[str]:
-    """The exchanges that bring a device more than its own cell's activations."""
+    """The exchanges in which a device gets more bytes than the activations of its own cell."""
     return [
         instruction.text
         for computation in program.computations.values()

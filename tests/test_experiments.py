@@ -1,7 +1,7 @@
-"""Every file in experiments/ is whole: it loads, shapes its state, and cuts it as it always has.
+"""Every file in experiments/ loads and is valid, and the shardings of its state have not changed.
 
-tests/golden/<name>.json holds shape, type and layout of every parameter on the smallest mesh that
-the experiment allows with two devices along each axis it uses. After a change that is meant:
+tests/golden/<name>.json holds shape, type and sharding of every parameter. The mesh is the smallest
+that the experiment allows, with two devices along each axis that it uses. After an intended change:
 
     python tests/test_experiments.py --write
 """
@@ -36,7 +36,7 @@ each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
 def fake_mesh(shape):
-    """A mesh of devices that need not exist: 2 where the experiment takes what there is."""
+    """An abstract mesh. An axis of -1 gets 2 devices."""
     axes = {"data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor}
     sizes = {name: 2 if size == -1 else size for name, size in axes.items()}
     return AbstractMesh(
@@ -45,7 +45,7 @@ def fake_mesh(shape):
 
 
 def describe_state(experiment):
-    """path -> 'type[shape] layout' of every leaf, one line each."""
+    """The 'type[shape] sharding' of every leaf, by its path."""
     state = shard_state(experiment, fake_mesh(experiment.mesh))
 
     def name(path):
@@ -63,12 +63,12 @@ def describe_state(experiment):
 
 @functools.cache
 def load(path):
-    """The experiment with what it takes from the model that it starts from."""
+    """The experiment, with the fields that it takes from its start filled in."""
     experiment = load_experiment(str(path))
     if experiment.init_from is None:
         return experiment
     if not experiment.init_from.run.startswith("package:"):
-        return foresee_start(experiment)  # a run that another experiment makes first
+        return foresee_start(experiment)  # the start may be a run that does not exist yet
     package = experiment.init_from.run.removeprefix("package:").partition("/")[0]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"the package {package} is absent; {path.name} says how to install it")
@@ -130,7 +130,7 @@ def test_its_sizes_fit_its_mesh(path):
     assert describe(experiment, sizes, budget)["parameters"]
 
 
-# Table 1 of the paper, to the precision that it gives: names, parameters, width, batch.
+# Table 1 of the paper, with its precision: name, parameters, width, batch.
 PAPER = {
     "cpt_text_s": (300e6, 1024, 12_288),
     "cpt_text_m": (1.2e9, 2048, 6_912),
@@ -154,7 +154,7 @@ def test_sizes_are_the_papers(name):
 
 @each_file
 def test_each_axis_in_use_cuts_something(path):
-    """A letter misspelt in the model would leave its arrays whole on every device."""
+    """A wrong letter in the model would leave an array whole on every device."""
     experiment = load(path)
     lines = " ".join(describe_state(experiment).values())
     for axis in ("fsdp", "tensor"):

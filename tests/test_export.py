@@ -1,4 +1,4 @@
-"""What is exported embeds in other tools as it does here, and comes back as the same model."""
+"""Exported folders give the same embeddings in other libraries, and import as the same model."""
 
 import importlib.util
 import json
@@ -87,7 +87,7 @@ FAMILIES = {
 
 
 def train_like_qwen2(folder):
-    """Qwen2's own kind of tokenizer, trained on made pairs, with the paper's delimiters."""
+    """Trains a tokenizer of Qwen2's kind on made-up pairs, with the paper's delimiters."""
     trained = tokenizers.ByteLevelBPETokenizer()
     trained.train_from_iterator([*(p.y for p in PAIRS), "[ ] { }"], 300, show_progress=False)
     model = json.loads(trained.to_str())["model"]
@@ -98,7 +98,7 @@ def train_like_qwen2(folder):
 
 
 def write_run(run_dir, experiment, tokenizer=None):
-    """A run folder with random parameters far from their start, and a tokenizer of made pairs."""
+    """Writes a run folder with large random parameters and a tokenizer of made-up pairs."""
     if tokenizer is None:
         texts = [text for pair in PAIRS for text in (pair.x, pair.y)]
         tokenizer = train_tokenizer(texts, experiment.tokenizer)
@@ -113,7 +113,7 @@ def write_run(run_dir, experiment, tokenizer=None):
 
 
 def compare(embedder, folder, texts):
-    """The smallest cosine between our vectors and the library's, over both sides."""
+    """The smallest cosine between our vectors and those of the library, over both sides."""
     model = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     cosines = []
     for side, encode in (("x", model.encode_query), ("y", model.encode_document)):
@@ -138,7 +138,7 @@ def test_sentence_transformers_gives_the_same_embeddings(tmp_path, family):
 
 @pytest.mark.parametrize("given", [{}, {"x": "ask: "}, {"x": "", "y": ""}])
 def test_prefixes_become_prompts(tmp_path, given):
-    """Those of the sources, or those that are given in their place."""
+    """The prefixes of the data sources, or those that the user gives instead."""
     experiment = make_experiment(model__position_rows=40, tokenizer__x_tokens=24)
     (source,) = experiment.data.train
     source = replace(source, x_prefix="w1 ", y_prefix="w2 ")
@@ -184,7 +184,7 @@ def test_half_precision_is_written_and_read(tmp_path, minilm):
     export_run(minilm, tmp_path / "out", None, "bfloat16", "sentence-transformers")
     tensors = read_header(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {"BF16"}
-    # The library also computes in bfloat16 then, which has three significant digits.
+    # The library then also computes in bfloat16, which has three significant digits.
     assert compare(Embedder.load(minilm), tmp_path / "out", draw_texts(20)) > 0.99
 
 

@@ -1,4 +1,4 @@
-"""Every field of an experiment is read somewhere. mypy infers which class a read belongs to."""
+"""Every field of an experiment is read somewhere. mypy finds out which class a read belongs to."""
 
 import ast
 import dataclasses
@@ -27,9 +27,10 @@ CLASSES = {
 def find_reads(folder):
     """The pairs (class, field) that the code in `folder` reads.
 
-    It renames fields where they are declared. Then mypy reports each place that reads a field by
-    its old name, with the class of the object. mypy does not know the type of a missing field, so
-    fields that hold a part of the experiment are renamed in runs of their own, class by class.
+    It renames fields where they are declared. mypy then reports each place that reads a field by
+    its old name, with the class of the object. mypy does not know the type of a missing field.
+    Therefore fields that hold a part of the experiment are renamed in separate runs, one for each
+    class.
     """
     parts = {*CLASSES, "Source"}
 
@@ -43,7 +44,7 @@ def find_reads(folder):
 
 
 def find_reads_of(folder, selects):
-    """The same for the declarations `node` of the class `own` that `selects(own, node)` chooses."""
+    """The reads of chosen fields. selects: class, declaration -> whether the field is chosen."""
     before = {}
     for path in (folder / "jaxcpt" / name for name in ("config.py", "sources.py")):
         before[path] = path.read_text()
@@ -85,12 +86,12 @@ def clone(tmp_path):
 
 
 def test_every_field_is_read(clone):
-    """A field that nothing reads promises something that no code does."""
+    """A field that nothing reads would have no effect."""
     assert list(find_unread(find_reads(clone))) == []
 
 
 def test_an_unread_field_is_found(clone):
-    """Other classes have fields of this name too, so a search for the name alone is not enough."""
+    """Other classes also have fields of this name, so a search for the name is not enough."""
     for path in [*clone.rglob("*.py")]:
         path.write_text(path.read_text().replace("checkpoints.every_steps", "evals.every_steps"))
     assert list(find_unread(find_reads(clone))) == ["Checkpoints.every_steps"]

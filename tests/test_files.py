@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their sums."""
+"""Atomic writes, and checksums of files."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""A checkpoint is read only with the data, the tokenizer and the model that it belongs to."""
+"""A checkpoint is only read with the data, the tokenizer and the model that it belongs to."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def test_a_large_source_is_sampled_from_first_to_last(tmp_path, monkeypatch, tok
     (before,) = describe_file(pairs)
     assert before["bytes"] == path.stat().st_size
     other = Pair("other", "text")
-    for at in (0, 5, 1999, 500):  # the first two and the last are in a block, the fourth is longer
+    for at in (0, 5, 1999, 500):  # the first three are in blocks, and the last changes the length
         assert describe_file([*pairs[:at], other, *pairs[at + 1 :]]) != [before]
     assert describe_file(pairs) == [before]
 
@@ -123,7 +123,7 @@ def test_token_ids_are_compared_by_the_hashes_of_their_texts(tmp_path, tokenizer
     ],
 )
 def test_readers_refuse_what_was_changed_by_hand(tmp_path, part, change, file, says):
-    """Limits that differ from experiment.json are refused before; here both were changed."""
+    """Limits that differ from experiment.json are refused earlier. Here both files were changed."""
     run_dir = copy_run(tmp_path)
     path = run_dir / "experiment.json"
     tree = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""A step that does not end ends the process; one that is slow, or paused, does not."""
+"""A step that hangs ends the process. A step that is slow or paused does not."""
 
 import subprocess
 import sys

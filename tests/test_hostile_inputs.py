@@ -1,4 +1,4 @@
-"""Inputs of the kinds that other systems write, and damaged ones: read right, or refused in a line.
+"""Files of other systems and damaged files are read correctly, or refused in one line.
 
 The fuzzes of tools/torture_inputs.py run here with few cases; tools/torture.py runs thousands.
 """
@@ -63,7 +63,7 @@ def test_fuzz(name):
     assert torture_inputs.FUZZES[name](seed=1, count=40) == []
 
 
-# Hard negatives: a list of texts and nothing else.
+# Hard negatives must be a list of texts.
 
 
 def write_array_record_rows(folder, rows):
@@ -144,7 +144,7 @@ def test_whether_a_source_has_negatives(write, tmp_path):
         assert open_it(write(tmp_path / str(place), rows)).has_negatives() == bool(place)
 
 
-# Labels: a column `source` that nobody named never stops the reading.
+# Labels: the optional column `source` never stops the reading.
 
 
 @any_format
@@ -188,7 +188,7 @@ def test_each_parquet_file_has_its_own_columns(first, tmp_path):
     pairs = open_it(ParquetPairs(str(tmp_path)))
     have = [bool(pair.negatives) for pair in pairs.read(range(18))]
     assert have == [first] * 9 + [not first] * 9
-    # A column that is named must be in every file.
+    # A column that the user names must be in every file.
     said = refuse(open_it, ParquetPairs(str(tmp_path), negatives="hard"))
     assert "no column 'hard'; there are: " in said
 

@@ -1,4 +1,4 @@
-"""`jaxcpt init` writes an experiment that trains as it stands."""
+"""`jaxcpt init` writes an experiment that trains without further changes."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("as_many_cores_as_devices")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with pairs under names of their own: 50, and ten of them again."""
+    """The current folder with a file of 50 pairs, ten of them twice, under other field names."""
     monkeypatch.chdir(tmp_path)
     rows = [{"question": p.x, "answer": p.y} for p in [*PAIRS[:50], *PAIRS[:10]]]
     (tmp_path / "faq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

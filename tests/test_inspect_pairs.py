@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("as_many_cores_as_devices")
 
 @pytest.fixture
 def experiment_file(tmp_path):
-    """An experiment of two sources: 40 short pairs, and 10 of them again with 30 longer ones."""
+    """An experiment with two sources: 40 short pairs; and 10 of these with 30 longer pairs."""
     long_pairs = [Pair(f"{pair.x} again", " ".join([pair.y] * 20)) for pair in PAIRS[40:70]]
     sources = {"short": PAIRS[:40], "long": [*PAIRS[:10], *long_pairs]}
     for name, pairs in sources.items():
@@ -47,7 +47,7 @@ SIDES = [("short", "x"), ("short", "y"), ("long", "x"), ("long", "y")]
 
 
 def read_rows(printed, title):
-    """The cells of the rows of the table under a title."""
+    """The cells of the table with this title, row by row."""
     table = printed[printed.index(title) :].split("└")[0]
     rows = [line for line in table.splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
@@ -74,7 +74,7 @@ def test_shows_pairs_lengths_padding_and_examples(experiment_file, capsys, tmp_p
 
 
 def test_lengths_are_of_whole_texts(tokenizer):
-    """Two delimiters around each text; the limits of 12 and 24 tokens cut the second and third."""
+    """With two delimiters each, the limits of 12 and 24 tokens cut the second and third text."""
     texts = ["w1", PAIRS[0].y, " ".join(p.y for p in PAIRS[:9])]
     whole = [len(tokenizer.processor.encode([text])[0]) + 2 for text in texts]
     unlimited = replace(tokenizer, x_tokens=999, y_tokens=999)

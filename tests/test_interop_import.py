@@ -1,4 +1,4 @@
-"""`jaxcpt import`: what a run folder says about its source, and what is refused in one line."""
+"""`jaxcpt import`: the run folder that it writes, and the errors of folders that do not fit."""
 
 import json
 from dataclasses import replace
@@ -31,7 +31,7 @@ from jaxcpt.train import train
 
 @pytest.fixture
 def refuse_import(refuse, tmp_path):
-    """Imports a folder, which must be refused and leave nothing behind; returns the line."""
+    """A function that imports a folder that must be refused without a trace; returns the error."""
 
     def call(folder, *options):
         line = refuse(
@@ -354,7 +354,7 @@ def test_a_run_starts_from_a_hugging_face_folder(tmp_path):
         tokenizer=Tokenizer(),
         init_from=InitFrom(str(folder)),
         mesh=Mesh(-1, fsdp=2, tensor=2),
-        optimizer=Optimizer(learning_rate=1e-30, warmup_steps=1),  # so small that nothing changes
+        optimizer=Optimizer(learning_rate=1e-30, warmup_steps=1),  # too small to change anything
     )
     write_pairs(PAIRS_FILE, PAIRS)
     train(experiment, tmp_path / "run", tmp_path / "run")

@@ -1,5 +1,5 @@
-"""The real all-MiniLM-L6-v2, imported: its embeddings are those of sentence-transformers, and its
-scores those that were published."""
+"""The imported real all-MiniLM-L6-v2 has the embeddings of sentence-transformers and the published
+scores."""
 
 import gzip
 import importlib.util
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """The imported run; whoever has changed the weights since is found out before."""
+    """The imported run. The sha256 of the weights is checked first."""
     assert hash_file(find_folder(SOURCE) / "model.safetensors") == PUBLISHED
     run_dir = tmp_path_factory.mktemp("minilm") / "run"
     about = import_model(SOURCE, run_dir)
@@ -42,7 +42,7 @@ def read_lines(path: Path, count: int):
 
 
 def gather_texts():
-    """500 texts: queries, functions, abstracts, and what tokenizers stumble over."""
+    """500 texts: queries, functions, abstracts, and texts that are difficult for tokenizers."""
     queries = [row["text"] for row in read_lines(DATA / "retrieval/scifact/queries.jsonl", 160)]
     functions = [row["code"] for row in read_lines(DATA / "code_pairs/cosqa_functions.jsonl", 170)]
     abstracts = read_lines(DATA / "retrieval/scifact/corpus.jsonl.gz", 165)
@@ -73,7 +73,7 @@ def test_embeddings_equal_those_of_sentence_transformers(run_dir):
 @needs_data
 @pytest.mark.parametrize(("name", "published"), [("sts13", 0.8060), ("sts15", 0.8539)])
 def test_scores_are_those_that_mteb_published(run_dir, tmp_path, name, published):
-    """Spearman of all pairs of a year together. SciFact would take eight minutes."""
+    """The Spearman correlation of all pairs of a set together. SciFact would take eight minutes."""
     (tmp_path / "sts").mkdir()
     (tmp_path / "sts" / name).symlink_to(DATA / "sts" / name)
     scores = run_suites(Embedder.load(run_dir).embed, tmp_path, ["sts"])

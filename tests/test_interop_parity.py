@@ -1,4 +1,4 @@
-"""Each family's imported parameters give transformers' hidden states, on random small models."""
+"""Imported models of each family give the hidden states of transformers (small random models)."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -62,7 +62,7 @@ MODELS = {
 
 
 def make_model(name, folder, dtype=None):
-    """A random model of transformers whose biases and norms are random too, saved in a folder."""
+    """Saves a random model of transformers, in which biases and norms are random too."""
     torch.manual_seed(0)
     family, head, options = MODELS[name]
     options = deepcopy(options)  # transformers adds to them
@@ -86,7 +86,7 @@ def draw_texts():
 
 
 def find_hidden(model, texts):
-    """transformers' last hidden states of each text."""
+    """The last hidden states of each text, computed by transformers."""
     inner = model.base_model
     with torch.no_grad():
         return [
@@ -98,12 +98,12 @@ PLACES = [Place(0, 0), Place(0, 21), Place(0, 24), Place(1, 0), Place(1, 40), Pl
 
 
 def encode_packed(run_dir, texts):
-    """Our hidden states of each text, the texts packed into rows of ROW tokens."""
+    """Our hidden states of each text. The texts are packed into rows of ROW tokens."""
     embedder = Embedder.load(run_dir)
     arrays = CellArrays((1,), rows=4, row_tokens=ROW, texts=len(texts))
     for slot, (text, place) in enumerate(zip(texts, PLACES, strict=True)):
         arrays.put((0,), slot, text, place)
-    # With pooling eos, a text's embedding is the hidden state at its end: ask for all places.
+    # With pooling eos, an embedding is the hidden state at a text's end. Ask for all positions.
     cells = replace(make_cells(arrays), ends_gt=np.arange(4 * ROW, dtype=np.int32)[None])
     encoder, params = make_encoder(embedder.experiment), jax.device_get(embedder.params)
     hidden_sd = np.asarray(jax.jit(lambda p, c: encode(encoder, p, c))(params, cells))[0]

@@ -1,4 +1,4 @@
-"""The safetensors reader: what it reads, what it refuses, and 1,000 damaged files."""
+"""The safetensors reader: files that it reads, files that it refuses, and 1,000 damaged files."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ SIZES = Sizes(
 
 
 def split_file(content):
-    """The header as a value, and the data."""
+    """The header of a file as a Python value, and the data."""
     length = struct.unpack("<Q", content[:8])[0]
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
@@ -103,7 +103,7 @@ def test_a_pickle_is_refused_with_how_to_convert(tmp_path):
 
 
 def lie(**changes):
-    """A file of two tensors whose second entry lies."""
+    """A file of two tensors, in which the header of the second one is wrong."""
     header, data = split_file(pack_safetensors(make_arrays({"a": (2, 2), "b": (2, 3)})))
     header["b"] |= changes
     return join_file(header, data)
@@ -151,7 +151,7 @@ def test_other_types_are_listed_and_not_read(tmp_path):
 
 
 def mutate(content, draw):
-    """A damaged copy of a file, and whether its data are as they were."""
+    """A damaged copy of a file, and whether its data is unchanged."""
     header_end = 8 + struct.unpack("<Q", content[:8])[0]
     content, kind = bytearray(content), draw.integers(10)
     at = int(draw.integers(8, header_end))
@@ -190,7 +190,7 @@ def mutate(content, draw):
 
 
 def test_a_thousand_damaged_files(tmp_path):
-    """Refused in one line, or the same tensors; a flipped bit of a value changes its tensor."""
+    """Each is refused in one line or gives the same tensors, unless a value itself was changed."""
     arrays = make_arrays()
     whole = pack_safetensors(arrays)
     refused = same = changed = 0
@@ -205,7 +205,7 @@ def test_a_thousand_damaged_files(tmp_path):
             refused += str(error).startswith(str(folder))
             continue
         differing = [name for name in values if values[name].tobytes() != arrays[name].tobytes()]
-        # Heads are not read, so their names and values may change.
+        # Tensors of heads are not read, so their names and values may change.
         assert set(values) == {name for name in bert_shapes() if not name.startswith("pooler")}
         assert len(differing) <= (0 if is_header else 1), seed
         same, changed = same + (not differing), changed + bool(differing)

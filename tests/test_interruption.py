@@ -1,4 +1,4 @@
-"""Signals: the first is noted, the second of any kind ends the process; exit codes of commands."""
+"""The first signal is noted, and a second one ends the process; exit codes of commands."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Readers of text files and of search tasks: plain or gzip, and the text of each refusal."""
+"""Readers of text files and of search tasks: plain and gzipped files, and their errors."""
 
 import gzip
 import json

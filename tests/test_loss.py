@@ -1,4 +1,4 @@
-"""Loss, metrics and gradients equal short float64 NumPy and outside losses, however it is cut."""
+"""Loss, metrics and gradients equal float64 NumPy and other libraries, on any number of shards."""
 
 import importlib.util
 import warnings
@@ -17,7 +17,7 @@ from jaxcpt.sharding import make_mesh
 
 PAIRS, WIDTH = 24, 12
 FORMS = ["dense", "streaming"]
-SMALL_TILES = {"TILE_ROWS": 5, "TILE_COLUMNS": 4}  # several of each, none of which fits
+SMALL_TILES = {"TILE_ROWS": 5, "TILE_COLUMNS": 4}  # several tiles, which do not divide the batch
 
 
 @pytest.fixture
@@ -27,24 +27,24 @@ def small_tiles(monkeypatch):
 
 
 class Batch:
-    """Pairs with embeddings z_btd, numbers for their texts, and some absent; t is x, y, negatives.
+    """Random pairs with embeddings z_btd and numbers for their texts; t is x, y, negatives.
 
-    Of 40 different texts some stand in several pairs, as x, y or negative.
+    Some texts are absent. There are 40 different texts, and some occur in several pairs.
     """
 
     def __init__(self, negatives: int = 0, pairs: int = PAIRS, texts: int = 40) -> None:
         random = np.random.default_rng(negatives)
         self.z_btd = random.normal(size=(pairs, 2 + negatives, WIDTH))
-        self.z_btd[:, 1] += self.z_btd[:, 0]  # y is like x, so that accuracy is not zero
+        self.z_btd[:, 1] += self.z_btd[:, 0]  # y is similar to x, so that accuracy is not zero
         self.z_btd /= np.linalg.norm(self.z_btd, axis=-1, keepdims=True)
         self.z_btd = self.z_btd.astype(np.float32).astype(np.float64)  # the same input for both
         self.text_bt = random.integers(0, texts, (pairs, 2 + negatives))
         self.present_bt = random.random((pairs, 2 + negatives)) < 0.8
-        self.present_bt[:, 1] = self.present_bt[:, 0]  # a pair is there or it is not
+        self.present_bt[:, 1] = self.present_bt[:, 0]  # both texts of a pair are there, or neither
         self.present_bt &= self.present_bt[:, :1]
 
     def cut(self, a_bt, shards):
-        """x, and candidates: of each shard its y and then its negatives."""
+        """The x, and the candidates: for each shard, its y and then its negatives."""
         x_b = a_bt[:, 0]
         of_shards = np.split(a_bt[:, 1:], shards)
         return x_b, np.concatenate([np.concatenate(np.split(p, p.shape[1], 1)) for p in of_shards])[
@@ -52,11 +52,11 @@ class Batch:
         ]
 
     def find(self, form, devices, log_scale):
-        """Loss, metrics and the gradients (by z_btd in the order of pairs, by log_scale)."""
+        """Loss, metrics, and the gradients with respect to z_btd and log_scale."""
         fsdp = 2 if devices > 2 else 1
         mesh = make_mesh(config.Mesh(devices // fsdp, fsdp), jax.devices()[:devices])
         zx_bd, zc_cd = self.cut(self.z_btd.astype(np.float32), devices)
-        # Either half of a hash alone is shared by different texts.
+        # Different texts share one half of their hash, but never both halves.
         hash_bt2 = np.stack([self.text_bt % 6, self.text_bt // 6], axis=-1).astype(np.uint32)
         hash_x_b2, hash_c_c2 = self.cut(hash_bt2, devices)
         present_b, present_c = self.cut(self.present_bt, devices)
@@ -73,7 +73,7 @@ class Batch:
         return float(value), {k: float(v) for k, v in metrics.items()}, dz_btd, float(dlog_scale)
 
     def expect(self, log_scale):
-        """The same in float64, from the definition."""
+        """The same values in float64, computed from the definition."""
         here = self.present_bt[:, 0]
         zx, zy = self.z_btd[here, 0], self.z_btd[here, 1]
         text_x, text_y = self.text_bt[here, 0], self.text_bt[here, 1]
@@ -126,12 +126,12 @@ def test_equals_numpy(form, negatives, devices):
     assert np.sum(~batch.present_bt) > 0
     for log_scale in np.log(np.float32([1 / 0.07, 100.0])):
         value, metrics, dz_btd, dlog_scale = batch.find(form, devices, log_scale)
-        # Of the same scale: its rounding alone is 1e-5 of a logit of 100.
+        # Compare at the scale of the logits: float32 rounds a logit of 100 by 1e-5.
         scale = float(jnp.exp(jnp.float32(log_scale)))
         wanted, wanted_metrics, wanted_btd, wanted_dlog_scale = batch.expect(np.log(scale))
         np.testing.assert_allclose(value, wanted, **CLOSE)
         np.testing.assert_allclose(dlog_scale, wanted_dlog_scale, **CLOSE)
-        # Of the whole, not of each element: a logit of 100 is rounded to 1e-5 in float32.
+        # Compare the whole gradient, not each element: float32 rounds a logit of 100 by 1e-5.
         error = np.linalg.norm(dz_btd - wanted_btd)
         assert error < 1e-5 * np.linalg.norm(wanted_btd)
         assert wanted_metrics["masked_duplicates"] > 10
@@ -160,7 +160,7 @@ def test_opposite_embeddings_at_the_largest_scale_stay_finite(form):
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.usefixtures("small_tiles")
 def test_collapsed_embeddings_have_accuracy_zero(form, devices):
-    """A constant encoder ties every candidate with the right one: no credit for a tie."""
+    """For a constant encoder, every candidate ties with the right one. A tie counts as wrong."""
     for seed in range(5):
         batch = Batch()
         batch.z_btd[:] = batch.z_btd[seed, 0]
@@ -184,7 +184,7 @@ def test_a_batch_without_any_pair_gives_no_gradient(form):
 
 
 def test_duplicates_are_masked_as_documented():
-    """Which of the candidates count for which x, one case a row."""
+    """Each row is a case of candidates that do or do not count for an x."""
     batch = Batch(negatives=1, pairs=6)
     batch.present_bt[:] = True
     batch.text_bt[:] = [
@@ -202,7 +202,7 @@ def test_duplicates_are_masked_as_documented():
 
 
 def test_large_numbers_of_candidates_do_not_overflow():
-    """65,536 pairs have 2 ** 32 candidates: int32 would not hold their number."""
+    """65,536 pairs have 2 ** 32 comparisons, which overflow int32."""
     queries = loss_terms.Queries(*[jnp.arange(4)] * 6)
     candidates = loss_terms.Candidates(*[jnp.arange(4)] * 6)
     none, every = jnp.zeros((4, 4), bool), jnp.ones((4, 4), bool)
@@ -220,7 +220,7 @@ def torch():
 
 
 def unmasked(negatives=0):
-    """A batch that others can compute: every text there, and none twice."""
+    """A batch for other libraries: every text is present, and none occurs twice."""
     batch = Batch(negatives)
     batch.present_bt[:] = True
     batch.text_bt[:] = np.arange(batch.text_bt.size).reshape(batch.text_bt.shape)
@@ -236,7 +236,7 @@ def test_equals_open_clip(torch):
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         pytest.skip("open_clip is absent: pip install --no-deps open_clip_torch")
-    # Its loss alone: the package imports torchvision.
+    # Load only its loss, because the whole package imports torchvision.
     file = Path(spec.origin).parent / "loss.py"
     module = importlib.util.module_from_spec(
         of_file := importlib.util.spec_from_file_location("open_clip_loss", file)
@@ -268,7 +268,7 @@ def test_equals_sentence_transformers(torch, negatives):
     value.backward()
     for form in FORMS:
         found = batch.find(form, 8, np.log(12.0))
-        # Their cosine divides by the length, so their gradient is across the sphere alone.
+        # Their cosine divides by the length, so their gradient has no part along the vector.
         along = np.sum(found[2] * batch.z_btd, axis=-1, keepdims=True)
         across = (found[0], found[1], found[2] - along * batch.z_btd)
         assert_same(across, value.item(), z_btd.grad.numpy())

@@ -1,4 +1,4 @@
-"""Planted numbers through the files, a kill and a resume."""
+"""Numbers of a run are in its files, once and in order, also after a kill and a resume."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def steps_in(path):
 
 
 def read_events(run_dir):
-    """(tag, step, value) of every scalar, by the file format: length, crc, bytes, crc."""
+    """Yields (tag, step, value) of every scalar. A record is length, crc, bytes, crc."""
     events = []
     for path in sorted(run_dir.glob("events.out.tfevents.*")):
         data = path.read_bytes()

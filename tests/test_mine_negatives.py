@@ -1,4 +1,4 @@
-"""Hard negatives: texts that a trained run ranks high, without known and likely positives."""
+"""`jaxcpt mine-negatives` finds texts that rank high, without known and likely positives."""
 
 import json
 import shutil

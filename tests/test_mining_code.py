@@ -1,4 +1,4 @@
-"""Mining code: what is left out and why, descriptions, and code without its documentation."""
+"""Mining code: functions that are left out, descriptions, and code without its documentation."""
 
 import os
 import sysconfig
@@ -25,7 +25,7 @@ from jaxcpt.mining.words import fold_words
 
 
 def mine(name, source):
-    """(pairs, problems, drops)"""
+    """Returns (pairs, problems, drops) of a source file."""
     drops = Counter()
     found = list(mine_code(RawDocument(name, source), drops))
     problems = [item for item in found if isinstance(item, Problem)]
@@ -248,7 +248,7 @@ def test_half_a_surrogate_pair_in_a_docstring_is_replaced():
 
 
 def test_functions_of_the_standard_library_parse_and_have_their_own_docstrings():
-    """Each function parses alone, and x is the beginning of a docstring that Python sees."""
+    """Each function parses by itself, and x is the beginning of its docstring in Python."""
     import ast
     import textwrap
 

@@ -1,4 +1,4 @@
-"""The mining commands as a user sees them: refusals, damaged input, and killed runs."""
+"""The mining commands for a user: errors, damaged input, and killed runs."""
 
 import gzip
 import io

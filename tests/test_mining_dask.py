@@ -1,4 +1,4 @@
-"""Mining on a Dask cluster of two worker processes gives the bytes that one machine gives."""
+"""Mining on a Dask cluster of two worker processes gives the same bytes as on one machine."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_dask_cluster_gives_the_same_bytes(tmp_path, address):
     for number in range(6):
         texts = documents[number::6] + ([documents[0], near] if number == 4 else [])
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        # The long blank line makes each file a unit of its own, so that both workers mine.
+        # The long blank line makes each file a separate unit, so that both workers mine.
         (folder / f"{number}.jsonl").write_text(lines + " " * (5 * 2**20) + "\n")
     (folder / "bad.jsonl").write_text('{"text": \n')
     expected = mine(folder, tmp_path / "direct", "--workers", "2")

@@ -34,7 +34,7 @@ def test_hashes_are_equal_if_and_only_if_the_words_are_equal(words, lengths):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Evaluation sets laid out like ../shared/data, with training text beside them."""
+    """A folder of evaluation sets, with training text beside them."""
     made = tmp_path / "data"
     for name in ("linear_probe/mr", "retrieval/nq/qrels", "prose"):
         (made / name).mkdir(parents=True)

@@ -29,7 +29,7 @@ JSONL = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text i
 
 
 def read(path, reading=READING):
-    """(documents, problems) of a file or folder, and those found while listing."""
+    """Returns (documents, problems) of a file or folder, with the problems of listing it."""
     units, _, problems = list_units([str(path)], reading)
     found = [item for unit in units for part in unit for item in read_part(part, reading)]
     documents = [item for item in found if isinstance(item, RawDocument)]

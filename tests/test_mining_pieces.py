@@ -1,4 +1,4 @@
-"""Compressed input: everything before a break is kept, and the break is told once."""
+"""Compressed input: everything before a break is kept, and the break is reported once."""
 
 import gzip
 import io

@@ -50,7 +50,7 @@ def write_jsonl(path, texts):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Three files, one with a copy and a near copy of documents of another, one with damage."""
+    """Three files. One has a copy and a near copy of another's documents, and one is damaged."""
     folder = tmp_path_factory.mktemp("pipeline") / "corpus"
     write_jsonl(folder / "a" / "one.jsonl", DOCUMENTS[:30])
     write_jsonl(folder / "b" / "two.jsonl", [*DOCUMENTS[30:], DOCUMENTS[0], NEAR])
@@ -59,7 +59,7 @@ def corpus(tmp_path_factory):
 
 
 def run(inputs, output, **changes):
-    """(card, {split: [(x, y, source)]}) of a run; `output` must not exist."""
+    """Returns (data card, {split: [(x, y, source)]}) of a run. `output` must not exist."""
     keys = ("miner", "reading", "workers", "runner_arguments")
     given = {key: changes.pop(key) for key in keys if key in changes}
     mining = Mining(

@@ -31,7 +31,7 @@ WORDS = st.sampled_from(["one", "two", "größe", "数", "naïve", "Ωmega", "se
 
 @st.composite
 def corpora(draw):
-    """Documents in which every word names its author. An author may have several, or equal ones."""
+    """Documents in which every word names the author. An author may have several documents."""
     texts = []
     for author in draw(st.lists(st.integers(0, 5), min_size=2, max_size=8)):
         parts = draw(st.lists(st.tuples(WORDS, SPACES), min_size=20, max_size=60))
@@ -63,7 +63,7 @@ def write_files(folder, texts, forms):
 
 
 def mine_files(folder, output, workers=1):
-    """{split: [(x, y)]}"""
+    """Mines the files. Returns {split: [(x, y)]}."""
     mining = Mining(inputs=(str(folder),), name="mined", heldout_share=0.3, shards=2)
     mine(mining, Reading(), TEXT, output, workers=workers)
     splits = tfds.builder_from_directory(output).as_data_source()

@@ -1,4 +1,4 @@
-"""Pages are read as browsers read them, and a page that cannot be read is counted."""
+"""Pages are decoded as in browsers, and a page that cannot be read is counted."""
 
 import gzip
 import sys

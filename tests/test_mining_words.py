@@ -1,4 +1,4 @@
-"""Words as deduplication and decontamination compare them, in many scripts."""
+"""The words that deduplication and decontamination compare, in many scripts."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""The encoder equals a short float64 NumPy forward pass, packed or alone; padding never counts."""
+"""The encoder equals a float64 NumPy forward pass, for packed and single texts, without padding."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxcpt.normalise import normalise
 from jaxcpt.packing import CellArrays, RowFiller
 from jaxcpt.sharding import RULES
 
-# Hidden states are about 1, so what is near zero in them is exact to float32's 1e-6 and no better.
+# Hidden states are about 1, so values near zero in them are exact only to float32's 1e-6.
 CLOSE_TO_ONE = CLOSE | {"atol": 3e-6}
 
 LLAMA = {
@@ -50,8 +50,8 @@ NEOX = {
     "rotary_share": 0.5,
     "mlp": "gelu_exact",
 }
-# Of the wavelengths 6, 35, 199 and 1,117 of a head of width 8, the first stays, the second is
-# blended, and the others are stretched.
+# A head of width 8 has the wavelengths 6, 35, 199 and 1,117. The first is not changed, the second
+# is interpolated, and the others are stretched.
 LLAMA_3 = RotaryScaling(kind="llama3", factor=8.0, original_tokens=128)
 VARIANTS = {
     "gpt": {},
@@ -81,7 +81,7 @@ def build(**model):
 
 
 def draw_params(encoder):
-    """Far from their start, so that no branch is too small to be seen."""
+    """Large random parameters, so that every branch has a visible effect."""
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: initialise(encoder, jax.random.key(0)))
     return jax.tree.map(lambda a: random.normal(0.1, 0.4, a.shape).astype(np.float32), shapes)
@@ -116,7 +116,7 @@ def norm(x, w, m, kind=None):
 def turn(x_lhk, m):
     """Rotates each pair (i, i + n/2) of a head's first n numbers by position * base ** (-2 i / n).
 
-    Scaling acts on the wavelength of a pair, as the Llama 3.1 model card has it.
+    Scaling changes the wavelength of a pair, as in the Llama 3.1 model card.
     """
     rotated = int(x_lhk.shape[-1] * m.rotary_share)
     frequency = m.rotary_base ** (-2 * np.arange(rotated // 2) / rotated)
@@ -169,7 +169,7 @@ def transform(x, w, m):
 
 
 def apply_block(x, w, m):
-    """Post-norm as in BERT, parallel as in GPT-NeoX, else pre-norm as in GPT-2."""
+    """A block: post-norm as in BERT, parallel as in GPT-NeoX, or pre-norm as in GPT-2."""
     if m.norm_placement == "post":
         x = norm(x + attend(x, w, m), w["attention_norm"], m)
         return norm(x + transform(x, w, m), w["mlp_norm"], m)
@@ -226,7 +226,7 @@ def test_padding_and_neighbours_never_count(variant):
         cells.ends_gt,
     )
     np.testing.assert_allclose(run(encoder, params, soiled), z_gtd, **EXACT)
-    other = Cells(  # all texts but the first have other tokens
+    other = Cells(  # all texts except the first have other tokens
         np.where(cells.segments_grl > 1, 5, cells.tokens_grl),
         cells.segments_grl,
         cells.positions_grl,
@@ -281,9 +281,9 @@ def test_bfloat16_compute_keeps_float32_outside():
 
 @pytest.mark.parametrize("layers", [0, 1])
 def test_bfloat16_gradients_are_summed_over_tokens_in_float32(layers):
-    """The gradient of a bias, and of a token that occurs 1,200 times, against float64 sums.
+    """Compares the gradients of a bias and of a token that occurs 1,200 times with float64 sums.
 
-    Summed in bfloat16 they were 12 % and 10 % wrong.
+    When they were summed in bfloat16, they were 12 % and 10 % wrong.
     """
     encoder, _ = build(
         layers=layers, compute_dtype="bfloat16", pooling="mean", final_norm=False, remat="nothing"
@@ -295,7 +295,7 @@ def test_bfloat16_gradients_are_summed_over_tokens_in_float32(layers):
     gradient = jax.jit(jax.grad(lambda p: (encode(encoder, p, cells)[0] * weights_td).sum()))(
         draw_params(encoder)
     )
-    # With a mean, each token of a text has the gradient of the text's sum of hidden states.
+    # With mean pooling, all tokens of a text have the same gradient of their hidden state.
     if layers:
         found, wanted = gradient["blocks"]["down_bias"][0], 24.0 * weights_td.sum(0, np.float64)
     else:
@@ -306,7 +306,7 @@ def test_bfloat16_gradients_are_summed_over_tokens_in_float32(layers):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_axis_of_every_parameter_has_a_known_letter(variant):
-    """A misspelt letter would silently replicate."""
+    """A misspelt letter would silently leave the axis replicated."""
     encoder, _ = build(**VARIANTS[variant])
     shapes = jax.eval_shape(lambda: initialise(encoder, jax.random.key(0)))
     axes = name_axes(encoder)
@@ -331,7 +331,7 @@ def test_parameters_start_as_documented(start):
         np.testing.assert_allclose(np.std(blocks[name]), branch_end, rtol=0.05)
     assert not np.any(blocks["up_bias"])
     assert np.all(params["final_norm"]["scale"] == 1)
-    # Each layer is drawn anew.
+    # Each layer has its own random parameters.
     assert np.abs(blocks["query"][0] - blocks["query"][1]).max() > 0.01
 
 

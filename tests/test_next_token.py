@@ -1,4 +1,4 @@
-"""The generative objective: exact on every mesh, inside each text, from training to tuning."""
+"""The generative objective: exact gradients on every mesh, training, and tuning from its runs."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def make_generative(**changes):
 
 
 def find_gradient(tokenizer, mesh=(1, 1, 1), **changes):
-    """Metrics and gradient of the first 15 pairs; their batch; the parameters of step 0."""
+    """The metrics and the gradient of the first 15 pairs, their batch, and the parameters."""
     experiment = make_generative(mesh=Mesh(*mesh), **changes)
     devices = make_mesh(experiment.mesh, jax.devices()[: math.prod(mesh)])
     with jax.set_mesh(devices):
@@ -50,7 +50,7 @@ def find_gradient(tokenizer, mesh=(1, 1, 1), **changes):
 
 
 def find_dense_gradient(tokenizer, **changes):
-    """The same, of a plain loss over all logits of the undivided batch."""
+    """The same, with a plain loss over all logits of the whole batch."""
     experiment = make_generative(**changes)
     *_, batch, params = find_gradient(tokenizer, **changes)
     cells = jax.tree.map(lambda a: a[0], batch.cells)
@@ -80,14 +80,15 @@ def find_dense_gradient(tokenizer, **changes):
     ],
 )
 def test_the_gradient_is_that_of_the_whole_batch(tokenizer, mesh, cut, model, monkeypatch):
-    monkeypatch.setattr(next_token, "TOKENS_AT_ONCE", 24)  # several blocks; the last is not full
+    # This makes several blocks, of which the last is not full.
+    monkeypatch.setattr(next_token, "TOKENS_AT_ONCE", 24)
     loss, true = find_dense_gradient(tokenizer, **model)
     metrics, gradient, batch, _ = find_gradient(tokenizer, mesh, **cut, **model)
     np.testing.assert_allclose(metrics["loss"], loss, **CLOSE)
     texts = np.sum(batch.present_ngt)
     assert metrics["predicted"] == np.sum(batch.cells.segments_grl > 0) - texts
     assert gradient["log_scale"] == 0
-    # A sum may be smaller than its terms, so it is judged beside the largest number of all.
+    # A sum may be smaller than its terms, so the error is compared with the largest value.
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(true))
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6 * largest)
     jax.tree.map(close, gradient["encoder"], true)
@@ -103,14 +104,14 @@ def test_hard_negatives_are_texts_too(tokenizer):
 
 
 def test_a_target_lies_in_its_own_text():
-    """Two texts in a row, one in the next, and padding."""
+    """The first row has two texts, the second row one text and padding."""
     tokens = np.array([[[5, 6, 7, 8, 9, 0], [4, 3, 2, 0, 0, 0]]])
     segments = np.array([[[1, 1, 1, 2, 2, 0], [3, 3, 3, 0, 0, 0]]])
     cells = Cells(tokens, segments, np.zeros_like(tokens), np.array([[2, 4, 8]]))
     none = next_token.NO_TARGET
     wanted = [6, 7, none, 9, none, none, 3, 2, none, none, none, none]
     np.testing.assert_array_equal(next_token.find_targets(cells), [wanted])
-    # A text that goes on in the next row does not exist: the last column has no target.
+    # A text never continues in the next row, so the last column has no target.
     full = replace(cells, segments_grl=np.ones_like(segments))
     assert next_token.find_targets(full)[0, 5] == none
 
@@ -129,7 +130,7 @@ def test_the_same_text_costs_the_same_wherever_it_is_packed(tokenizer):
 
 
 def test_a_long_text_is_measured_whole(tokenizer):
-    """In pieces, each after the opening delimiter. Every token is predicted once."""
+    """It is read in pieces, each after the opening delimiter. Every token is predicted once."""
     pair = Pair("w1", " ".join(f"w{number}" for number in range(60)))
     unlimited = replace(tokenizer, y_tokens=1000).encode([pair.y], "y")[0]
     pieces = list(likelihood.cut_texts(tokenizer, [pair], "y"))
@@ -158,7 +159,7 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(tokeniz
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """Six steps on 2 x 2 x 2 devices; not to be written to."""
+    """A run of six steps on 2 x 2 x 2 devices. Tests must not write to it."""
     write_pairs(PAIRS_FILE, PAIRS)
     folder = tmp_path_factory.mktemp("generative") / "run"
     train.train(on_eight_devices(), folder, folder)
@@ -201,7 +202,7 @@ def test_a_run_learns_records_and_reports(run_dir, capsys):
 
 
 def test_a_stopped_run_goes_on_exactly(run_dir, tmp_path, monkeypatch):
-    """Six steps are three, a restart, and three."""
+    """Three steps, a restart and three steps equal six steps."""
     folder = tmp_path / "run"
     experiment = on_eight_devices()
 
@@ -212,7 +213,7 @@ def test_a_stopped_run_goes_on_exactly(run_dir, tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "evaluate", kill)  # at step 3, which is saved
+        patched.setattr(train, "evaluate", kill)  # at step 3, which has been saved
         with pytest.raises(Killed):
             train.train(experiment, folder, folder)
     train.train(experiment, folder, folder)
@@ -223,7 +224,7 @@ def test_a_stopped_run_goes_on_exactly(run_dir, tmp_path, monkeypatch):
 
 
 def test_a_contrastive_run_starts_from_it(run_dir, tmp_path):
-    """It takes model and tokenizer, chooses its own pooling, and has embeddings."""
+    """It takes the model and the tokenizer, has its own pooling, and gives embeddings."""
     tuned = make_experiment(PAIRS_FILE, model__pooling="mean")
     tuned = replace(tuned, init_from=InitFrom(str(run_dir)), mesh=Mesh(-1, 2, 2))
     tuned = replace(tuned, model=replace(tuned.model, layers=1, biases=False))
@@ -327,7 +328,7 @@ def test_a_template_without_an_opening_token_is_refused(tokenizer):
 
 
 def test_no_array_holds_the_logits_of_all_tokens(tokenizer, monkeypatch):
-    """Neither in the loss nor in its gradient."""
+    """Such an array occurs neither in the loss nor in its gradient."""
     monkeypatch.setattr(next_token, "TOKENS_AT_ONCE", 8)
     experiment = make_generative(model__layers=0)
     mesh = make_mesh(Mesh(), jax.devices()[:1])

@@ -1,4 +1,4 @@
-"""Lines of SNLI's and MNLI's form become pairs, in both directions, with contradictions."""
+"""`jaxcpt nli-pairs` makes pairs in both directions, with contradictions as hard negatives."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Runs in a bucket: trained, killed, resumed, read; also by processes that share nothing else."""
+"""Runs in a bucket are trained, killed, resumed and read, also by processes on other machines."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ def experiment():
     )
 """
 MINED = ["--experiment", str(REPOSITORY / "experiments" / "cpt_text_s.py"), "--smoke"]
-"""Trains on pairs that are mined from installed packages."""
+"""An experiment that trains on pairs from installed packages."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def address():
 
 @pytest.fixture
 def machine(address, tmp_path):
-    """Starts a command on a machine that shares nothing with others but the store."""
+    """A function that starts a command on a machine that shares only the store with others."""
 
     def start(*arguments, name="one"):
         folder = tmp_path / name
@@ -62,7 +62,7 @@ def finish(process, code=0):
     output, errors = process.communicate(timeout=900)
     assert process.returncode == code, (output, errors)
     if code == 0:
-        # Of libraries, only XLA's partitioner says something, and not because of the store.
+        # Only XLA's partitioner prints anything, which has nothing to do with the store.
         assert [line for line in errors.splitlines() if "spmd_partitioner" not in line] == []
     return output
 
@@ -97,7 +97,7 @@ def test_a_run_in_a_bucket_is_trained_scored_and_searched(machine):
 
 
 def test_a_run_that_was_killed_goes_on(machine, tmp_path):
-    """kill -9 in the middle, with errors of the store: the same numbers as without."""
+    """After kill -9 in the middle, and with errors of the store, all numbers are the same."""
     train = ["train", "--experiment", "tiny.py", "--set", "train_steps=20", "--run-dir"]
     finish(machine(*train, "gs://bucket/whole"))
     run_dir = to_path("gs://bucket/killed")
@@ -128,7 +128,7 @@ def test_vectors_are_embedded_by_several_machines(machine, tmp_path, monkeypatch
 
 
 def start_both(machine, run_dir):
-    """Two processes of one run, which share nothing but the bucket."""
+    """Starts two processes of one run, which share only the bucket."""
     port = find_port()
     together = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--wait", "200"]
     changes = ["train_steps=12", "checkpoints.every_steps=2", "evals.every_steps=12"]

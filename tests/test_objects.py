@@ -1,6 +1,6 @@
-"""Paths in a store behave as pathlib's do; faults and mistakes become one line.
+"""Paths in a store behave like those of pathlib, and errors are one line.
 
-The stores are the emulator of Google Cloud Storage and moto's S3, as real processes.
+The stores are real processes: an emulator of Google Cloud Storage, and moto's S3.
 """
 
 import hashlib
@@ -98,7 +98,7 @@ def test_a_failed_write_leaves_the_old_object(folder):
 
 
 def test_lists_as_pathlib_does(folder, tmp_path):
-    """The same calls on a local folder and on one in a store have the same answers."""
+    """The same calls on a local folder and on a folder in a store have the same results."""
     answers = []
     for place in (tmp_path / "folder", folder):
         place.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def test_pairs_are_read_through_the_cache(folder, tmp_path):
     assert source == JsonlPairs(str(folder / "a.jsonl"))
     opened = open_source(source, tmp_path, 0)
     assert opened.read([5, 3]) == [PAIRS[5], PAIRS[3]]
-    os.unlink(object_cache.fetch(folder / "a.jsonl"))  # and now it is fetched again
+    os.unlink(object_cache.fetch(folder / "a.jsonl"))  # so that it is fetched again
     assert open_source(source, tmp_path, 0).read([1]) == [PAIRS[1]]
     write_pairs(folder / "a.jsonl", PAIRS[:7])
     assert len(open_source(source, tmp_path, 0)) == 7  # the object has changed

@@ -1,4 +1,4 @@
-"""The order of pairs: every pair once per epoch, by strata, a function of seed and step alone."""
+"""The order of pairs: every pair once per epoch, length buckets, a function of (seed, step)."""
 
 import itertools
 
@@ -38,7 +38,7 @@ def test_permute_is_a_permutation_about_powers_of_two(size):
 
 
 def test_permute_of_many():
-    # Too many to list: distinct and inside, at both ends, is what can be seen of it.
+    # There are too many to list. Check that those at both ends are distinct and in range.
     size = 10**12
     index = np.concatenate([np.arange(5000), size - 1 - np.arange(5000)]).astype(np.uint64)
     found = permute(index, np.full(len(index), size, np.uint64), np.full(len(index), 3, np.uint64))
@@ -95,7 +95,7 @@ def test_each_slot_has_its_stratum_of_length():
     borders = np.sort(lengths).reshape(32, 30)
     assert (drawn >= borders[:, 0]).all()
     assert (drawn <= borders[:, -1]).all()
-    # So batches hold about as many tokens each; drawn at random they would not.
+    # So batches have nearly equal token counts. Without buckets they would not.
     at_random = draw.choice(lengths, (60, 32)).sum(axis=1)
     assert np.std(drawn.sum(axis=1)) < 0.25 * np.std(at_random)
 
@@ -116,7 +116,7 @@ def test_is_a_function_of_seed_and_step():
     epoch(again, 8, range(3))
     assert np.array_equal(epoch(again, 8, [1000]), late)
     assert not np.array_equal(epoch(other, 8, range(5)), epoch(order, 8, range(5)))
-    # Any part of the slots sees what the whole sees.
+    # Each part of the slots has the same pairs as in the whole batch.
     assert np.array_equal(order.pairs_at(1000, np.array([5, 2])), late[0, [5, 2]])
 
 
@@ -167,7 +167,7 @@ def test_a_homogeneous_batch_is_of_one_source(in_memory):
         assert (borders[source] <= pairs).all()
         assert (pairs < borders[source + 1]).all()
         times[pairs] += 1
-    # Every pair as often as every other of its source: 500 batches of 20 over 500 pairs, ...
+    # Every pair of a source occurs equally often: 500 batches of 20 over 500 pairs.
     assert [set(times[a:b]) for a, b in itertools.pairwise(borders)] == [
         {20},
         {150},
@@ -183,7 +183,7 @@ def test_sources_have_their_share_of_every_stretch_of_homogeneous_batches():
         exact = np.array(WEIGHTS) / 10 * steps
         assert np.abs(found - exact).max() <= 3, (start, found)
     assert not np.array_equal(turns[:ROUND_STEPS], turns[ROUND_STEPS:])
-    # Neither one after another in turn: what comes next cannot be told from what came last.
+    # The sources do not alternate regularly: the next one does not follow from the last one.
     assert len({tuple(turns[at : at + 6]) for at in range(0, 1200, 6)}) > 50
 
 
@@ -198,7 +198,7 @@ def test_homogeneous_batches_are_a_function_of_seed_and_step():
     order = make_homogeneous_order(1, 6, WEIGHTS, [100, 100, 100])
     some = order.pairs_at(12_345, np.array([4, 1])).tolist()
     assert some == [draw(1, 12_345)[4], draw(1, 12_345)[1]]
-    # Sources of one size are not shuffled alike.
+    # Sources of equal size are shuffled differently.
     firsts = [next(s for s in range(99) if order.turn(s) == (n, 0)) for n in range(3)]
     drawn = [(order.pairs_at(s, np.arange(6)) % 100).tolist() for s in firsts]
     assert drawn[0] != drawn[1] != drawn[2]

@@ -1,4 +1,4 @@
-"""Packing: no two texts overlap, no row overflows, nothing is lost but what is counted."""
+"""Packing: texts do not overlap, rows do not overflow, and every lost pair is counted."""
 
 import numpy as np
 from hypothesis import given
@@ -8,7 +8,7 @@ from jaxcpt.packing import CellArrays, Place, RowFiller, pack_pairs, pack_rows
 
 
 def check(lengths_pt, cells, pairs_per_cell, rows, row_tokens):
-    """All that any packing must keep; returns it."""
+    """Checks the rules that every packing must keep. Returns the packing."""
     packing = pack_pairs(lengths_pt, cells, pairs_per_cell, rows, row_tokens)
     placed = [pair for members in packing.cells for pair in members]
     assert len(set(placed)) == len(placed)
@@ -28,7 +28,7 @@ def check(lengths_pt, cells, pairs_per_cell, rows, row_tokens):
 
 @st.composite
 def problems(draw):
-    """Batches as they may come: any number of cells, slots to spare, absent negatives."""
+    """Random batches: any number of cells, more slots than pairs, absent negatives."""
     pairs, texts = draw(st.integers(1, 30)), draw(st.integers(2, 4))
     row_tokens = draw(st.integers(4, 40))
     cells = draw(st.integers(1, pairs))
@@ -53,7 +53,7 @@ def test_places_every_pair_where_each_text_may_have_a_row(problem):
 
 
 def test_loses_only_what_has_no_room():
-    # Four rows of 10 in two cells: a pair of 10 + 10 fills a cell, the third pair finds none.
+    # There are two cells of two rows of 10. A pair of 10 + 10 fills a cell, so the third is lost.
     lengths_pt = np.array([[10, 10], [10, 10], [2, 2]])
     packing = check(lengths_pt, 2, 2, 2, 10)
     assert packing.overflow == 1
@@ -61,7 +61,7 @@ def test_loses_only_what_has_no_room():
 
 
 def test_a_pair_that_does_not_fit_where_it_was_dealt_tries_the_other_cells():
-    # 5 + 2 falls to the cell of 6 + 6, whose rows of 10 have no room for the 5.
+    # 5 + 2 is first tried in the cell of 6 + 6, whose rows of 10 have no room for the 5.
     packing = check(np.array([[5, 2], [6, 6], [3, 9]]), 2, 2, 2, 10)
     assert packing.overflow == 0
     assert packing.cells == [[1], [2, 0]]
@@ -74,7 +74,7 @@ def test_is_the_same_every_time():
 
 
 def test_fills_rows_and_balances_cells():
-    # Natural lengths: few long texts, many short ones; 256 pairs in 4 cells of rows of 512.
+    # Natural lengths have few long texts and many short ones. 4 cells hold 256 pairs.
     draw = np.random.default_rng(0)
     x = np.clip(draw.lognormal(3, 0.6, 256), 4, 64).astype(int)
     y = np.clip(draw.lognormal(4.8, 0.9, 256), 8, 512).astype(int)
@@ -87,7 +87,7 @@ def test_fills_rows_and_balances_cells():
 
 
 def test_fills_rows_to_the_last_token_where_best_fit_needs_one_more():
-    """Best fit puts 4 and 4 into one row of 10, and then needs a third row for the last 3."""
+    """Best fit puts 4 and 4 into one row of 10, and then it needs a third row for the last 3."""
     assert check(np.array([[4, 3, 3], [4, 3, 3]]), 1, 2, 2, 10).overflow == 0
 
 

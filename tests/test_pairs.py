@@ -1,4 +1,4 @@
-"""Sources of pairs: JSONL and ArrayRecord read back, by index, and refused by line or byte."""
+"""JSONL and ArrayRecord sources are read by index, and errors name the line or the record."""
 
 import json
 import re
@@ -103,7 +103,7 @@ def test_refuses_no_pairs(tmp_path):
 
 @pytest.fixture(scope="module")
 def array_records(tmp_path_factory):
-    """A dataset as tensorflow-datasets itself writes it, of 300 pairs in two splits."""
+    """A dataset of 300 pairs in two splits, written by tensorflow-datasets."""
     rows = [{"x": f"x {i} é", "y": f"y {i}\n" * (i % 4), "source": f"{i}"} for i in range(300)]
 
     class Neighbours(tfds.core.GeneratorBasedBuilder):
@@ -132,7 +132,7 @@ def test_reads_array_records(array_records, tmp_path):
     train = open_source(TfdsPairs(str(folder)), tmp_path, 0)
     heldout = open_source(TfdsPairs(str(folder), split="heldout"), tmp_path, 0)
     assert (len(train), len(heldout)) == (260, 40)
-    # It writes in an order of its own; random access must agree with it, in any order asked.
+    # tensorflow-datasets shuffles. Reading by index must agree with its order.
     whole = train.read(range(len(train)))
     assert sorted((p.x, p.y) for p in whole) == sorted((r["x"], r["y"]) for r in rows[:260])
     some = [259, 0, 17, 17, 3]
@@ -192,7 +192,7 @@ def test_mined_pairs_stay_with_the_run(tmp_path):
     ys = {pair.y for pair in train.read(range(len(train)))}
     assert not ys & {pair.y for pair in heldout.read(range(5))}
     kept = (tmp_path / "pairs" / "train.jsonl").read_text().splitlines()
-    # What is kept is what is read later, whatever is installed then.
+    # Later reads give the stored pairs, even if other packages are installed then.
     (tmp_path / "pairs" / "train.jsonl").write_text(kept[0] + "\n")
     (pair,) = open_source(source, tmp_path, 0).read([0])
     assert pair.y == json.loads(kept[0])["y"]

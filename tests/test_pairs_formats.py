@@ -1,4 +1,4 @@
-"""The same pairs in every format a source reads: read back by index, and refused in one line."""
+"""Every format of a data source gives the same pairs by index, and its errors are one line."""
 
 import argparse
 import gzip
@@ -72,7 +72,7 @@ def write_tfds(folder, rows):
     if "negatives" in features:
         features["negatives"] = tfds.features.Sequence(text)
 
-    # Unregistered: found by name are its files alone, as in a process that lacks the class.
+    # Not registered, so that only its files are found by name, as in another process.
     class Mine(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = folder
@@ -162,7 +162,7 @@ def test_reads_what_was_written_in_any_order(write, tmp_path):
     pairs = open_it(write(tmp_path, ROWS))
     assert len(pairs) == 70
     whole = pairs.read(range(70))
-    if "tfds" in write.__name__:  # which writes in an order of its own
+    if "tfds" in write.__name__:  # tensorflow-datasets shuffles
         assert sorted(whole, key=lambda p: p.x) == sorted(PAIRS, key=lambda p: p.x)
     else:
         assert whole == PAIRS
@@ -322,7 +322,7 @@ def test_search_tasks_are_pairs_with_judged_and_listed_negatives(tmp_path):
         Pair("query 2", "T1 text 1", "task/d1"),
     ]
     assert find_source(source.directory) == source
-    # A listed document that the qrels call relevant is no negative.
+    # A listed document that the qrels call relevant is not a negative.
     listed = "query-id\tcorpus-id\tscore\nq2\td1\t9.5\nq2\td5\t9\nq2\td4\t8\nq1\td4\t0\n"
     hard = open_it(write_beir(tmp_path / "hard", hard=listed)).read([0, 1])
     assert [pair.negatives for pair in hard] == [("text 4", "text 2"), ("T5 text 5", "text 4")]

@@ -1,4 +1,4 @@
-"""Plans of whole steps, by function and by command: what they say, refuse, keep and compare."""
+"""Plans of whole steps: their figures, their errors, stored plans, and the command."""
 
 import json
 import re
@@ -73,9 +73,9 @@ def test_a_plan_says_what_the_step_does(planned, capsys):
     assert any("tensor" in axes for _, axes in kinds), kinds
     assert found.memory.optimizer == pytest.approx(2 * found.memory.parameters, rel=0.01)
     assert found.memory.peak > found.memory.parameters + found.memory.optimizer
-    # Everything again but the last products' results; attention by its definition is not halved.
+    # Remat repeats everything except the last products. Plain attention computes both halves.
     assert 1.2 < found.hardware_flops / found.model_flops < 2.0
-    assert found.score_arrays > 0  # attention by its definition
+    assert found.score_arrays > 0  # plain attention makes them
     assert not found.is_prediction
     assert found.step_seconds == 0.0  # no figures are published for a CPU device
     plan.show(found)
@@ -161,7 +161,7 @@ def test_a_tpu_step_is_compiled_without_a_tpu(name, data):
     found = make_plan(experiment, parse_topology(name))
     assert isinstance(found, Plan)
     assert found.is_prediction
-    assert found.score_arrays == 0  # the splash kernel's, instead of [rows, heads, l, l]
+    assert found.score_arrays == 0  # the splash kernel makes no [rows, heads, l, l]
     assert found.attention_seconds > 0
     assert found.step_seconds > found.compute_bound
     across = {e["axes"]: e["network_seconds"] for e in found.exchanges if e["network_seconds"]}
@@ -188,7 +188,7 @@ SMALL = (
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs the command in this process, on topology cpu:8; returns what it prints."""
+    """A function that runs the command on topology cpu:8 here and returns its output."""
 
     def call(*arguments, files=("cpt_text_s",), small=SMALL, module=plan):
         paths = [str(REPOSITORY / "experiments" / f"{name}.py") for name in files]
@@ -216,7 +216,7 @@ def test_golden_plans_are_written_and_checked(command, tmp_path):
     out = command("--check", golden, files=two, module=check_plans)
     assert out.count("memory and exchanges as in") == 2
     with pytest.raises(
-        UserError, match=r"cpt_text_s.json: .* was .*; where that is meant, --write"
+        UserError, match=r"cpt_text_s.json: .* was .*; if that is intended, --write"
     ):
         command("--check", golden, small=(*SMALL, "model.layers=3"), module=check_plans)
 
@@ -254,7 +254,7 @@ def test_a_step_is_measured(monkeypatch, capsys):
     bench_step.main(["--experiment", file, *changes, "--steps", "2"])
     out = capsys.readouterr().out
     first = float(re.search(r"first and last *│ ([\d.]+),", out)[1])
-    assert 1 < first < 6  # about log 16: nothing is learnt yet
+    assert 1 < first < 6  # near log 16, because nothing is learnt yet
     assert "median of 2" in out
 
 

@@ -1,4 +1,4 @@
-"""What the TPU compiler's program says is read right, and costs what a hand computation says."""
+"""Programs of the TPU compiler are read correctly, and their cost equals a computation by hand."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from jaxcpt.planning.hlo import list_arrays, list_group, read_program
 from jaxcpt.planning.topology import parse_topology
 from jaxcpt.sharding import make_mesh
 
-# One gather that a product of 7,000 cycles hides in part, inside a loop of 3; one sum that waits.
+# A loop of 3 has a gather, which partly overlaps with a product of 7,000 cycles. One sum waits.
 PROGRAM = """HloModule jit_step
 
 %start (p.0: bf16[64,8]) -> (bf16[64,8], bf16[256,8], u32[]) {
@@ -81,7 +81,7 @@ def make_machine(name="v5p:2x2x2", mesh=(2, 4, 1)):
 
 
 class FakeChip:
-    """Where a chip stands; all that a `Machine` asks of a device."""
+    """A device with the attributes that `Machine` reads: its place in the torus."""
 
     def __init__(self, coords, slice_index):
         self.coords, self.slice_index = coords, slice_index
@@ -106,7 +106,7 @@ def test_a_program_is_read():
     assert product.cycles == 7000
     assert not product.arrays[0].in_hbm
     assert [a.bytes for a in list_arrays("(s32[], bf16[64,8]{1,0:T(8,128)(2,1)})")] == [4, 1024]
-    # Of 100 rows one is read, and one written.
+    # One of 100 rows is read, and one is written.
     assert program.hbm_bytes(entry["fusion.9"], entry) == 2 * 40
     with pytest.raises(ValueError, match="not an HLO program"):
         read_program("nothing")
@@ -151,8 +151,8 @@ calls=%outer
 def test_bytes_are_those_that_move():
     program = read_program(NESTED)
     entry = program.computations["main"]
-    # One row of a stack through two fusions; all of what is only turned; nothing of what is
-    # handed on; and the one number that comes out.
+    # One row of a stack is read through two fusions. A transposed array counts in full, an array
+    # that is returned unchanged does not count, and the result is one number.
     assert program.hbm_bytes(entry["fusion.8"], entry) == 40 + 400 + 0 + 4
 
 
@@ -181,10 +181,10 @@ def test_a_schedule_is_played_through():
     cost = ScheduleSimulator(read_program(PROGRAM), machine, 512, True).run()
     chip = machine.topology.chip
     assert chip.clock == 1.75e9
-    # Four chips of a 2 x 2 plane, whose ends do not join: two links, two hops.
+    # Four chips in a 2 x 2 plane whose ends are not joined have two links and two hops.
     gather = max(256 * 8 * 2 * 3 / 4 / (2 * chip.link_bandwidth), 2e-6)
     product = 7000 / chip.clock
-    total = 2 * 1e-6  # two chips, there and back
+    total = 2 * 1e-6  # between two chips, in both directions
     assert product > gather
     assert cost.exposed_seconds == pytest.approx(total)
     small = 80 / chip.hbm_bandwidth  # the fusion without cycles
@@ -207,7 +207,7 @@ def test_exchanges_between_slices_take_the_network():
     machine = make_machine("v5p:2x2x1*2")
     chip = machine.topology.chip
     link, network = machine.time("all-reduce", 1 << 30, list(range(8)))
-    # A slice's four chips carry a quarter each, and half of that is the other slice's.
+    # Each of a slice's four chips sends a quarter, and half of that goes to the other slice.
     assert network == pytest.approx(2 * (1 << 30) / 4 / 2 / chip.network_bandwidth)
     assert link == pytest.approx(2 * (1 << 30) * 3 / 4 / (2 * chip.link_bandwidth))
     assert machine.time("all-gather", 1 << 30, [0, 1, 2, 3])[1] == 0.0
@@ -224,7 +224,7 @@ def test_flops_count_loops_kernels_and_what_is_computed_again():
     x = jnp.ones((4, 8))
     assert count_flops(jax.make_jaxpr(apply)(x, weight).jaxpr, 1) == forward
     both = count_flops(jax.make_jaxpr(jax.grad(apply, argnums=(0, 1)))(x, weight).jaxpr, 1)
-    assert both == 4 * forward  # forward, again, and twice backward
+    assert both == 4 * forward  # forward, recomputed forward, and two backward products
     with jax.set_mesh(make_mesh(Mesh(2, 2, 2))):
         spec = jax.sharding.PartitionSpec("data")
         cut = jax.shard_map(lambda a: a @ a.T @ a, in_specs=spec, out_specs=spec)

@@ -1,4 +1,4 @@
-"""A run's prefixes stand before every text that it embeds, once; options replace them."""
+"""A run puts its prefixes before every text that it embeds, once; options replace them."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ from jaxcpt.scoring import read_heldout, score
 from jaxcpt.vectors import VectorFolder
 
 QUERY, PASSAGE = "w1 w2 ", "w3 "
-"""Words of the tests' pairs, so that they change what is found."""
+"""Prefixes made of words of the tests' pairs, so that they change the results."""
 TEXTS = ["w5 w7", "", "w9 w100 w3"]
 
 
@@ -29,7 +29,8 @@ def as_many_cores_as_devices(monkeypatch):
 
 
 def with_prefixes(run_dir, *prefixes):
-    """The run with these (x_prefix, y_prefix) of its training sources, the first also heldout."""
+    """Gives the training sources of a run these (x_prefix, y_prefix), and the held-out source the
+    first of them."""
     run = read_experiment(run_dir)
     (source,) = run.data.train
     sources = [replace(source, x_prefix=x, y_prefix=y) for x, y in prefixes]

@@ -1,4 +1,4 @@
-"""Real processes that train one run: equal numbers; who does not come, disagrees, dies."""
+"""Several real processes train one run: equal numbers, missing, different and dying processes."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def find_port() -> int:
 
 
 def start(run_dir, *options, port=None, process=0, count=2, wait=120):
-    """A process of a smoke run of two devices in all."""
+    """Starts a process of a smoke run that has two devices in total."""
     command = [sys.executable, "-m", "jaxcpt.train", "--experiment", EXPERIMENT, "--smoke"]
     command += ["--run-dir", str(run_dir), *FLOAT32, *options]
     if port is not None:
@@ -74,15 +74,16 @@ def test_two_processes_train_like_one(tmp_path):
     outputs = [process.communicate(timeout=500) for process in several]
     assert [process.returncode for process in several] == [0, 0], outputs
     assert "report.html" in outputs[0][0]
-    assert "report.html" not in outputs[1][0]  # only the first one speaks
+    assert "report.html" not in outputs[1][0]  # only the first process prints
     alone = start(tmp_path / "one", *suites)
     assert alone.communicate(timeout=500)[0]
     losses = read_losses(tmp_path / "one")
     assert len(losses) == 4
-    # Other cells, so other sums: float32's last digits, carried through four steps of AdamW.
+    # Other cells give other sums. They differ in float32's last digits, over four AdamW steps.
     np.testing.assert_allclose(read_losses(tmp_path / "two"), losses, rtol=1e-4)
     scores = [read_rows(tmp_path / name / "evals.jsonl")[-1] for name in ("one", "two")]
-    assert scores[1] == pytest.approx(scores[0], abs=2e-2)  # of few texts, some nearly tie
+    # There are few texts, and some nearly tie.
+    assert scores[1] == pytest.approx(scores[0], abs=2e-2)
     assert "sts/sts13/some/spearman" in scores[0]
     assert (tmp_path / "two" / "suites.json").is_file()
 

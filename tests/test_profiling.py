@@ -1,4 +1,4 @@
-"""`jaxcpt train --profile` traces the steps that it says, and no other."""
+"""`jaxcpt train --profile` traces as many steps as it says, once."""
 
 import gzip
 import json

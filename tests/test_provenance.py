@@ -1,4 +1,4 @@
-"""What a run records of its starts and its end."""
+"""The facts that a run records about its starts and its end."""
 
 import json
 import subprocess
@@ -50,14 +50,14 @@ def test_the_commit_of_a_checkout(tmp_path):
     git(tmp_path, "add", "a.py")
     git(tmp_path, "commit", "-m", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    git(tmp_path, "tag", "v1")  # the name of a tag is no commit
+    git(tmp_path, "tag", "v1")  # the name of a tag is not a commit
     assert find_commit(tmp_path) == commit
     (tmp_path / "a.py").write_text("2")
     assert find_commit(tmp_path) == f"{commit}-dirty"
 
 
 def test_a_folder_inside_another_checkout_has_no_commit(tmp_path):
-    """As where jaxcpt is installed into a virtual environment of the user's own checkout."""
+    """For example, jaxcpt may be in a virtual environment inside the user's own checkout."""
     git(tmp_path, "init")
     (tmp_path / "site-packages").mkdir()
     assert find_commit(tmp_path / "site-packages") is None

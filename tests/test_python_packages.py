@@ -1,4 +1,4 @@
-"""Mining installed packages: functions, the split by module, and refusals."""
+"""Mining installed packages: functions, the split by module, and errors."""
 
 import ast
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""What a user can get wrong at a command: one line on stderr, exit code 2, no traceback."""
+"""A user's mistake at a command gives one line on stderr and exit code 2, without a traceback."""
 
 import json
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("as_many_cores_as_devices")
 
 @pytest.fixture
 def experiment_file(tmp_path):
-    """An experiment on good pairs, as a file."""
+    """The file of an experiment with correct pairs."""
     write_pairs(PAIRS_FILE, PAIRS)
     path = tmp_path / "mine.py"
     path.write_text(
@@ -37,7 +37,7 @@ def experiment_file(tmp_path):
 
 @pytest.fixture
 def refuse_set(refuse, experiment_file, tmp_path):
-    """`jaxcpt.train` with these `--set`."""
+    """A function that runs `jaxcpt.train` with these `--set` and returns its error."""
 
     def call(*changes):
         options = [part for change in changes for part in ("--set", change)]
@@ -83,7 +83,8 @@ def test_values(refuse_set, tmp_path, change, line):
     ],
 )  # fmt: skip
 def test_values_that_need_devices_or_data(refuse_set, monkeypatch, changes, line):
-    monkeypatch.setattr(train, "use_devices", lambda *_: None)  # 12 devices are not to be had
+    # This process cannot have 12 devices.
+    monkeypatch.setattr(train, "use_devices", lambda *_: None)
     assert refuse_set(*changes) == line
 
 
@@ -396,7 +397,7 @@ def test_scores_that_cannot_be_taken_or_written(refuse, tmp_path):
 
 
 def test_no_question_set(refuse, tmp_path):
-    pytest.importorskip("regex")  # else its absence is named first
+    pytest.importorskip("regex")  # otherwise its absence is named first
     said = refuse(evaluate, "--run-dir", tiny_run(), "--data", tmp_path, "--suite", "open_qa")
     assert said.startswith(f"{tmp_path / 'dpr'}: no question set; ")
 

@@ -1,4 +1,4 @@
-"""Planted run folders: whole, half, empty and hostile ones, and what their pages must show."""
+"""The pages of run folders that are complete, incomplete, empty or hostile."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from jaxcpt.report import main, write_report
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of a whole run."""
+    """The page of a finished run."""
     run_dir = plant(tmp_path_factory.mktemp("run"), 400, summary=SUMMARY)
     path = write_report(run_dir)
     assert path == run_dir / "report.html"
@@ -235,7 +235,7 @@ def test_a_file_of_another_shape_is_refused(tmp_path, name, content, line):
 
 
 def test_numbers_that_no_axis_reaches_are_counted_and_not_drawn(tmp_path):
-    """They are numbers, so they are no reason to refuse the page."""
+    """They are valid numbers, so the page is written."""
     huge = {"loss": 1e308, "gradient_norm": -1e308, "scale": 5e-324, "padding": 1e308}
     summary = {"table": [{"name": "this run", "mrr": 1e308}, {"name": "BM25", "mrr": -1e308}]}
     plant(tmp_path, 60, dict.fromkeys(range(41, 61), huge), summary)
@@ -268,7 +268,7 @@ def test_the_command_refuses_what_is_no_run_folder(tmp_path, monkeypatch, capsys
 
 
 def hover_boxes(page, title):
-    """The texts that the boxes over the chart of that title show."""
+    """The texts of the boxes over the chart with this title."""
     figure = page.source.partition(f"<b>{title}</b>")[2].partition("</figure>")[0]
     texts = re.findall(r'<i(?: class="r")? style="left[^"]*"><b>(.*?)</b></i>', figure)
     return [re.sub(r"<[^>]*>", " ", text).split() for text in texts]
@@ -293,7 +293,7 @@ def test_the_boxes_of_the_pointer_lie_side_by_side_over_the_plot(page):
 
 
 def test_the_line_of_the_pointer_lies_at_the_step(tmp_path):
-    """The box of a step reaches half way to the next one, so the step need not be in its middle."""
+    """The box of a step ends half way to the next step, so the step may not be in its middle."""
     plant(tmp_path, 0)
     lines = [json.dumps({"step": step, "heldout/mrr": 0.5}) for step in (0, 10, 100)]
     (tmp_path / "evals.jsonl").write_text("\n".join(lines) + "\n")
@@ -321,7 +321,7 @@ def test_axes_have_names(page):
 
 
 def test_a_slow_first_step_does_not_set_the_axis(page):
-    """At step 1 there were 10 pairs/s, and 400 afterwards."""
+    """There are 10 pairs/s at step 1, and 400 afterwards."""
     figure = page.source.partition("<b>Pairs per second</b>")[2].partition("</figure>")[0]
     assert "pairs/s: 1 below the axis, first at step 1" in figure
     ticks = re.findall(r"<text[^>]*>([\d.]+)</text>", figure)

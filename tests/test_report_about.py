@@ -1,4 +1,4 @@
-"""What the page says in words: purpose and limits, settings, pairs, history, use and files."""
+"""The sections of the page in words: purpose, limits, settings, pairs, history, use and files."""
 
 import json
 
@@ -27,7 +27,7 @@ LINE = {"name": "a/mrr", "score": 0.5, "words": 0.4, "published": "", "caveat": 
 
 
 def write(run_dir, *starts, summary=None, suites=None):
-    """Adds what a newer run records to a planted run folder. Returns its page."""
+    """Adds the files of a newer run to a planted run folder. Returns its page."""
     if starts:
         lines = "".join(json.dumps(start) + "\n" for start in starts)
         (run_dir / "starts.jsonl").write_text(lines)
@@ -58,7 +58,7 @@ def test_the_history_of_a_run_that_ended(tmp_path):
 
 
 def test_time_and_tokens_come_from_the_rates(tmp_path):
-    """30 pairs a step: step 1 at 10 pairs/s, 399 steps at 400; 58,123 tokens each second."""
+    """A step has 30 pairs. Step 1 runs at 10 pairs/s, and 399 steps at 400; 58,123 tokens/s."""
     page = Page(write_report(plant(tmp_path, 400)))
     seconds = 30 / 10 + 399 * 30 / 400
     assert f"time in steps {round(seconds)} s" in page.text
@@ -221,7 +221,7 @@ def test_defaults_are_those_of_the_class_that_a_value_has():
 
 
 def test_every_number_of_training_is_explained(tmp_path):
-    """Of a run's rows, and of the scores of held-out pairs."""
+    """The scalars of a run's rows and the scores of held-out pairs have explanations."""
     page = Page(write_report(plant(tmp_path, 400, summary=SUMMARY)))
     figures = page.source.split("<figure>")[1:]
     assert len(figures) == 9

@@ -15,7 +15,7 @@ from jaxcpt.report.compare import name_runs
 
 @pytest.fixture
 def two(tmp_path):
-    """Two runs that differ in their rate, their length and their scores."""
+    """Two runs with other learning rates, lengths and scores."""
     first, second = plant(tmp_path / "first", 400), plant(tmp_path / "second", 200)
     experiment = json.loads((second / "experiment.json").read_text())
     change(second, optimizer=experiment["optimizer"] | {"learning_rate": 0.5})
@@ -81,7 +81,7 @@ def test_runs_with_the_same_settings_say_so(tmp_path):
 
 
 def test_of_a_part_that_one_run_lacks_the_defaults_are_left_out(tmp_path):
-    """Else a baseline would fill the page with values that nobody chose."""
+    """Otherwise a baseline would fill the page with values that nobody chose."""
     runs = [plant(tmp_path / name, 3) for name in "ab"]
     change(runs[1], adapter={"type": "Adapter", "rank": 4, "alpha": 16.0, "targets": ["out"]})
     page = Page(write_comparison(runs, tmp_path / "all.html"))

@@ -1,4 +1,4 @@
-"""A run folder is claimed before anything is written, and nothing of somebody else is touched."""
+"""A run folder is claimed before anything is written, and other files are never touched."""
 
 import pytest
 from conftest import make_experiment
@@ -39,7 +39,7 @@ def test_what_a_refused_start_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_a_run_that_has_begun_keeps_everything(tmp_path):
-    """Also one of a version that wrote no marker."""
+    """This also holds for a run of a version that wrote no marker."""
     (tmp_path / "experiment.json").write_text(to_json(make_experiment()))
     (tmp_path / "tokenizer").mkdir()
     with own_folder(tmp_path):

@@ -1,4 +1,4 @@
-"""A run folder is written by one process at a time; a lock that a kill left does not stay."""
+"""Only one process at a time writes to a run folder. The lock of a killed process is removed."""
 
 import json
 import os
@@ -37,13 +37,13 @@ def leave_lock(folder, holder: Holder | bytes, name="1"):
 
 
 def list_locks(folder):
-    """Without the file of a beat that is being written."""
+    """The lock files, without the temporary file of a renewal."""
     names = [path.name for path in folder.iterdir()]
     return [name for name in names if name.startswith(PREFIX) and name.endswith(".json")]
 
 
 def start_holder(folder):
-    """A process that holds the lock of a folder."""
+    """Starts a process that holds the lock of a folder."""
     code = (
         "import sys, time; from pathlib import Path; from jaxcpt import run_lock\n"
         "run_lock.BEAT_SECONDS = 0.1\n"
@@ -80,7 +80,7 @@ def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path)
             f"{tmp_path / lock}"
         )
     finally:
-        first.kill()  # and not waited for: a zombie holds nothing
+        first.kill()  # without waiting for it: a zombie holds no lock
     with RunLock(tmp_path) as held:
         assert list_locks(tmp_path) == [held.path.name]
     first.communicate()
@@ -133,7 +133,7 @@ def test_a_folder_in_place_of_a_lock_is_named(tmp_path):
 
 
 def test_of_many_at_once_one_gets_it(tmp_path):
-    """Processes that start at the same moment, each holding the lock for seconds."""
+    """The processes start at the same moment, and each would hold the lock for seconds."""
     code = (
         "import sys, time; from pathlib import Path; from jaxcpt import run_lock\n"
         "run_lock.PATIENCE_SECONDS = 0.0\n"

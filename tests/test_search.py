@@ -39,7 +39,7 @@ def devices(request):
     ],
 )
 def test_equals_stable_argsort_on_ties(queries, documents, k, tile_rows, query_rows, devices):
-    # Coordinates of -1, 0 and 1: every product is exact in float32, and most scores tie.
+    # With coordinates of -1, 0 and 1, every product is exact in float32, and most scores tie.
     rng = np.random.default_rng(documents)
     queries_qd = rng.integers(-1, 2, (queries, 4)).astype(np.float32)
     corpus_nd = rng.integers(-1, 2, (documents, 4)).astype(np.float32)
@@ -117,7 +117,7 @@ def test_int8_searches_the_rounded_directions():
     directions_nd = rounded_nd / np.linalg.norm(rounded_nd, axis=1, keepdims=True)
     want_scores_qk, want_rows_qk = reference(queries_qd, directions_nd, 10)
     np.testing.assert_allclose(scores_qk, want_scores_qk, rtol=1e-5)
-    assert (rows_qk == want_rows_qk).mean() > 0.99  # scores closer than float32 may swap
+    assert (rows_qk == want_rows_qk).mean() > 0.99  # documents with nearly equal scores may swap
     exact = [set(rows) for rows in reference(queries_qd, corpus_nd, 10)[1].tolist()]
     kept = [len(set(rows) & exact[i]) for i, rows in enumerate(rows_qk.tolist())]
     assert np.mean(kept) > 9  # of 10

@@ -1,4 +1,4 @@
-"""Searching the functions of a folder: what is read, what is kept, and what the command prints."""
+"""Searching the functions of a folder: reading, stored vectors, and the output of the command."""
 
 import io
 import json
@@ -33,7 +33,8 @@ GO = "package p\n\n// w5 adds.\nfunc w5(a int) int {\n\treturn a\n}\n"
 
 @pytest.fixture
 def code(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "use_cpu_cores", lambda: None)  # devices are counted already
+    # This process already has its devices.
+    monkeypatch.setattr(search, "use_cpu_cores", lambda: None)
     folder = tmp_path / "code"
     (folder / "pkg").mkdir(parents=True)
     (folder / "pkg" / "box.py").write_text(PYTHON)
@@ -99,7 +100,7 @@ def test_only_changed_functions_are_embedded_again(tmp_path, code, capsys, monke
     assert embedded[3:] == [("y", 1), ("x", 1)]
     assert {hit["id"] for hit in second["hits"]} == {"add.go:5", "pkg/box.py:4", "pkg/box.py:11"}
     (home,) = (run_dir / "search").iterdir()
-    assert len(list(home.iterdir())) == 1  # what was replaced is gone
+    assert len(list(home.iterdir())) == 1  # the replaced vectors are deleted
     whole = real(Embedder.load(run_dir), [hit["text"] for hit in second["hits"]], "y")
     query_d = real(Embedder.load(run_dir), ["w5"], "x")[0]
     assert [hit["score"] for hit in second["hits"]] == pytest.approx(

@@ -1,4 +1,4 @@
-"""Meshes multiply to the devices, one table rules, and what does not divide is refused."""
+"""Meshes fit the devices, the rule table covers every axis, and uneven division is an error."""
 
 import os
 

@@ -33,7 +33,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, capsys, data):
-    """Runs the command on the data; returns what it printed and what --json holds."""
+    """A function that runs the command and returns its output and the content of --json."""
 
     def run(*arguments):
         output = tmp_path / "scores.json"
@@ -99,7 +99,8 @@ def test_runs_of_one_name_are_told_by_their_path(tmp_path, call):
     said, written = call("--run-dir", first, "--run-dir", second, "--width", 8)
     assert written["models"].keys() == {str(first), str(second)}
     assert f"scoring sts of {first}\n" in said
-    assert not (first / "suites.json").exists()  # of cut vectors, so not the runs' own scores
+    # The vectors were cut, so these are not the runs' own scores.
+    assert not (first / "suites.json").exists()
 
 
 def test_names_of_columns():
@@ -116,7 +117,7 @@ def test_names_of_columns():
 
 
 def test_an_exported_run_scores_as_the_run(exported, call):
-    """The library routes queries and documents, and puts their prompts in front, by itself."""
+    """The library itself routes queries and documents, and adds their prompts."""
     run_dir, folder = exported
     said, written = call("--run-dir", run_dir, "--library", folder)
     own, library = (written["models"][name] for name in ("own", "exported (library)"))

@@ -1,4 +1,4 @@
-"""A run that starts from another run: its parameters, its tokenizer, and what contradicts it."""
+"""A run that starts from another run: its parameters, its tokenizer, and settings that differ."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def tuned(tmp_path_factory):
 
 def test_the_run_begins_with_the_parameters_of_its_start(tmp_path):
     run_dir = tmp_path / "tuned"
-    # A rate this small changes nothing, so the last state is the first.
+    # The learning rate is too small to change anything, so the last state equals the first.
     experiment = start_from(tiny_run(), optimizer__learning_rate=1e-30)
     train(experiment, run_dir, run_dir)
     before, after = read_state(tiny_run()), read_state(run_dir)

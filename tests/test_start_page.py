@@ -1,4 +1,4 @@
-"""The commands of docs/start.md, in their order, with few pairs and steps."""
+"""Runs the commands of docs/start.md in order, with few pairs and steps."""
 
 import json
 import os

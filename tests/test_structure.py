@@ -1,4 +1,4 @@
-"""The house stands as it was drawn: who may import whom, and one home for each library."""
+"""The structure of the code: which modules may import which, and where libraries are imported."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ import jaxcpt
 from jaxcpt import sharding
 from jaxcpt.model import make_encoder, name_axes
 
-# A module may import only those above it; this is also the order to read them in.
+# A module may only import modules above it. This is also a good order to read them.
 ORDER = """
 errors quantities hang_watch pair objects files object_cache lines beir chips sources config
 prefixes checks smoke experiments run_lock run_folder mining tokenizer pairs packing order sharding
@@ -54,7 +54,7 @@ HOMES = {
     "safetensors": {"interop"},
     "libtpu": {"planning"},
 }
-# Of JAX itself: what takes care to use right is called in one place.
+# Parts of JAX that are easy to use wrongly are called in one place only.
 CALLS = {
     "jax.shard_map": {"attention", "loss", "next_token"},
     "jax.distributed.initialize": {"processes"},
@@ -79,7 +79,7 @@ def part_of(path):
 
 
 def find_imports(tree):
-    """Full names of all that a file imports, inside functions too."""
+    """The full names of everything that a file imports, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -89,7 +89,7 @@ def find_imports(tree):
 
 
 def dotted(node):
-    """`a.b.c` of an expression, or ''."""
+    """The dotted name `a.b.c` of an expression; empty if it is not one."""
     if isinstance(node, ast.Attribute):
         before = dotted(node.value)
         return f"{before}.{node.attr}" if before else ""
@@ -124,7 +124,7 @@ def test_one_home_for_each_library(path):
 
 
 def test_every_library_is_a_dependency():
-    """Whatever a file imports is asked for in pyproject.toml, by the package or by an extra."""
+    """pyproject.toml requires every library that a file imports, for the package or an extra."""
     asked = (REPOSITORY / "pyproject.toml").read_text().lower().replace("-", "_")
     distributions = {
         "libtpu": "jax",
@@ -166,7 +166,7 @@ def test_tools_may_know_the_package_and_never_the_reverse():
     ],
 )
 def test_every_axis_of_the_parameters_has_a_rule(changes):
-    # flax takes an unknown letter for "replicated" and says nothing.
+    # flax silently treats an unknown letter as "replicated".
     experiment = make_experiment(**changes)
     axes = name_axes(make_encoder(experiment))
     for letters in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)):
@@ -179,9 +179,9 @@ def test_letters_are_explained():
 
 
 def test_nothing_touches_a_device_when_imported():
-    """Else a command could neither choose its devices nor join other processes.
+    """Otherwise a command could neither choose its devices nor join other processes.
 
-    What only an optional library can import is passed over, and named.
+    Modules that need a missing optional library are skipped and named.
     """
     names = [module.name for module in pkgutil.walk_packages(jaxcpt.__path__, "jaxcpt.")]
     code = f"""
@@ -207,7 +207,7 @@ print(json.dumps([missing, early]))
 
 
 def test_evaluations_load_no_model():
-    """They know `embed_fn` and not the model behind it, so they need none of its libraries."""
+    """They only know `embed_fn` and not the model, so they need none of its libraries."""
     code = """
 import importlib, pkgutil, sys
 import jaxcpt.evals
@@ -249,7 +249,7 @@ def writes_a_file(call):
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_files_are_written_by_write_file(path):
-    """A killed process leaves half a file where anything else writes."""
+    """With other ways of writing, a killed process could leave half a file."""
     writing = [n for n in ast.walk(parse(path)) if isinstance(n, ast.Call) and writes_a_file(n)]
     named = path.relative_to(PACKAGE).as_posix() in OPENED_FOR_WRITING
     assert bool(writing) == named, [node.lineno for node in writing]
@@ -266,7 +266,7 @@ def test_every_module_says_what_it_is(path):
 MAINTAINED = [*FILES, *sorted((REPOSITORY / "tools").glob("*.py"))]
 LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
-"""Lines of the exceptions, each with its reason. There are none."""
+"""Files and functions that may be longer, each with the reason. There are none."""
 
 
 @pytest.mark.parametrize("path", MAINTAINED, ids=[p.name for p in MAINTAINED])
@@ -289,7 +289,7 @@ def test_at_most_eleven_floors_of_imports():
         parts = {name[1] for name in names if name[0] == "jaxcpt" and name[1] in ORDER}
         imports.setdefault(part_of(path), set()).update(parts - {part_of(path)})
     chains: dict[str, list[str]] = {}
-    for part in ORDER:  # a part comes after all that it imports
+    for part in ORDER:  # a part comes after everything that it imports
         below = max((chains[other] for other in imports.get(part, ())), key=len, default=[])
         chains[part] = [part, *below]
     longest = max(chains.values(), key=len)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: plain lines, a bar on a terminal, and tables."""
+"""The output that a person sees: plain lines, a bar on a terminal, and tables."""
 
 import os
 import pty
@@ -64,7 +64,7 @@ with RunDisplay("[b]run", 0, 40) as display:
 
 
 def read_terminal(program):
-    """The lines that a program draws on a terminal, without colours and moves of the cursor."""
+    """The lines that a program draws on a terminal, without colours and cursor movements."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
     command = [sys.executable, "-c", program]
@@ -110,7 +110,7 @@ with show_progress("embedding y", 9, shown=True) as advance:
 
 
 def test_a_bar_inside_a_bar_stands_below_it():
-    """How many sets of a suite are done, and below it how many texts of the set."""
+    """The upper bar counts the sets of a suite, and the lower bar the texts of a set."""
     lines = read_terminal(BAR_IN_A_BAR)
     bar = r"━*[╸╺]?━*"
     for first in (rf"sts +{bar} 0/2.*", rf"sts +{bar} 1/2.*"):

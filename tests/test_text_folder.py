@@ -1,4 +1,4 @@
-"""Searching a folder of texts in pieces, and which hits are marked as weak."""
+"""Searching the pieces of a folder of texts, and marking weak hits."""
 
 import json
 from collections import Counter
@@ -39,7 +39,8 @@ def test_no_text_is_lost_between_pieces():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "use_cpu_cores", lambda: None)  # devices are counted already
+    # This process already has its devices.
+    monkeypatch.setattr(search, "use_cpu_cores", lambda: None)
     folder = tmp_path / "notes"
     (folder / "b").mkdir(parents=True)
     (folder / "a.md").write_text("# w1\n\nw2 w3\n")
@@ -72,7 +73,7 @@ def test_a_folder_without_texts_is_refused(tmp_path):
 def test_the_command_searches_the_pieces(folder, tmp_path, capsys):
     options = ["--run-dir", str(copy_run(tmp_path)), "--text", str(folder), "--json", "w5"]
     found = []
-    for _ in range(2):  # the second time from what is kept
+    for _ in range(2):  # the second time with the stored vectors
         capsys.readouterr()
         search.main(options)
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))

@@ -1,4 +1,4 @@
-"""Token ids on disk give the batches of their texts; and the commands that make them."""
+"""Token ids on disk give the same batches as their texts, and the commands that write them work."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def run_tool(tool, monkeypatch, capsys, *arguments):
 
 @pytest.fixture
 def files(tmp_path, tokenizer):
-    """A file of pairs, the model of the tests' tokenizer, and a path for the output."""
+    """A file of pairs, the model file of the tests' tokenizer, and a path for the output."""
     write_pairs(tmp_path / "pairs.jsonl", PAIRS)
     (tmp_path / "a.model").write_bytes(tokenizer.model)
     return tmp_path / "pairs.jsonl", tmp_path / "a.model", tmp_path / "tokens"

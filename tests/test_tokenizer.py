@@ -1,4 +1,4 @@
-"""Ids, truncation, the normaliser's splits, and every refusal."""
+"""The SentencePiece tokenizer: ids, truncation, splitting of identifiers, and errors."""
 
 import random
 import re
@@ -80,7 +80,7 @@ def test_identifiers_are_split_and_lower_cased(tokenizer, text, split):
 
 
 def test_the_rules_equal_a_regular_expression(tokenizer):
-    """Longest-match rules without look-behind, against the look-around they stand for."""
+    """The replacement rules give the same splits as a regular expression with look-around."""
     draw = random.Random(0)
     long = Tokenizer(tokenizer.model, 600, 500, 500)
     for _ in range(500):

@@ -1,4 +1,4 @@
-"""A tokenizer.json written for other tools gives the ids that jaxcpt gives, delimiters included."""
+"""An exported tokenizer.json gives the same ids as jaxcpt, with delimiters."""
 
 import importlib.util
 import random

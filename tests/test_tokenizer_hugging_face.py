@@ -1,4 +1,4 @@
-"""A tokenizer.json gives the ids of transformers, and no text injects a delimiter."""
+"""A tokenizer.json gives the same ids as in transformers, and no text can inject a delimiter."""
 
 import importlib.util
 import json
@@ -55,7 +55,7 @@ def minilm():
 
 
 def train_byte_level():
-    """GPT-2's kind: byte-level BPE without a template; brackets are single tokens of it."""
+    """A tokenizer of GPT-2's kind: byte-level BPE without a template, with brackets as tokens."""
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
@@ -196,7 +196,7 @@ LEAKS = {
 
 @pytest.mark.parametrize("kind", LEAKS)
 def test_a_special_token_in_the_models_own_vocabulary_is_not_injected(kind, tmp_path):
-    """The library itself makes </s> of this text in all these models."""
+    """In all these models, the library itself would make </s> from this text."""
     text = "a</s> </s> <s>a b"
     file = LEAKS[kind]
     plain = tokenizers.Tokenizer.from_str(json.dumps(file))
@@ -369,11 +369,11 @@ def test_survives_the_disk(byte_level_file, byte_level, tmp_path):
         )
         == byte_level
     )
-    # The delimiters are part of what a model was trained with.
+    # The fingerprint covers the delimiters, because a model is trained with them.
     brackets = read_model(byte_level_file, 12, 24)
     assert brackets.model == byte_level.model
     assert brackets.fingerprint != byte_level.fingerprint
-    # A stored folder is a tokenizer of the user's as well, with its delimiters.
+    # A user can also name a stored folder, which has its own delimiters.
     assert read_model(str(folder), 12, 24) == byte_level
     assert read_model(str(folder), 9, 9) == replace(byte_level, x_tokens=9, y_tokens=9)
     assert refuse(read_model, str(folder), 12, 24, "--a: ", delimiters="brackets") == (
@@ -412,7 +412,7 @@ def test_refuses_damaged_limits(change, message, byte_level, tmp_path):
 
 
 def test_tokenize_pairs_gives_the_batches_of_the_texts(byte_level_file, tmp_path):
-    """Also where a text has two closing tokens and is cut after it was stored."""
+    """This also holds if a text has two closing tokens and is cut after it was stored."""
     write_pairs(tmp_path / "pairs.jsonl", PAIRS)
     processor = TEMPLATES[5][0]
     file = write(tmp_path, BYTE_LEVEL | {"post_processor": processor}, "own.json")
@@ -430,7 +430,7 @@ def test_tokenize_pairs_gives_the_batches_of_the_texts(byte_level_file, tmp_path
         made.append(batch)
         rows = np.asarray(batch.cells.tokens_grl)
         closers = (rows == 2).sum()
-        assert closers == np.asarray(batch.present_ngt).sum()  # dropout keeps every delimiter
+        assert closers == np.asarray(batch.present_ngt).sum()  # token dropout keeps every delimiter
     for ours, theirs in zip(*map(jax.tree.leaves, made), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     other = read_model(byte_level_file, 12, 24)
@@ -479,7 +479,7 @@ def test_an_unknown_character_that_the_model_cannot_encode_is_refused(tmp_path):
 
 @needs_minilm
 def test_damaged_files_are_refused_in_one_line_or_read(tmp_path, capfd):
-    """300 cuts and byte flips of the real file."""
+    """There are 300 cuts and byte flips of the real file."""
     content = (find_minilm() / "tokenizer.json").read_bytes()
     draw, results = random.Random(0), []
     for number in range(300):

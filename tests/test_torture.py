@@ -1,4 +1,4 @@
-"""The driver of the proofs: its lines, its exit code, and what it does with what it cannot run."""
+"""The driver of the proofs: its output, its exit code, and skipped proofs."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The commands of docs/tpu-pod.md, in their order, on a store of this machine, at a tiny size."""
+"""Runs the commands of docs/tpu-pod.md in order, at a tiny size, with a store on this machine."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A run from start to end; stopped, killed, damaged, moved to other devices, and gone on with."""
+"""A run from start to end, and runs that are stopped, killed, damaged, moved and resumed."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ from jaxcpt.sharding import make_mesh
 from jaxcpt.train import train
 from jaxcpt.update import shard_state
 
-# What a clock measures differs from run to run.
+# Numbers that a clock measures differ between runs.
 CLOCKED = {"pairs_per_s", "tokens_per_s", "data_wait", "save_share", "eval_share", "mfu"}
 FILES = {
     ".jaxcpt",
@@ -64,7 +64,7 @@ def read_metrics(run_dir):
 
 
 def assert_same_run(run_dir, other=None):
-    """Parameters, optimizer, metrics and scores are those of the run never stopped. EXACT."""
+    """Checks that parameters, optimizer, metrics and scores equal those of the undisturbed run."""
     other = other or tiny_run()
     jax.tree.map(np.testing.assert_array_equal, read_state(run_dir), read_state(other))
     assert read_metrics(run_dir) == read_metrics(other)
@@ -74,7 +74,7 @@ def assert_same_run(run_dir, other=None):
 
 
 def forget(run_dir, step):
-    """Leaves the run as if it had been killed before it saved `step`."""
+    """Makes the run look as if it had been killed before it saved `step`."""
     shutil.rmtree(run_dir / "checkpoints" / str(step))
     (run_dir / "checkpoints" / f"{step}.sha256.json").unlink()
     for name in ("report.html", "summary.json"):
@@ -126,7 +126,7 @@ def test_a_damaged_newest_checkpoint(tmp_path, capsys):
     run_dir = copy_run(tmp_path)
     flip_bit(array_files(run_dir / "checkpoints", 6)[0])
     with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "lo')  # torn by the same accident
+        file.write('{"step": 7, "lo')  # the same accident cut this line
     train(tiny_experiment(), run_dir, run_dir)
     said = capsys.readouterr().out
     assert "checkpoint of step 6 is damaged, trying an older one: params/" in said or (
@@ -194,14 +194,14 @@ def test_goes_on_with_another_layout(tmp_path, capsys):
 
 
 def assert_close_run(run_dir):
-    """Metrics and parameters are those of the run never stopped, but for the order of sums."""
+    """Checks that metrics and parameters equal those of the undisturbed run up to rounding."""
     for ours, theirs in zip(read_metrics(run_dir), read_metrics(tiny_run()), strict=True):
         for name in ("loss", "gradient_norm", "scale", "learning_rate", "pairs", "tokens"):
             if name in theirs:
                 np.testing.assert_allclose(ours[name], theirs[name], **CLOSE)
     ours, theirs = read_state(run_dir).params, read_state(tiny_run()).params
-    # Adam divides by the root of the second moment, so a gradient that is nearly nothing but
-    # rounding moves a parameter as far as any other; three steps move one by up to 3e-3.
+    # Adam divides by the root of the second moment, so a gradient that is only rounding error moves
+    # a parameter as far as any other gradient. Three steps move a parameter by up to 3e-3.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), ours, theirs)
 
 
@@ -210,7 +210,7 @@ def test_sigterm_saves_and_a_new_start_goes_on(tmp_path, monkeypatch, capsys):
     real, handlers = train_module.score, [signal.getsignal(n) for n in (15, 2)]
 
     def score_and_signal(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)  # in the eval of step 3, which ends at once
+        os.kill(os.getpid(), signal.SIGTERM)  # during the eval of step 3, which then ends at once
         return real(*arguments)
 
     monkeypatch.setattr(train_module, "score", score_and_signal)
@@ -220,11 +220,11 @@ def test_sigterm_saves_and_a_new_start_goes_on(tmp_path, monkeypatch, capsys):
     assert [signal.getsignal(n) for n in (15, 2)] == handlers
     assert [row["step"] for row in read_metrics(run_dir)] == [1, 2, 3]
     assert read_rows(run_dir / "evals.jsonl") == []
-    assert "stopped" not in write_report(run_dir).read_text()  # it has a report all the same
+    assert "stopped" not in write_report(run_dir).read_text()  # the run has a report anyway
     monkeypatch.setattr(train_module, "score", real)
     train(tiny_experiment(), run_dir, run_dir)
     assert "resuming at step 3 of 6" in capsys.readouterr().out
-    assert_same_run(run_dir)  # with the eval of step 3, which was made up for
+    assert_same_run(run_dir)  # the eval of step 3 was done later
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -276,7 +276,7 @@ def test_an_eval_that_a_kill_prevented_is_made_up_for(tmp_path, saved):
 
 
 def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys):
-    # A process of its own, with as many devices as this one.
+    # A separate process, with as many devices as this one.
     long_run = replace(
         tiny_experiment(),
         train_steps=5000,
@@ -309,7 +309,7 @@ def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys)
     process.kill()
     process.wait()
     before = read_metrics(run_dir)
-    saved = (len(before) - 1) // 40 * 40  # that of the very last line may be under way
+    saved = (len(before) - 1) // 40 * 40  # the save of the last step may not be finished
     with CheckpointStore(run_dir / "checkpoints") as checkpoints:
         found = checkpoints.choose()
     assert found >= saved >= 40
@@ -325,7 +325,7 @@ def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(tmp_path, capsys)
         with pytest.raises(Stopped, match=f"stopped at step {len(before)}, which is saved"):
             train(long_run, run_dir, run_dir)
     assert f"resuming at step {found} of 5000" in capsys.readouterr().out
-    assert read_metrics(run_dir) == before  # the steps lost are taken again, bit for bit
+    assert read_metrics(run_dir) == before  # the lost steps are repeated exactly
 
 
 def test_a_baseline_is_trained_beside_and_shown(tmp_path):
@@ -368,7 +368,7 @@ def test_without_heldout_pairs(tmp_path, capsys):
 
 @each_file
 def test_dry_run_prints_and_writes_nothing(path, tmp_path, monkeypatch, capsys):
-    load(path)  # skips where the package that it starts from is absent
+    load(path)  # skips the test if the package of its start is missing
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
     monkeypatch.chdir(tmp_path)
     run_command(train_module.main, ["--experiment", str(path), "--dry-run"])
@@ -383,7 +383,7 @@ def test_pairs_are_read_from_where_the_experiment_says():
 
 
 def test_nothing_is_traced_or_compiled_twice_over_a_run_with_evals_and_saves(tmp_path, caplog):
-    """Homogeneous batches of two sources have two shapes, and a step for each."""
+    """Homogeneous batches of two sources have two shapes, and a compiled step for each."""
     short, long = tmp_path / "short.jsonl", tmp_path / "long.jsonl"
     write_pairs(short, [replace(pair, y=" ".join(pair.y.split()[:3])) for pair in PAIRS[:45]])
     write_pairs(long, PAIRS[45:])
@@ -427,7 +427,7 @@ def test_nothing_is_traced_or_compiled_twice_over_a_run_with_evals_and_saves(tmp
 
 
 def test_the_log_tells_the_share_of_time_without_data(tmp_path, pairs_file, monkeypatch):
-    """Batches that take longer than steps are waited for."""
+    """The run waits for batches that take longer than steps."""
     make = Batches.make
 
     def make_slowly(self, step):
@@ -441,8 +441,10 @@ def test_the_log_tells_the_share_of_time_without_data(tmp_path, pairs_file, monk
 
 
 def test_time_that_steps_take_is_no_wait_for_data(tmp_path, pairs_file, monkeypatch):
-    """Batches that take less than steps are not, though they are not there yet when the host, far
-    ahead of the devices, asks for them."""
+    """Waiting does not count if batches take less time than steps.
+
+    The host is ahead of the devices, so it may ask for a batch before that is ready.
+    """
     make, make_step = Batches.make, train_module.compile_train_step
 
     def make_batch(self, step):

@@ -1,4 +1,4 @@
-"""One step: exact for any chunks and mesh, AdamW as NumPy has it, a state born in its place."""
+"""A training step is exact for any chunks and mesh, AdamW equals NumPy, and states are sharded."""
 
 from dataclasses import replace
 from functools import partial
@@ -39,7 +39,7 @@ LLAMA = {
 
 
 def find_gradient(sources, tokenizer, shape, **changes):
-    """Metrics and gradient of the first batch at the parameters of the start."""
+    """The metrics and the gradient of the first batch at the initial parameters."""
     experiment = make_experiment(**changes)
     mesh = make_mesh(config.Mesh(*shape), jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
@@ -50,7 +50,8 @@ def find_gradient(sources, tokenizer, shape, **changes):
 
 
 def assert_same_gradient(found, wanted):
-    """Leaf by leaf, of its length; a key's bias has no gradient but for rounding."""
+    """Compares leaf by leaf, relative to its length. The gradient of a key's bias is only rounding
+    error."""
     total = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(wanted)))
 
     def check(path, a, b):
@@ -70,13 +71,13 @@ def assert_same_gradient(found, wanted):
     ],
 )
 def test_chunked_on_any_mesh_equals_direct_on_one_device(model, shape, chunks, sources, tokenizer):
-    """A batch of 15, which nothing here divides. `tools/gradient_table.py` has many more."""
+    """No mesh and no chunks divide the batch of 15. `tools/gradient_table.py` has more cases."""
     same = {"batching__negatives": 1, "loss__prefixes": (4,), **model}
     wanted_metrics, wanted = find_gradient(sources, tokenizer, (1, 1, 1), **same)
     metrics, found = find_gradient(sources, tokenizer, shape, batching__chunks=chunks, **same)
     assert_same_gradient(found["encoder"], wanted["encoder"])
     np.testing.assert_allclose(found["log_scale"], wanted["log_scale"], **CLOSE)
-    # Every metric is of the whole batch. How many rows were needed depends on the cells.
+    # Every metric is one of the whole batch. Only the number of rows depends on the cells.
     assert metrics.pop("padding") < 1
     assert wanted_metrics.pop("padding") < 1
     assert metrics.keys() == wanted_metrics.keys()
@@ -99,7 +100,7 @@ def test_a_state_born_sharded_equals_the_whole_one(model):
     sharded = init_state(experiment, mesh)
     whole = jax.jit(partial(build_state, experiment))()
     chex.assert_trees_all_equal(jax.device_get(sharded), jax.device_get(whole))
-    # Laid out as planned, and Adam's moments like the parameters they belong to.
+    # The shardings are those of `shard_state`, and Adam's moments are sharded like parameters.
     plans = jax.tree.leaves(shard_state(experiment, mesh))
     for array, plan in zip(jax.tree.leaves(sharded), plans, strict=True):
         assert array.sharding.is_equivalent_to(plan.sharding, array.ndim)
@@ -139,7 +140,7 @@ def test_a_step_applies_the_optimizer_and_clamps_the_temperature(sources, tokeni
         jax.tree.leaves_with_path(after.params), jax.tree.leaves(wanted), strict=True
     ):
         if path[-1].key != "key_bias":  # no gradient: Adam scales up its rounding
-            # Adam divides a gradient by its own size, also where that is little but rounding.
+            # Adam divides a gradient by its own size, even if the gradient is only rounding error.
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5, err_msg=str(path))
     assert after.step == 1
     np.testing.assert_allclose(step_metrics["loss"], metrics["loss"], **CLOSE)
@@ -191,7 +192,7 @@ def test_the_optimizer_is_adamw_of_numpy(embedding_rate):
     wanted = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     first = second = jax.tree.map(np.zeros_like, wanted)
     for step in range(4):
-        size = 10.0 ** (1 - step)  # the last are too short to be clipped
+        size = 10.0 ** (1 - step)  # the last gradients are too short to be clipped
         gradient = jax.tree.map(
             lambda p, size=size: (size * 0.1 * random.normal(size=p.shape)).astype(np.float32),
             params,
@@ -218,7 +219,7 @@ def test_the_optimizer_is_adamw_of_numpy(embedding_rate):
 
 
 def test_prefixes_share_the_loss_equally():
-    """The mean over widths of the loss of embeddings cut to that width and made unit again."""
+    """The loss is the mean over widths. For each width, embeddings are cut and normalised."""
     experiment = make_experiment(loss__prefixes=(4, 8), batching__pairs_per_batch=8)
     random = np.random.default_rng(0)
     z_ngtd = random.normal(size=(1, 2, 8, 16)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Folders of vectors: the same bytes after a kill, never mixed with others, read by FAISS."""
+"""Folders of vectors have the same bytes after a kill, are never mixed, and FAISS reads exports."""
 
 import json
 import os
@@ -25,7 +25,7 @@ DOCUMENTS = [TextWithId(f"d{i}", f"text {i}") for i in range(100)]
 
 
 def embed(texts):
-    """A unit vector for each text, the same whatever stands beside it."""
+    """A unit vector for each text, which does not depend on other texts."""
     numbers = [int(text.split()[1]) for text in texts]
     return normalise_rows(np.stack([np.random.default_rng(n).normal(size=12) for n in numbers]))
 
@@ -76,9 +76,9 @@ def test_goes_on_after_any_shard_and_ends_with_the_same_bytes(tmp_path, stop):
         VectorFolder.open(folder)
     (folder / f"{stop:05}.npy.partial").write_bytes(b"half a shard")
     fill_some(folder, embed=embed_some)
-    assert len(calls) == 5  # the one that was stopped, and each once
+    assert len(calls) == 5  # each once, and the stopped one twice
     assert read_bytes(folder) == read_bytes(tmp_path / "whole")
-    fill_some(folder, embed=None)  # there is nothing left to embed
+    fill_some(folder, embed=None)  # nothing is left to embed
 
 
 SLOWLY = """
@@ -354,7 +354,7 @@ def test_faiss_finds_the_same_in_what_is_exported(tmp_path, monkeypatch, storage
             rows_nd = np.fromfile(tmp_path / name, "<f4").reshape(100, -1)[:, 1:].copy()
         else:
             rows_nd = np.asarray(np.load(tmp_path / name), np.float32)
-            faiss.normalize_L2(rows_nd)  # int8 is without length
+            faiss.normalize_L2(rows_nd)  # int8 vectors have no unit length
         index = faiss.IndexFlatIP(queries_qd.shape[1])
         index.add(rows_nd)
         theirs, their_rows = index.search(queries_qd, 10)
@@ -363,7 +363,7 @@ def test_faiss_finds_the_same_in_what_is_exported(tmp_path, monkeypatch, storage
 
 
 def test_search_of_a_folder_takes_memory_for_a_tile_alone(tmp_path):
-    """The shards are mapped, not read: fill and search 200 MB within far less."""
+    """Shards are memory-mapped, so 200 MB can be filled and searched with much less memory."""
     program = (
         "import sys, re; from pathlib import Path; import numpy as np\n"
         "from jaxcpt.top_k import top_k\n"
