@@ -33,7 +33,10 @@ def choose_prefix(
 
 
 def describe_differences(experiment: Experiment, given: Mapping[Side, str]) -> list[str]:
-    """A line for each side without a given prefix whose training sources have several prefixes."""
+    """Warning lines for sides whose training sources have several prefixes.
+
+    A side for which the user gave a prefix gets no line.
+    """
     return [
         f"note: data.train has several prefixes of {side} ({', '.join(map(repr, found))}), so none "
         f"of them is put before a text; choose one with --{side}-prefix"

@@ -124,7 +124,7 @@ SCORED = [("0", "0.1", "5"), ("0", "0.2", "3"), ("0", "0.3", "1")]
 
 
 def test_sick_r_as_it_is_distributed(tmp_path):
-    """As the three files of SentEval, and as SICK.txt with all pairs."""
+    """SICK-R is read from the three files of SentEval, and from SICK.txt with all pairs."""
     rows = [("1", a, b, score, "NEUTRAL") for a, b, score in SCORED]
     for file in ("SICK_train.txt", "SICK_trial.txt", "SICK_test_annotated.txt"):
         write_lines(tmp_path / "sts" / "SICK" / file, SICK_HEADER, *rows)
@@ -148,7 +148,8 @@ def test_sick_r_as_it_is_distributed(tmp_path):
 
 
 def test_sts_b_as_it_is_distributed(tmp_path):
-    """As its authors' files without a header, and as GLUE's, whose test part has no scores."""
+    """STS-B is read from its authors' files without a header, and from the files of GLUE, whose
+    test part has no scores."""
     rows = [("main-news", "file", "2014", "1", score, a, b, "a licence") for a, b, score in SCORED]
     own = tmp_path / "own"
     for part in ("train", "dev", "test"):

@@ -1,4 +1,4 @@
-"""How many near duplicates of real pairs are found, by their true Jaccard similarity.
+"""Measures how many near duplicates of real pairs are found, by their true Jaccard similarity.
 
 `pytest -s` prints the figures that docs/mining.md shows.
 """

@@ -30,9 +30,9 @@ OTHER_NAMES = {
 COLUMNS = ("score", "text_a", "text_b")
 SICK_COLUMNS = ("relatedness_score", "sentence_A", "sentence_B")
 SENTENCE_COLUMNS = ("score", "sentence1", "sentence2")
-"""Those of GLUE and MTEB."""
+"""The columns of score, first text and second text in files of GLUE and MTEB."""
 STS_B_PLACES = (4, 5, 6)
-"""Of the same three in STS-B's own files, which have no header."""
+"""The indices of the same three fields in STS-B's own files, which have no header."""
 MTEB_FILES = {f"{part}.jsonl": part for part in ("train", "dev", "validation", "test")}
 SICK_FILES = {
     "SICK.txt": "whole",

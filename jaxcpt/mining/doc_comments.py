@@ -54,7 +54,7 @@ class Comments:
     """Comments with code to their right."""
 
     def find_beside(self, row: int, line_start: int, start: int) -> Comment | None:
-        """Returns the comment that ends between the start of a line and a function in it."""
+        """Returns the comment that stands on a function's own line, before the function."""
         comment = self.beside.get(row)
         return comment if comment and line_start < comment.end <= start else None
 

@@ -131,6 +131,6 @@ def draw_training_curves(runs: Mapping[str, Run]) -> list[str]:
 
 
 def _find_curves(rows: Mapping[str, Sequence[Row]], name: str) -> dict[str, Curve]:
-    """The curve of each run that has the scalar."""
+    """The curves of one scalar, by the name of the run. Runs without the scalar are left out."""
     curves = {key: find_curve(own, name) for key, own in rows.items()}
     return {key: curve for key, curve in curves.items() if curve[0]}
