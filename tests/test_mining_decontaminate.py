@@ -230,8 +230,8 @@ def test_a_set_of_which_a_part_would_not_be_read_is_refused(tmp_path, files, tol
         ("a.jsonl", b'{"text": {"en": "b"}}\n', "a.jsonl:1: 'text' must be a text, found dict"),
         ("a.csv", b"text\nb\n", "a.csv: cannot be read; convert it to .tsv or .jsonl"),
         ("a.parquet", b"PAR1", "a.parquet: cannot be read"),
-        ("a.TSV", b"text\nb\n", "a.TSV: is not read"),
-        ("a.jsonl.zst", b"(", "a.jsonl.zst: is not read"),
+        ("a.TSV", b"text\nb\n", "a.TSV: cannot be read"),
+        ("a.jsonl.zst", b"(", "a.jsonl.zst: cannot be read"),
     ],
 )
 def test_a_file_that_would_not_be_read_is_refused(folder, name, content, told):
