@@ -1,4 +1,4 @@
-"""Numbers of a run in files: `metrics.jsonl`, `evals.jsonl` and TensorBoard events.
+"""Numbers of a run: `metrics.jsonl`, `evals.jsonl`, TensorBoard events, and live boards.
 
 In: for each step, a dict of host floats. Out: files with one JSON object per line. Each step
 stands there once and in order, also after a kill and a resume. What a person sees of the numbers
@@ -9,7 +9,7 @@ device.
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from jaxcpt.files import is_object, write_file
+from jaxcpt.live import LiveBoards
 from jaxcpt.rows import (
     EVALS_FILE,
     METRICS_FILE,
@@ -120,13 +121,22 @@ class MetricsLog:
     """
 
     def __init__(
-        self, run_dir: Path, total_steps: int, start_step: int, writes: bool, title: str = ""
+        self,
+        run_dir: Path,
+        total_steps: int,
+        start_step: int,
+        writes: bool,
+        live: Sequence[str] = (),
     ) -> None:
-        """start_step: steps already taken. Lines of later steps are removed from the files."""
+        """start_step: steps already taken. Lines of later steps are removed from the files.
+
+        live: libraries of `live.BOARDS` that the numbers are sent to as well.
+        """
         self._run_dir = run_dir
         self._start_step = start_step
         self._writes = writes
-        self._display = RunDisplay(title or run_dir.name, start_step, total_steps)
+        self._libraries = live
+        self._display = RunDisplay(run_dir.name, start_step, total_steps)
 
     def __enter__(self) -> "MetricsLog":
         """Raises UserError where a line of the files, except a torn last one, does not parse."""
@@ -141,6 +151,8 @@ class MetricsLog:
         # Tells TensorBoard to drop the events that an earlier process wrote for later steps.
         begin = SessionLog(status=SessionLog.START)
         self._board.write_event(Event(step=self._start_step + 1, session_log=begin))
+        boards = LiveBoards(self._libraries, self._run_dir, self._display.warn)
+        self._live = self._stack.enter_context(closing(boards))
         self._stack.enter_context(self._display)
         return self
 
@@ -153,9 +165,7 @@ class MetricsLog:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
         self._rows.append({"step": step, **scalars})
-        for name, value in scalars.items():
-            self._plot(f"train/{name}", value, step)
-        self._board.flush()
+        self._plot(step, {f"train/{name}": value for name, value in scalars.items()})
         self._display.show_step(step, scalars)
 
     def warn(self, text: str) -> None:
@@ -169,9 +179,7 @@ class MetricsLog:
             return
         scores = {name: float(value) for name, value in scores.items()}
         record_evals(self._run_dir, step, scores)
-        for name, value in scores.items():
-            self._plot(name, value, step)
-        self._board.flush()
+        self._plot(step, scores)
         self._display.show_evals(step, scores, EVALS_FILE)
 
     @contextmanager
@@ -181,14 +189,17 @@ class MetricsLog:
             self._rows.flush()
         yield
 
-    def _plot(self, name: str, value: float, step: int) -> None:
-        """Writes the value for TensorBoard, in this thread.
+    def _plot(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the values for TensorBoard, in this thread, and sends them to the live boards.
 
         tensorboardX's SummaryWriter would write in a thread of its own. On a full disk that thread
         dies, and its full queue then blocks the run for ever.
         """
-        event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
-        self._board.write_event(event)
+        for name, value in scalars.items():
+            event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+            self._board.write_event(event)
+        self._board.flush()
+        self._live.log(step, scalars)
 
 
 def open_board(prefix: Path) -> "EventsWriter | ObjectBoard":

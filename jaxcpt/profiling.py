@@ -5,6 +5,7 @@ a folder, for https://ui.perfetto.dev, TensorBoard or XProf. Only the first proc
 JAX refuses a folder with traces of two processes. The module does not know what a step computes.
 """
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,17 @@ Result = TypeVar("Result")
 
 STEPS_BEFORE = 2
 """Steps that are not traced, because the first steps also wait for the first batches."""
+
+
+def add_profile_argument(parser: argparse.ArgumentParser) -> None:
+    """`--profile STEPS`."""
+    parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="trace so many steps into the folder profile of the run",
+    )
 
 
 def trace_steps(

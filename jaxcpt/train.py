@@ -28,6 +28,7 @@ from jaxcpt.files import to_path, write_file
 from jaxcpt.fingerprints import check_data, check_model, describe_data, describe_model
 from jaxcpt.hang_watch import HangWatch
 from jaxcpt.interruption import Interruption
+from jaxcpt.live import add_live_arguments, check_libraries
 from jaxcpt.loss import Scalars
 from jaxcpt.metrics import MetricsLog, Throughput
 from jaxcpt.model import check_model_fits
@@ -46,7 +47,7 @@ from jaxcpt.processes import (
     own_together,
     run_together,
 )
-from jaxcpt.profiling import trace_steps
+from jaxcpt.profiling import add_profile_argument, trace_steps
 from jaxcpt.provenance import record_start
 from jaxcpt.run_folder import check_same_experiment, remove_run
 from jaxcpt.scoring import conclude, lacks_evals, read_heldout, score
@@ -156,20 +157,22 @@ def train(
     shared_dir: Path,
     accept_changed_data: bool = False,
     profile_steps: int = 0,
+    live: Sequence[str] = (),
 ) -> None:
     """Trains to the last step and evaluates.
 
     shared_dir: the run folder with the mined pairs and the tokenizer. For a baseline it is the
     folder of the run that it belongs to. accept_changed_data: resume even if the pairs have changed
-    since the last checkpoint. profile_steps: how many steps are traced.
+    since the last checkpoint. profile_steps: how many steps are traced. live: names of
+    `live.BOARDS` that get the numbers too. The numbers of a baseline are not sent.
     """
     mesh = open_mesh(experiment)
     with own_together(run_dir):
         run = prepare(experiment, run_dir, shared_dir, mesh, accept_changed_data)
-        train_in(run, shared_dir, profile_steps)
+        train_in(run, shared_dir, profile_steps, live)
 
 
-def train_in(run: Prepared, shared_dir: Path, profile_steps: int) -> None:
+def train_in(run: Prepared, shared_dir: Path, profile_steps: int, live: Sequence[str]) -> None:
     """Does the work of `train`, once the run folder is claimed and locked."""
     run_dir, experiment = run.run_dir, run.experiment
     if (baseline := derive_baseline(experiment)) is not None:
@@ -188,8 +191,8 @@ def train_in(run: Prepared, shared_dir: Path, profile_steps: int) -> None:
         if is_first():
             bad_steps.forget_from(run_dir, first + 1)
             record_start(run_dir, first, run.derived["mesh"], run.meta["data"])
-        with MetricsLog(run_dir, experiment.train_steps, first, is_first()) as metrics:
-            left = experiment.train_steps - first
+        left = experiment.train_steps - first
+        with MetricsLog(run_dir, experiment.train_steps, first, is_first(), live) as metrics:
             shapes = run.batches.shapes if left else []  # a finished run compiles nothing
             train_step = compile_train_step(experiment, run.mesh, shapes)
             train_step = trace_steps(train_step, profile_steps, run_dir / "profile", left)
@@ -363,17 +366,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="go on although the pairs have changed since the last checkpoint",
     )
-    parser.add_argument(
-        "--profile",
-        type=int,
-        default=0,
-        metavar="STEPS",
-        help="trace so many steps into the folder profile of the run",
-    )
+    add_profile_argument(parser)
+    add_live_arguments(parser)
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and data, on the CPU")
     parser.add_argument("--dry-run", action="store_true", help="print the derived numbers and stop")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
+    check_libraries(arguments.live)
 
     experiment = load_experiment(arguments.experiment)
     if arguments.smoke:
@@ -392,8 +391,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_dir = arguments.run_dir or Path("runs") / name
     if arguments.smoke and arguments.run_dir is None and is_first():
         remove_run(run_dir)  # a smoke run must not resume an earlier one
-    accept, profile_steps = arguments.accept_changed_data, arguments.profile
-    run_together(lambda: train(experiment, run_dir, run_dir, accept, profile_steps))
+    options = arguments.accept_changed_data, arguments.profile, arguments.live
+    run_together(lambda: train(experiment, run_dir, run_dir, *options))
 
 
 if __name__ == "__main__":

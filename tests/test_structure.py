@@ -21,7 +21,7 @@ errors quantities hang_watch pair objects files object_cache lines beir chips so
 prefixes checks smoke experiments run_lock run_folder mining tokenizer pairs packing order sharding
 processes profiling interruption normalise attention model calls adapter batches loss_terms
 loss_streaming loss next_token likelihood optimizer update budget manifest checkpoint bad_steps
-fingerprints data_cards interop start terminal rows metrics top_k vectors documents text_folder
+fingerprints data_cards interop start terminal rows live metrics top_k vectors documents text_folder
 repository embed export search evals provenance report suite_tables scoring side_by_side evaluate
 planning train replay init_experiment inspect_pairs import_model plan mine_text mine_code
 clean_pairs nli_pairs mine_negatives train_tokenizer tokenize_pairs cli __main__
@@ -44,6 +44,8 @@ HOMES = {
     "apache_beam": {"mining"},
     "rich": {"terminal"},
     "tensorboardX": {"metrics"},
+    "wandb": {"live"},
+    "mlflow": {"live"},
     "matplotlib": {"report"},
     "bm25s": {"evals"},
     "mteb": {"evals"},
@@ -131,6 +133,7 @@ def test_every_library_is_a_dependency():
         "orbax": "orbax_checkpoint",
         "sklearn": "scikit_learn",
         "pytrec_eval": "pytrec_eval_terrier",
+        "mlflow": "mlflow_skinny",
     }
     missing = {
         f"{top} of {path.relative_to(PACKAGE)}"
