@@ -15,7 +15,8 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,11 +77,17 @@ def embed_corpus(
     return fill(folder, about, documents, _embed_y(embedder), storage)
 
 
-class Corpus(NamedTuple):
+@dataclass(frozen=True)
+class Corpus:
     """The texts that are searched: their vectors, and a function that reads them in that order."""
 
     vectors: VectorFolder
     read: Callable[[], Iterable[TextWithId]]
+
+    @cached_property
+    def sample_nd(self) -> np.ndarray:
+        """Read once, however many queries come one after another."""
+        return sample_rows(self.vectors)
 
 
 def read_code(folder: Path) -> tuple[list[TextWithId], Counter[str]]:
@@ -220,31 +227,35 @@ def find(
     if corpus.vectors.storage.width is not None:
         queries_qd = truncate(queries_qd, corpus.vectors.storage.width)
     scores_qk, rows_qk = top_k(queries_qd, corpus.vectors.shards(), top)
-    chance_q = find_chance(queries_qd, corpus.vectors).tolist()
+    chance_q = find_chance(queries_qd, corpus.sample_nd, len(corpus.vectors)).tolist()
     texts = find_texts(corpus.read(), set(rows_qk.ravel().tolist()))
     for at, query in enumerate(queries):
         rows_and_scores = zip(rows_qk[at].tolist(), scores_qk[at].tolist(), strict=True)
         yield query, [Hit(s, *texts[row], s <= chance_q[at]) for row, s in rows_and_scores]
 
 
-def find_chance(queries_qd: np.ndarray, vectors: VectorFolder) -> np.ndarray:
+def sample_rows(vectors: VectorFolder) -> np.ndarray:
+    """About SAMPLED_TEXTS float32 vectors of unit length, spread evenly over the corpus: [n, d]."""
+    every = -(-len(vectors) // SAMPLED_TEXTS)
+    start, sample = 0, []
+    for shard_nd in vectors.shards():
+        sample.append(normalise_rows(shard_nd[-start % every :: every]))
+        start += len(shard_nd)
+    return np.concatenate(sample)
+
+
+def find_chance(queries_qd: np.ndarray, sample_nd: np.ndarray, texts: int) -> np.ndarray:
     """The score that the best of n unrelated texts reaches by chance, for each query: [q].
 
     It is assumed that the scores of texts that do not answer a query are normally distributed. The
     largest of n such scores is about their mean plus sqrt(2 ln n) standard deviations. Mean and
-    deviation are estimated on texts spread evenly over the corpus, which has n texts. The result is
-    minus infinity if the corpus is too small.
+    deviation are estimated on the sample. texts: n, the size of the corpus. The result is minus
+    infinity if the corpus is too small.
     """
-    if len(vectors) < LEAST_TEXTS:
+    if texts < LEAST_TEXTS:
         return np.full(len(queries_qd), -np.inf)
-    every = -(-len(vectors) // SAMPLED_TEXTS)
-    start, sample = 0, []
-    for shard_nd in vectors.shards():
-        sample.append(shard_nd[-start % every :: every])
-        start += len(shard_nd)
-    sample_nd = np.concatenate(sample)
-    scores_qn = queries_qd @ normalise_rows(sample_nd).T
-    deviations = np.sqrt(2 * np.log(len(vectors)))
+    scores_qn = queries_qd @ sample_nd.T
+    deviations = np.sqrt(2 * np.log(texts))
     return scores_qn.mean(axis=1) + deviations * scores_qn.std(axis=1)
 
 

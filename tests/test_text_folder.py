@@ -9,7 +9,7 @@ from tiny_run import copy_run
 
 from jaxcpt import search
 from jaxcpt.errors import UserError
-from jaxcpt.search import find_chance
+from jaxcpt.search import Corpus, find_chance, sample_rows
 from jaxcpt.text_folder import PIECE_CHARACTERS, cut, read_pieces
 from jaxcpt.vectors import Storage, TextWithId, fill
 
@@ -95,7 +95,7 @@ def test_chance_explains_hits_among_random_texts_and_no_planted_one(tmp_path, st
     vectors = fill(
         tmp_path / "v", {}, texts, lambda names: texts_nd[[int(n) for n in names]], storage
     )
-    chance_q = find_chance(queries_qd, vectors)
+    chance_q = find_chance(queries_qd, sample_rows(vectors), len(vectors))
     best_q = (queries_qd @ texts_nd.T).max(axis=1)
     assert 0.8 < np.mean(best_q <= chance_q) <= 1
     planted_q = (queries_qd * texts_nd[:50]).sum(axis=1)  # unrelated ones
@@ -116,7 +116,10 @@ def test_chance_is_estimated_on_few_texts_of_many_shards(tmp_path, monkeypatch):
     scores_qn = queries_qd @ texts_nd[::20].T
     deviations = np.sqrt(2 * np.log(1000))
     expected_q = scores_qn.mean(axis=1) + deviations * scores_qn.std(axis=1)
-    np.testing.assert_allclose(find_chance(queries_qd, vectors), expected_q, rtol=1e-5)
+    corpus = Corpus(vectors, lambda: texts)
+    chance_q = find_chance(queries_qd, corpus.sample_nd, len(vectors))
+    np.testing.assert_allclose(chance_q, expected_q, rtol=1e-5)
+    assert corpus.sample_nd is corpus.sample_nd  # read once for all queries
 
 
 def test_a_small_corpus_marks_nothing(tmp_path):
@@ -124,7 +127,8 @@ def test_a_small_corpus_marks_nothing(tmp_path):
     vectors = fill(
         tmp_path / "v", {}, texts, lambda names: np.ones((len(names), 4), np.float32), Storage()
     )
-    assert find_chance(np.ones((2, 4), np.float32), vectors).tolist() == [-np.inf, -np.inf]
+    chance_q = find_chance(np.ones((2, 4), np.float32), sample_rows(vectors), len(vectors))
+    assert chance_q.tolist() == [-np.inf, -np.inf]
 
 
 def test_weak_hits_are_marked(capsys):
