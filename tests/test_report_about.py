@@ -132,6 +132,13 @@ def test_limits_name_where_the_run_is_worse_than_words_alone(tmp_path):
         assert sentence in text
 
 
+def test_limits_count_a_score_that_is_not_a_number_as_worse(tmp_path):
+    nan = float("nan")
+    table = [{"name": "this run", "mrr": nan, "r": 0.3}, {"name": "BM25", "mrr": 0.5, "r": nan}]
+    page = write(plant(tmp_path, 400), summary={"table": table})
+    assert "search it is worse than BM25 in 1 of 1 scores: MRR nan against 0.500." in page.text
+
+
 def test_limits_of_lengths_of_unfinished_training_and_of_missing_scores(tmp_path):
     plant(tmp_path, 30)
     (tmp_path / "evals.jsonl").unlink()

@@ -106,14 +106,16 @@ def _compare(run: Run) -> list[str]:
 def _weigh(place: str, other: str, lines: Sequence[tuple[str, float, float, str]]) -> list[str]:
     """A sentence about the scores that are worse than those of `other`, or that none is worse.
 
-    lines: label, this run's score, the other's score, and the name of the score.
+    lines: label, this run's score, the other's score, and the name of the score. A score of the
+    run that is not a number is worse than any. Nothing is compared with another's that is none.
     """
+    lines = [line for line in lines if not math.isnan(line[2])]
     if not lines:
         return []
     worse = [
         f"{label} {format_score(own)} against {format_score(against)}"
         for label, own, against, name in lines
-        if (own > against if name.rpartition("/")[2] in LOWER_IS_BETTER else own < against)
+        if not (own <= against if name.rpartition("/")[2] in LOWER_IS_BETTER else own >= against)
     ]
     against = "it was before training" if other == "before training" else other
     if not worse:

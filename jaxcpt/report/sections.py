@@ -38,15 +38,15 @@ def draw_table(table: Sequence[Mapping[str, Any]], turned: bool = False) -> str:
     names = list(dict.fromkeys(name for row in table for name in row if name != "name"))
     columns = [["<th></th>"] + [f"<th>{escape(str(row.get('name', '')))}</th>" for row in table]]
     for name in names:
-        values = [float(row[name]) if name in row else math.nan for row in table]
-        there = [value for value in values if not math.isnan(value)]
+        values = [float(row[name]) if name in row else None for row in table]
+        there = [value for value in values if value is not None and not math.isnan(value)]
         pick = min if name.rpartition("/")[2] in LOWER_IS_BETTER else max
         best = pick(there, default=math.nan)
         column = [f"<th>{escape(make_label(name))}</th>"]
         for value in values:
             mark = ' class="best"' if value == best else ""
             column.append(
-                "<td>-</td>" if math.isnan(value) else f"<td{mark}>{format_score(value)}</td>"
+                "<td>-</td>" if value is None else f"<td{mark}>{format_score(value)}</td>"
             )
         columns.append(column)
     lines = columns if turned else list(zip(*columns, strict=True))
