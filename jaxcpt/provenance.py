@@ -23,7 +23,7 @@ import jax
 from jaxcpt import __version__
 from jaxcpt.files import write_file
 
-STARTS_FILE = "starts.jsonl"
+STARTS_FILE, SUMMARY_FILE = "starts.jsonl", "summary.json"
 
 
 def record_start(run_dir: Path, step: int, devices: str, data: Sequence[Mapping[str, Any]]) -> None:
@@ -64,6 +64,15 @@ def describe_end() -> dict[str, Any]:
     }
     peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices()]
     return end | ({"device_memory_bytes": max(peaks)} if any(peaks) else {})
+
+
+def find_end(run_dir: Path, last_step: int) -> dict[str, Any]:
+    """`describe_end`, or the end that is recorded if this start found all steps done."""
+    start = json.loads((run_dir / STARTS_FILE).read_text().splitlines()[-1])
+    path = run_dir / SUMMARY_FILE
+    recorded = json.loads(path.read_text()) if path.is_file() else {}
+    found_done = start["step"] == last_step and "end" in recorded
+    return recorded["end"] if found_done else describe_end()
 
 
 def read_clock() -> str:

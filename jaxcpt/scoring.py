@@ -27,7 +27,7 @@ from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair, Side
 from jaxcpt.pairs import open_source
 from jaxcpt.processes import is_first
-from jaxcpt.provenance import describe_end
+from jaxcpt.provenance import SUMMARY_FILE, find_end
 from jaxcpt.report import write_report
 from jaxcpt.suite_tables import record_tables, show_suites
 from jaxcpt.terminal import print_table
@@ -123,7 +123,7 @@ def conclude(
     """
     experiment = embedder.experiment
     data, suites = fetch(to_path(experiment.evals.data)), experiment.evals.suites
-    summary: dict[str, Any] = {"derived": derived, "end": describe_end()}
+    summary: dict[str, Any] = {"derived": derived}
     before, last = (find_row(run_dir / EVALS_FILE, step) for step in (0, embedder.step))
     is_generative = experiment.objective == "generative"
     if heldout and is_generative:
@@ -139,7 +139,8 @@ def conclude(
     tables = tabulate(scores, words, data, before)
     show_comparison(summary)
     show_suites(tables)
-    write_file(run_dir / "summary.json", json.dumps(summary, indent=1))
+    summary["end"] = find_end(run_dir, embedder.step)
+    write_file(run_dir / SUMMARY_FILE, json.dumps(summary, indent=1))
     if tables:
         record_tables(run_dir, embedder.step, tables)
     print(f"report: {write_report(run_dir)}")

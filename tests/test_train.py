@@ -159,11 +159,13 @@ def test_stray_files_are_no_damage(tmp_path, capsys):
 def test_a_finished_run_started_again_only_reports(tmp_path, capsys):
     run_dir = copy_run(tmp_path)
     (run_dir / "report.html").unlink()
+    end = json.loads((run_dir / "summary.json").read_text())["end"]
     before = {p: p.stat().st_mtime_ns for p in (run_dir / "checkpoints").rglob("*")}
     train(tiny_experiment(), run_dir, run_dir)
     assert "resuming at step 6 of 6" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in (run_dir / "checkpoints").rglob("*")}
     assert (run_dir / "report.html").is_file()
+    assert json.loads((run_dir / "summary.json").read_text())["end"] == end
     assert_same_run(run_dir)
 
 
