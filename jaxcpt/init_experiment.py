@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("name", help="name of the experiment, its file and its run folder")
     add("--pairs", required=True, metavar="PATH", help="a file or folder, see docs/data.md")
     add("--heldout", metavar="PATH", help="pairs to score on; default: a part of --pairs")
+    split = "split of --heldout, if it is a folder with splits; default: %(default)s"
+    add("--heldout-split", default="heldout", metavar="NAME", help=split)
     add("--x", default="x", metavar="NAME", help="field of the text that searches; default: x")
     add("--y", default="y", metavar="NAME", help="field of the text that is found; default: y")
     add("--init-from", default=MINILM, metavar="START", help="default: all-MiniLM-L6-v2, installed")
@@ -108,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.heldout is None:
         train, heldout, count = divide(name, arguments.pairs, pairs)
     else:
-        heldout, _ = open_pairs(arguments.heldout, arguments.x, arguments.y)
+        split = arguments.heldout_split
+        heldout, _ = open_pairs(arguments.heldout, arguments.x, arguments.y, split)
         count = len(pairs)
         if heldout == train:
             raise UserError(
@@ -122,9 +125,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"    jaxcpt inspect --experiment {file}\n    jaxcpt train --experiment {file}")
 
 
-def open_pairs(path: str, x: str, y: str) -> tuple[Source, Pairs]:
+def open_pairs(path: str, x: str, y: str, split: str = "train") -> tuple[Source, Pairs]:
     """The data source at a path, and its pairs. Raises UserError if it has no pairs."""
-    source = find_source(path, x=x, y=y)
+    source = find_source(path, split, x, y)
     pairs = open_source(source, Path(), 0)
     if not len(pairs):
         raise UserError(f"{path}: no pairs in it; write some pairs, or name another path")

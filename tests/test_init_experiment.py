@@ -1,11 +1,14 @@
 """`jaxcpt init` writes an experiment that trains without further changes."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import PAIRS
+from test_evals_retrieval import write_task
 from tiny_run import tiny_run
 
 from jaxcpt import init_experiment
@@ -16,7 +19,7 @@ from jaxcpt.init_experiment import main
 from jaxcpt.inspect_pairs import main as inspect_pairs
 from jaxcpt.metrics import read_rows
 from jaxcpt.pairs import read_pairs
-from jaxcpt.sources import JsonlPairs, TfdsPairs
+from jaxcpt.sources import BeirPairs, JsonlPairs, TfdsPairs
 from jaxcpt.train import main as train
 
 NAMES = ["--pairs", "faq.jsonl", "--x", "question", "--y", "answer"]
@@ -99,6 +102,16 @@ def test_takes_held_out_pairs_that_are_given(folder):
     assert data.train == (JsonlPairs("faq.jsonl", x="question", y="answer"),)
     assert data.heldout == JsonlPairs("held.jsonl", x="question", y="answer")
     assert not (folder / "mine_pairs").exists()
+
+
+def test_takes_the_held_out_split_of_a_folder(folder):
+    task = write_task(folder, np.zeros((4, 1)), {f"q{i}": {f"d{i}": 1} for i in range(4)})
+    for split in ("heldout", "dev"):
+        shutil.copy(task / "qrels" / "test.tsv", task / "qrels" / f"{split}.tsv")
+    main(["mine", *NAMES, "--heldout", str(task)])
+    assert load_experiment("mine.py").data.heldout == BeirPairs(str(task), "heldout")
+    main(["other", *NAMES, "--heldout", str(task), "--heldout-split", "dev"])
+    assert load_experiment("other.py").data.heldout == BeirPairs(str(task), "dev")
 
 
 def test_shows_a_source_without_its_defaults():
