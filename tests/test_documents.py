@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from run_documents import NOT_RUN, PAGES_NOT_RUN, REWRITES, find_blocks, find_pages, rewrite
 
 from jaxcpt import cli
 from jaxcpt.errors import UserError
@@ -43,8 +44,7 @@ def find_commands(text):
     """The `jaxcpt` commands in blocks of code and in `code`, as one line each."""
     text = re.sub(r" *\\\n\s*", " ", text)
     fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    blocks = [line for block in fenced for line in block.splitlines()]
-    blocks += re.findall(r"^ {4,}(\S.*)$", text, re.MULTILINE)
+    blocks = [line.strip() for block in fenced for line in block.splitlines()]
     for line in blocks + re.findall(r"`(jaxcpt [^`]* --[^`]*)`", text):
         for part in re.split(r" && | \| (?=head|jq)|; |  +#", line):
             if found := re.match(r"(?:until )?((?:python -m )?jaxcpt[ .]\S.*)", part):
@@ -97,10 +97,37 @@ def test_every_command_has_a_verb_and_options_that_exist(page, command, monkeypa
 
 
 def test_commands_are_found_and_read():
-    found = list(find_commands("    jaxcpt embed --side x|y \\\n        [--part I/N]  # why\n"))
+    page = "```sh\njaxcpt embed --side x|y \\\n    [--part I/N]  # why\n```\n"
+    found = list(find_commands(page))
     assert found == ["jaxcpt embed --side x|y [--part I/N]"]
     assert read_arguments(found[0]) == ["embed", "--side", "x", "--part", "1/2"]
     assert len(COMMANDS) > 80
+
+
+def test_every_command_stands_where_run_documents_finds_it():
+    """In a `sh` block, which `.ci/run` runs. An indented block is code as well."""
+    for name, text in find_pages().items():
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        others = "".join(block for language, block in blocks if language != "sh")
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        others += "".join(re.findall(r"^ {4,}.*\n", prose, re.MULTILINE))
+        assert not re.findall(r"^ *(?:python|pip|jaxcpt) .*$", others, re.MULTILINE), name
+
+
+def test_whatever_run_documents_lists_is_in_the_pages():
+    pages = find_pages()
+    assert set(PAGES_NOT_RUN) <= set(pages)
+    lines = [
+        line
+        for name, text in pages.items()
+        if name not in PAGES_NOT_RUN
+        for block in find_blocks(text)
+        for line in block.splitlines()
+    ]
+    for pattern in REWRITES:
+        assert any(re.search(pattern, line) for line in lines), pattern
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, rewrite(line)) for line in lines), pattern
 
 
 def test_the_page_of_commands_has_every_verb():

@@ -16,7 +16,7 @@ pytest.importorskip("gcsfs", reason="needs the extra cloud-test")
 pytest.importorskip("gcp_storage_emulator", reason="needs the extra cloud-test")
 
 PAGE = (REPOSITORY / "docs" / "tpu-pod.md").read_text()
-COMMANDS = re.findall(r"^    (?:until )?(jaxcpt [^;\n]*)", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^(?:until )?(jaxcpt [^;\n]*)", PAGE, re.MULTILINE)
 DATA = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 TINY = f"""
 from dataclasses import replace
