@@ -23,12 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
-from bench_search import MIB, read_peak
+from bench_models import VOCABULARY, write_gpt2
+from bench_tables import MIB, Table, Value, add_json_option, report
+from bench_turns import read_peak
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from tokenizers import ByteLevelBPETokenizer
 
 from jaxcpt import config
 from jaxcpt.config import Batching, Data, Experiment, JsonlPairs, Model, Optimizer
@@ -39,12 +37,18 @@ from jaxcpt.tokenizer import train_tokenizer
 from jaxcpt.update import init_state
 
 LONGEST = 512
-VOCABULARY = 8192
 KINDS = {
     "web queries": "code_search/cosqa/queries.jsonl",
     "Python functions": "code_search/cosqa/corpus.jsonl.gz",
     "abstracts": "retrieval/scifact/corpus.jsonl.gz",
 }
+SPEED_COLUMNS = [
+    "texts",
+    "tokens a text, theirs and ours",
+    "encode, texts/s",
+    "Embedder, texts/s",
+    "ratio",
+]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,24 +63,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--corpora", type=int, nargs="*", default=[10_000, 20_000, 40_000], help="for memory"
     )
+    add_json_option(parser)
     arguments = parser.parse_args(argv)
-    if arguments.corpora:
-        compare_memory(arguments)
+    tables = [compare_memory(arguments)] if arguments.corpora else []
     if arguments.texts:
-        compare_speed(arguments)
+        tables.append(compare_speed(arguments))
+    report(tables, arguments.json)
 
 
-def compare_speed(arguments: argparse.Namespace) -> None:
+def compare_speed(arguments: argparse.Namespace) -> Table:
     use_cpu_cores()
     kinds = {name: read(arguments.data / path, arguments.texts) for name, path in KINDS.items()}
     everything = [text for texts in kinds.values() for text in texts]
     embedder = make_embedder(everything, arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        library = make_library(everything, arguments, Path(folder))
-    print(
-        f"{arguments.width} x {arguments.layers}, float32; texts/s, medians of {arguments.repeats}"
-    )
-    print(f"{'':18} {'tokens a text':>16}  encode  Embedder  ratio")
+    library = make_library(everything, arguments)
+    rows: list[list[Value]] = []
     for name, texts in kinds.items():
         theirs = library.tokenizer(texts, truncation=True, max_length=LONGEST)["input_ids"]
         ours = embedder.tokenizer.encode(texts, "y")
@@ -87,10 +88,13 @@ def compare_speed(arguments: argparse.Namespace) -> None:
             partial(library.encode, texts, batch_size=arguments.batch),
             partial(embedder.embed, texts, "y"),
         )
-        print(
-            f"{name:18} {lengths[0]:7.0f} and {lengths[1]:4.0f}  {speeds[0]:6.1f}  {speeds[1]:8.1f}"
-            f"  {speeds[1] / speeds[0]:5.2f}"
-        )
+        spoken = f"{lengths[0]:.0f} and {lengths[1]:.0f}"
+        rows.append([name, spoken, *speeds, speeds[1] / speeds[0]])
+    note = (
+        f"{arguments.width} x {arguments.layers}, float32; medians of {arguments.repeats} turns, "
+        f"{arguments.texts} texts of each kind."
+    )
+    return Table(name="embed", columns=SPEED_COLUMNS, rows=rows, note=note)
 
 
 def read(path: Path, count: int) -> list[str]:
@@ -110,8 +114,8 @@ def compare(texts: int, repeats: int, *engines: Callable[[], Any]) -> list[float
     return [texts / statistics.median(times) for times in seconds]
 
 
-def compare_memory(arguments: argparse.Namespace) -> None:
-    print("peak memory above that of 1,000 texts, MiB\n   texts  vectors   encode  Embedder")
+def compare_memory(arguments: argparse.Namespace) -> Table:
+    rows: list[list[Value]] = []
     for count in arguments.corpora:
         peaks = []
         for engine in (embed_with_library, embed_with_jaxcpt):
@@ -119,7 +123,9 @@ def compare_memory(arguments: argparse.Namespace) -> None:
             with context.Pool(1) as pool:  # a new process: peaks cannot be reset
                 peaks.append(pool.apply(measure_peak, (engine, count, arguments)))
         vectors = count * arguments.width * 4 / MIB
-        print(f"{count:8,} {vectors:8.0f} {peaks[0]:8.0f} {peaks[1]:9.0f}", flush=True)
+        rows.append([count, round(vectors), *map(round, peaks)])
+    columns = ["texts", "their vectors, MiB", "encode, MiB", "Embedder, MiB"]
+    return Table(name="embed_memory", columns=columns, rows=rows)
 
 
 def measure_peak(
@@ -140,8 +146,7 @@ def measure_peak(
 def embed_with_library(
     texts: Sequence[str], arguments: argparse.Namespace
 ) -> Callable[[Iterator[str]], None]:
-    with tempfile.TemporaryDirectory() as folder:
-        library = make_library(texts, arguments, Path(folder))
+    library = make_library(texts, arguments)
 
     def embed(texts: Iterator[str]) -> None:
         library.encode(list(texts), batch_size=arguments.batch)  # it takes no iterator
@@ -182,30 +187,18 @@ def make_embedder(texts: Sequence[str], arguments: argparse.Namespace) -> Embedd
     return Embedder(experiment, params, train_tokenizer(texts, tokens), mesh)
 
 
-def make_library(
-    texts: Sequence[str], arguments: argparse.Namespace, folder: Path
-) -> SentenceTransformer:
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, VOCABULARY, special_tokens=["<pad>", "<end>"])
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<end>", padding_side="right"
-    )
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = transformers.GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=LONGEST,
-        n_embd=arguments.width,
-        n_layer=arguments.layers,
-        n_head=arguments.heads,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=1,
-    )
-    transformers.GPT2Model(shape).save_pretrained(folder)
-    model = Transformer(str(folder), max_seq_length=LONGEST)
-    pooling = Pooling(arguments.width, pooling_mode="lasttoken")
-    return SentenceTransformer(modules=[model, pooling, Normalize()], device="cpu")
+def make_library(texts: Sequence[str], arguments: argparse.Namespace) -> SentenceTransformer:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "model")
+        write_gpt2(
+            folder,
+            texts,
+            width=arguments.width,
+            layers=arguments.layers,
+            heads=arguments.heads,
+            longest=LONGEST,
+        )
+        return SentenceTransformer(str(folder), device="cpu")
 
 
 if __name__ == "__main__":

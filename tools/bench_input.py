@@ -1,10 +1,11 @@
 """Measures the input pipeline: tokens per second of a core, from texts and from token ids on disk.
 
-    python tools/bench_input.py --pairs PATH... --tokenizer FILE.model [--pairs-per-batch 2048]
+    python tools/bench_input.py --pairs PATH... [--tokenizer FILE.model] [--pairs-per-batch 2048]
 
 Whole batches, read from disk, tokenised, packed and put on the device, by what a step of training
 does; padding does not count. A core second is a second of processor time of any thread, so a
-machine makes as many times the tokens as it has cores to spare. Prints Markdown rows.
+machine makes as many times the tokens as it has cores to spare. Without --tokenizer, a vocabulary
+of 8,192 is trained on the pairs first.
 """
 
 import argparse
@@ -14,19 +15,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from bench_tables import Table, Value, add_json_option, report
 
 from jaxcpt import config
 from jaxcpt.batches import Batches
 from jaxcpt.config import Batching, Data, Experiment, Model, Optimizer
 from jaxcpt.errors import UserError, run_command
-from jaxcpt.pairs import EncodedPairs, JoinedPairs, TokenizedReader
+from jaxcpt.pairs import EncodedPairs, JoinedPairs, TokenizedReader, sample_texts
 from jaxcpt.pairs.command import add_source_options, name_sources, open_sources
 from jaxcpt.pairs.tokenized import write_about
 from jaxcpt.sharding import make_mesh
 from jaxcpt.sources import TokenizedPairs
 from jaxcpt.terminal import show_progress
 from jaxcpt.tokenize_pairs import write_tokens
-from jaxcpt.tokenizer import Tokenizer, read_model
+from jaxcpt.tokenizer import Tokenizer, read_model, train_tokenizer
 
 
 def make_batches(
@@ -44,8 +46,8 @@ def make_batches(
     return Batches(experiment, [pairs], tokenizer, make_mesh(config.Mesh()))
 
 
-def measure(name: str, work: Callable[[int], int], steps: int) -> None:
-    """Prints the tokens a second of `work`, which does a step and counts its tokens."""
+def measure(name: str, work: Callable[[int], int], steps: int) -> list[Value]:
+    """The row of `work`, which does a step and counts its tokens."""
     work(0)  # opens files, measures the rows, compiles
     seconds, core_seconds, tokens = time.perf_counter(), time.process_time(), 0
     with show_progress(name, steps, True) as advance:
@@ -54,7 +56,7 @@ def measure(name: str, work: Callable[[int], int], steps: int) -> None:
             advance(1)
     core_seconds = time.process_time() - core_seconds
     seconds = time.perf_counter() - seconds
-    print(f"| {name} | {tokens / core_seconds:,.0f} | {tokens / seconds:,.0f} |", flush=True)
+    return [name, round(tokens / core_seconds), round(tokens / seconds)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,15 +65,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_source_options(parser)
     add = parser.add_argument
-    add("--tokenizer", required=True, metavar="FILE", help="SentencePiece model")
+    add("--tokenizer", metavar="FILE", help="SentencePiece model")
     add("--row-tokens", type=int, default=512, help="of a row, and most of a text")
     add("--pairs-per-batch", type=int, default=2048)
     add("--steps", type=int, default=20)
+    add_json_option(parser)
     arguments = parser.parse_args(argv)
     sources, experiment = name_sources(arguments)
     longest = arguments.row_tokens
-    tokenizer = read_model(arguments.tokenizer, longest, longest)
     pairs = JoinedPairs(open_sources(sources, experiment.seed if experiment else 0))
+    settings = config.Tokenizer(vocabulary=8192, x_tokens=longest, y_tokens=longest)
+    tokenizer = (
+        read_model(arguments.tokenizer, longest, longest)
+        if arguments.tokenizer
+        else train_tokenizer(sample_texts([pairs]), settings)
+    )
     if len(pairs) < arguments.pairs_per_batch:
         raise UserError(f"--pairs-per-batch: only {len(pairs)} pairs are there")
 
@@ -88,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         read = pairs.read(order.pairs_at(step, np.arange(arguments.pairs_per_batch)).tolist())
         return sum(len(pair.x) + len(pair.y) for pair in read)
 
-    print("| | per core s | per s |\n| --- | ---: | ---: |")
-    measure("characters read", characters, arguments.steps)
+    works: dict[str, Callable[[int], int]] = {"characters, read": characters}
     with tempfile.TemporaryDirectory() as folder:
         about = write_tokens([pairs], tokenizer, Path(folder), 0, 1_000_000, ("", ""))
         write_about(Path(folder), about)
@@ -97,10 +104,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             make_batches(source, tokenizer, longest, arguments.pairs_per_batch)
             for source in (pairs, TokenizedReader(TokenizedPairs(folder)))
         )
-        measure("texts, read and tokenised", drawn(texts), arguments.steps)
-        measure("texts, whole batches", whole(texts), arguments.steps)
-        measure("token ids, read", drawn(ids), arguments.steps)
-        measure("token ids, whole batches", whole(ids), arguments.steps)
+        works["tokens of texts, read and tokenised"] = drawn(texts)
+        works["tokens of texts, packed and on the device"] = whole(texts)
+        works["token ids, read"] = drawn(ids)
+        works["token ids, packed and on the device"] = whole(ids)
+        rows = [measure(name, work, arguments.steps) for name, work in works.items()]
+    note = (
+        f"{len(pairs):,} pairs, {arguments.steps} batches of {arguments.pairs_per_batch:,}, "
+        f"{tokenizer.vocabulary:,} tokens in the vocabulary."
+    )
+    columns = ["", "in a core second", "in a second"]
+    report([Table(name="input", columns=columns, rows=rows, note=note)], arguments.json)
 
 
 if __name__ == "__main__":

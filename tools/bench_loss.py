@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from bench_tables import MIB, Table, Value, add_json_option, report
 
 from jaxcpt import config
 from jaxcpt.loss import Labels, contrastive_loss
 from jaxcpt.sharding import make_mesh, named
 
-MIB = 2**20
 Form = Literal["dense", "streaming"]
 
 
@@ -59,19 +59,21 @@ def compile_loss(form: Form, pairs: int, width: int, mesh: jax.sharding.Mesh) ->
         return jax.jit(find).lower(*shape_inputs(pairs, width, mesh)).compile()
 
 
-def report_memory(width: int, mesh: jax.sharding.Mesh) -> None:
-    print(f"Temporaries per device, {mesh.size} devices, width {width}")
+def measure_memory(width: int, mesh: jax.sharding.Mesh) -> Table:
     forms: list[tuple[Form, list[int]]] = [
         ("dense", [65_536]),
         ("streaming", [65_536 * 2**n for n in range(5)]),
     ]
+    rows: list[list[Value]] = []
     for form, sizes in forms:
         for pairs in sizes:
             usage = compile_loss(form, pairs, width, mesh).memory_analysis()
-            print(f"  {form:<10} {pairs:>9,} pairs {usage.temp_size_in_bytes / MIB:>9.1f} MiB")
+            rows.append([form, pairs, usage.temp_size_in_bytes / MIB])
+    note = f"Temporaries of each of {mesh.size} devices, width {width}, from the compiled program."
+    return Table(name="loss_memory", columns=["form", "pairs", "MiB"], rows=rows, note=note)
 
 
-def report_time(pairs: int, width: int, repeats: int, mesh: jax.sharding.Mesh) -> None:
+def measure_time(pairs: int, width: int, repeats: int, mesh: jax.sharding.Mesh) -> Table:
     inputs = draw_inputs(pairs, width, mesh)
     compiled = {f: compile_loss(f, pairs, width, mesh) for f in ("dense", "streaming")}
 
@@ -80,14 +82,14 @@ def report_time(pairs: int, width: int, repeats: int, mesh: jax.sharding.Mesh) -
         jax.block_until_ready(compiled[form](*inputs))
         return time.perf_counter() - begun
 
-    print(f"Time of loss and gradients, {pairs:,} pairs, width {width}")
-    ratios = []
-    for repeat in range(repeats + 1):
-        dense, streaming = run("dense"), run("streaming")
-        if repeat:  # the first is warm-up
-            ratios.append(streaming / dense)
-            print(f"  dense {dense:.2f} s, streaming {streaming:.2f} s, ratio {ratios[-1]:.3f}")
-    print(f"  median ratio {statistics.median(ratios):.3f}")
+    turns = [(run("dense"), run("streaming")) for _ in range(repeats + 1)][1:]  # after a warm-up
+    dense, streaming = (statistics.median(times) for times in zip(*turns, strict=True))
+    ratios = [second / first for first, second in turns]
+    row: list[Value] = [pairs, dense, streaming, statistics.median(ratios)]
+    row.append(f"{min(ratios):.3g} to {max(ratios):.3g}")
+    columns = ["pairs", "dense, s", "streaming, s", "streaming / dense", "of all turns"]
+    note = f"Loss and gradients, width {width}; medians of {repeats} turns."
+    return Table(name="loss", columns=columns, rows=[row], note=note)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -96,13 +98,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=12_288, help="for the time")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-only", action="store_true")
+    add_json_option(parser)
     options = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     mesh = make_mesh(config.Mesh(), jax.devices())
-    report_memory(options.width, mesh)
+    tables = [measure_memory(options.width, mesh)]
     if not options.memory_only:
-        report_time(options.pairs, options.width, options.repeats, mesh)
+        tables.append(measure_time(options.pairs, options.width, options.repeats, mesh))
+    report(tables, options.json)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 The input is made from the real text and sources given: copies in which about a third of the
 distinct words are replaced, anew in each copy, so that they are no duplicates of each other and
-sources still parse. Prints one Markdown row for each run; memory is the resident memory of the
-command and its workers, added up, at its highest.
+sources still parse. Memory is the resident memory of the command and its workers, added up, at its
+highest.
 """
 
 import argparse
@@ -22,13 +22,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench_tables import Table, Value, add_json_option, report
+
 from jaxcpt.errors import run_command
 from jaxcpt.mining.documents import Reading, read_part
 from jaxcpt.mining.inputs import list_units
 from jaxcpt.mining.raw_document import RawDocument
 
-TOOLS = Path(__file__).resolve().parent
 COPY_DOCUMENTS = 200
+COLUMNS = ["input", "MB", "workers", "s", "core s", "MB in a core s", "peak MB", "result"]
 
 
 def vary(texts: list[str], megabytes: float) -> Iterator[str]:
@@ -113,9 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--megabytes", nargs="+", type=float, default=[100, 300, 1000])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", help="where to make inputs and outputs; default: temporary")
+    add_json_option(parser)
     arguments = parser.parse_args(argv)
-    print("| input | MB | workers | s | core s | MB per core s | peak MB | result |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |", flush=True)
+    rows: list[list[Value]] = []
     for kind, paths in (("text", arguments.text), ("code", arguments.code)):
         reading = Reading(source_suffixes=frozenset([".py"] if kind == "code" else []))
         texts = read_texts(paths, reading) if paths else []
@@ -124,15 +126,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 made = Path(folder, "input")
                 made.mkdir()
                 size = write_inputs(made, vary(texts, megabytes), kind == "code") / 1e6
-                command = [sys.executable, str(TOOLS / f"mine_{kind}.py"), "--input", str(made)]
+                command = [sys.executable, "-m", "jaxcpt", f"mine-{kind}", "--input", str(made)]
                 command += ["--output", f"{folder}/mined", "--workers", str(arguments.workers)]
                 seconds, busy, peak, result = measure(command)
             result = result.split(": ")[1].split(";")[0]
-            print(
-                f"| {kind} | {size:.0f} | {arguments.workers} | {seconds:.0f} | {busy:.0f} "
-                f"| {size / busy:.2f} | {peak / 1e6:.0f} | {result} |",
-                flush=True,
-            )
+            speed = [round(size), arguments.workers, seconds, busy, size / busy]
+            rows.append([kind, *speed, round(peak / 1e6), result])
+    report([Table(name="mining", columns=COLUMNS, rows=rows)], arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ a search of 1,000 rows is shown.
 
 import argparse
 import multiprocessing
-import re
 import statistics
 import tempfile
 import time
@@ -20,13 +19,24 @@ from typing import Any
 
 import faiss
 import numpy as np
+from bench_tables import MIB, Table, Value, add_json_option, report
+from bench_turns import read_peak
 
 from jaxcpt.sharding import use_cpu_cores
 from jaxcpt.top_k import top_k
 from jaxcpt.vectors import quantize
 
 ROWS_PER_FILE = 10_000
-MIB = 2**20
+SPEED_COLUMNS = [
+    "queries",
+    "FAISS, s",
+    "jaxcpt, s",
+    "int8, s",
+    "jaxcpt / FAISS",
+    "int8 / FAISS",
+    "same first row",
+    "same rows",
+]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,14 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
+    add_json_option(parser)
     arguments = parser.parse_args(argv)
     use_cpu_cores()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number in range(2 * arguments.rows // ROWS_PER_FILE):
             np.save(folder / f"{number:05}.npy", draw(number, ROWS_PER_FILE, arguments.width))
-        compare_speed(folder, arguments)
-        compare_memory(folder, arguments)
+        report(
+            [compare_speed(folder, arguments), compare_memory(folder, arguments)], arguments.json
+        )
 
 
 def draw(seed: int, rows: int, width: int) -> np.ndarray:
@@ -56,7 +68,7 @@ def read_shards(folder: Path, rows: int) -> Iterator[np.ndarray]:
         yield np.load(folder / f"{start // ROWS_PER_FILE:05}.npy")[: rows - start]
 
 
-def compare_speed(folder: Path, arguments: argparse.Namespace) -> None:
+def compare_speed(folder: Path, arguments: argparse.Namespace) -> Table:
     corpus_nd = np.concatenate(list(read_shards(folder, arguments.rows)))
     index = faiss.IndexFlatIP(arguments.width)
     index.add(corpus_nd)
@@ -65,8 +77,7 @@ def compare_speed(folder: Path, arguments: argparse.Namespace) -> None:
     del corpus_nd
     # A mapped .npy is aligned as XLA wants its buffers, so that tiles are not copied on a CPU.
     float_nd, int8_nd = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("whole", "int8"))
-    print(f"{arguments.rows:,} x {arguments.width} float32, k = {arguments.k}; medians, seconds")
-    print(" queries    FAISS   jaxcpt  jaxcpt/FAISS  int8/FAISS  same rows, first and all k")
+    rows: list[list[Value]] = []
     for queries in arguments.queries:
         queries_qd = draw(1_000_000, queries, arguments.width)
         engines: dict[str, Callable[[], Any]] = {
@@ -83,16 +94,18 @@ def compare_speed(folder: Path, arguments: argparse.Namespace) -> None:
                 seconds[name].append(time.perf_counter() - start)
         median = {name: statistics.median(values) for name, values in seconds.items()}
         same_qk = found["faiss"] == found["jaxcpt"]
-        print(
-            f"{queries:8} {median['faiss']:8.3f} {median['jaxcpt']:8.3f} "
-            f"{median['jaxcpt'] / median['faiss']:13.2f} {median['int8'] / median['faiss']:11.2f}"
-            f"  {same_qk[:, 0].mean():.4f} {same_qk.mean():.4f}"
-        )
+        times = [median[name] for name in ("faiss", "jaxcpt", "int8")]
+        ratios = [time / times[0] for time in times[1:]]
+        rows.append([queries, *times, *ratios, float(same_qk[:, 0].mean()), float(same_qk.mean())])
+    note = (
+        f"{arguments.rows:,} x {arguments.width} float32, the best {arguments.k}; medians of "
+        f"{arguments.repeats} turns."
+    )
+    return Table(name="search", columns=SPEED_COLUMNS, rows=rows, note=note)
 
 
-def compare_memory(folder: Path, arguments: argparse.Namespace) -> None:
-    print("\npeak memory of 100 queries above that of a tiny search, MiB")
-    print("    rows   corpus    FAISS   jaxcpt")
+def compare_memory(folder: Path, arguments: argparse.Namespace) -> Table:
+    found: list[list[Value]] = []
     for rows in (arguments.rows // 4, arguments.rows // 2, arguments.rows, 2 * arguments.rows):
         peaks = []
         for engine in (search_faiss, search_jaxcpt):
@@ -100,7 +113,9 @@ def compare_memory(folder: Path, arguments: argparse.Namespace) -> None:
             with context.Pool(1) as pool:  # a new process: peaks cannot be reset
                 peaks.append(pool.apply(measure_peak, (engine, folder, rows, arguments.width)))
         corpus = rows * arguments.width * 4 / MIB
-        print(f"{rows:8,} {corpus:8.0f} {peaks[0]:8.0f} {peaks[1]:8.0f}")
+        found.append([rows, round(corpus), *map(round, peaks)])
+    columns = ["rows", "corpus, MiB", "FAISS, MiB", "jaxcpt, MiB"]
+    return Table(name="search_memory", columns=columns, rows=found)
 
 
 def measure_peak(
@@ -112,12 +127,6 @@ def measure_peak(
     before = read_peak()
     engine(queries_qd, folder, rows)
     return read_peak() - before
-
-
-def read_peak() -> float:
-    """MiB. From Linux's /proc, because getrusage passes a parent's peak on to its child."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024 / MIB
 
 
 def search_faiss(queries_qd: np.ndarray, folder: Path, rows: int) -> None:

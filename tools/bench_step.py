@@ -19,6 +19,7 @@ from statistics import median
 
 import jax
 import numpy as np
+from bench_tables import Table, add_json_option, write_tables
 
 from jaxcpt.batches import Batch, Sizes, shape_batch, size_full_batches
 from jaxcpt.checks import validate
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--topology", help="what these devices are, such as h200:1 or v5p:2x2x1")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
     parser.add_argument("--steps", type=int, default=10)
+    add_json_option(parser)
     arguments = parser.parse_args(argv)
 
     experiment = validate(apply_overrides(load_experiment(arguments.experiment), arguments.changes))
@@ -108,6 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             ("MFU", f"{plan['mfu'] * plan['step_seconds'] / measured:.1%}"),
         ]
     print_table(f"{experiment.name}, a step", rows)
+    if arguments.json:
+        columns = [experiment.name, "a step"]
+        write_tables(
+            [Table(name="step", columns=columns, rows=[[*r] for r in rows])], arguments.json
+        )
 
 
 if __name__ == "__main__":

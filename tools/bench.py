@@ -1,0 +1,123 @@
+"""Runs the benchmarks and writes their tables into docs/benchmarks.md.
+
+    python tools/bench.py --data DIR [--only NAME...] [--json FILE] [--backends PYTHON] [--small]
+
+Each benchmark is a command of its own, and all of them run one after another. Its tables stand
+between the markers of their names in the page, under a line with the command, the hardware, the
+versions, the date and the commit. DIR has the layout of the evaluation data. PYTHON is the
+interpreter of an environment with optimum, for ONNX and OpenVINO. --small takes few texts and
+steps, to see that all of it works; it needs --json and leaves the page as it is.
+"""
+
+import argparse
+import datetime
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench_tables import (
+    Table,
+    add_json_option,
+    describe_machine,
+    read_tables,
+    render,
+    rewrite,
+    write_tables,
+)
+
+from jaxcpt.errors import UserError, run_command
+from jaxcpt.files import write_file
+from jaxcpt.mining.python_packages import mine_packages
+from jaxcpt.pairs import write_pairs
+
+TOOLS = Path(__file__).resolve().parent
+PAGE = TOOLS.parent / "docs" / "benchmarks.md"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The words after the tool. `{data}`, `{pairs}` and `{python}` are filled in."""
+
+    words: str
+    small: str
+    """The further words of --small."""
+
+
+QUICKSTART_STEP = "--experiment experiments/quickstart.py --set batching.token_dropout=0.0"
+BENCHMARKS = {
+    "train": Benchmark(
+        "--pairs-file {pairs} --chunks 4", "--only minilm --pairs 8 --chunks 2 --rounds 1"
+    ),
+    "minilm": Benchmark("--data {data} --backends {python}", "--texts 8 --rounds 1"),
+    "embed": Benchmark("--data {data} --texts 200", "--texts 8 --repeats 1 --corpora 2000"),
+    "input": Benchmark("--pairs {pairs}", "--pairs-per-batch 64 --steps 2"),
+    "search": Benchmark("", "--rows 40000 --width 32 --repeats 1"),
+    "loss": Benchmark("", "--pairs 512 --repeats 1"),
+    "mining": Benchmark("--text {data}/prose --megabytes 30", "--megabytes 1"),
+    "step": Benchmark(QUICKSTART_STEP, "--set batching.pairs_per_batch=16 --steps 2"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--backends", default=sys.executable, metavar="PYTHON")
+    parser.add_argument("--pairs-file", type=Path, help="default: mined as in the quickstart")
+    parser.add_argument("--small", action="store_true")
+    add_json_option(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.small and arguments.json is None:
+        raise UserError("--small: its numbers are no benchmarks; name a file with --json")
+    tables: list[Table] = []
+    with tempfile.TemporaryDirectory() as name:
+        pairs = arguments.pairs_file or Path(name) / "pairs.jsonl"
+        if arguments.pairs_file is None and {"train", "input"} & set(arguments.only):
+            write_pairs(pairs, mine_packages((), 1000, seed=0)[0])
+        filled = {"data": arguments.data, "pairs": pairs, "python": arguments.backends}
+        for benchmark in arguments.only:
+            found = run_benchmark(benchmark, filled, arguments.small, Path(name) / "tables.json")
+            tables += found
+            if not arguments.small:  # at once: a later benchmark may fail
+                update_page(PAGE, found, describe_run(benchmark))
+    if arguments.json is not None:
+        write_tables(tables, arguments.json)
+
+
+def run_benchmark(name: str, filled: dict[str, object], small: bool, file: Path) -> list[Table]:
+    benchmark = BENCHMARKS[name]
+    words = f"{benchmark.words} {benchmark.small if small else ''}".format(**filled).split()
+    command = [sys.executable, str(TOOLS / f"bench_{name}.py"), *words, "--json", str(file)]
+    print(f"\n== {name}", flush=True)
+    if subprocess.run(command, cwd=TOOLS.parent).returncode:
+        raise UserError(f"{name}: the benchmark failed; its own words are above")
+    return read_tables(file)
+
+
+def describe_run(name: str) -> str:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=TOOLS, capture_output=True, text=True
+    ).stdout.strip()
+    words = BENCHMARKS[name].words.format(data="DATA", pairs="FILE", python="PYTHON")
+    today = datetime.date.today().isoformat()
+    return (
+        f"`python tools/bench_{name}.py {words}`".replace(" `", "`")
+        + f" on {today}, commit {commit}, {describe_machine()}."
+    )
+
+
+def update_page(page: Path, tables: Sequence[Table], origin: str) -> None:
+    """Puts each table, and where it is from, between the markers of its name."""
+    text = page.read_text()
+    for table in tables:
+        text = rewrite(text, table.name, f"{origin}\n\n{render(table)}")
+    write_file(page, text)
+
+
+if __name__ == "__main__":
+    run_command(main)
