@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench_models import write_gpt2, write_minilm
-from bench_tables import Table, add_json_option, report
+from bench_tables import Table, Value, add_json_option, report
 from bench_train_engines import (
     Case,
     multiply_with_jax,
@@ -163,7 +163,7 @@ def compare(name: str, case: Case) -> Table:
         raise UserError("; ".join(failures))
     products = {key: courses.pop(key) for key in list(courses) if key.startswith("products")}
     ours = courses["jaxcpt"]
-    rows = []
+    rows: list[list[Value]] = []
     for engine, course in courses.items():
         rates, ratio = course.rates("pairs"), ours.rate("pairs") / course.rate("pairs")
         rows.append(
