@@ -27,7 +27,7 @@ SAMPLES = ROOT / "tests" / "documents"
 CLONE = ("docs", "experiments", "jaxcpt", "tools")
 
 FEW_STEPS = "--set train_steps=2 --set optimizer.warmup_steps=1"
-FEW_PAIRS = f"{FEW_STEPS} --set batching.pairs_per_batch=8"
+FEW_PAIRS = f"{FEW_STEPS} --set batching.pairs_per_batch=4"
 SMALL_PACKAGES = " ".join(
     f"""--set '{source}={{"type": "PythonPackages", "split": "{split}", "heldout_functions": 20,"""
     f""" "packages": ["argparse", "email", "json"]}}'"""
