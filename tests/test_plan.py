@@ -111,7 +111,7 @@ def test_what_is_kept_is_compared(planned, tmp_path, capsys):
     more = replace(found, memory=replace(found.memory, peak=int(found.memory.peak * 1.06)))
     (line,) = check_plans.check(more, path)
     assert re.search(
-        r"tiny.json: peak_bytes was [\d,]+, is [\d,]+ a chip; where that is mean", line
+        r"tiny.json: peak_bytes was [\d,]+, is [\d,]+ a chip; if that is intended", line
     )
     exchange = max(found.exchanges, key=lambda e: e["bytes"])
     changed = replace(found, exchanges=(exchange | {"bytes": 2 * exchange["bytes"]},))
