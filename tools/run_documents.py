@@ -38,7 +38,7 @@ REWRITES = {
     r"^pip install .* && ": "",
     r"(--experiment experiments/minilm_code\.py)": rf"\1 {FEW_PAIRS} {SMALL_PACKAGES}",
     r"(--experiment experiments/(?!minilm)(\w+)\.py)": r"\1 --smoke --run-dir runs/\2",
-    r"(train --experiment (mine|mixture)\.py)": rf"\1 {FEW_PAIRS}",
+    r"((?:train|inspect) --experiment (mine|mixture)\.py)": rf"\1 {FEW_PAIRS}",
     r"--run-dir runs/cpt_text_s ": "--run-dir runs/quickstart ",
     r"--output data/text ": "--output data/text --heldout-share 0.3 ",
     r"--profile 3": "--profile 1",
