@@ -116,7 +116,7 @@ def train_with_library(turns: Turns, case: Case, best: bool, bfloat16: bool) -> 
     groups = GROUPS if best and case.chunks == 1 else 1
 
     class EndRounds(transformers.TrainerCallback):
-        def on_step_end(self, _: Any, state: Any, control: Any, **others: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 1 or (state.global_step - 1) % groups == 0:
                 turns.end(**counts)
                 counts.update(dict.fromkeys(counts, 0.0))
