@@ -80,7 +80,7 @@ def experiment() -> Experiment:
         optimizer=Optimizer(learning_rate=5e-5, warmup_steps={warmup}, weight_decay=0.01),
         # The inverse temperature at the start. It is learnt.
         loss=Loss(scale_start=20.0),
-        # How often the held-out pairs are scored: each x searches its y. BM25 and step 0 are too.
+        # Score the held-out pairs every so many steps: each x searches its y, beside BM25.
         evals=Evals(every_steps={every}),
     )
 '''
