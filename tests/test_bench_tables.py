@@ -16,7 +16,7 @@ TABLE = Table(
     rows=[["ours", 12.345, 1234567, None], ["theirs", 0.0123, 9, 1234.5]],
     note="Two rounds.",
 )
-PAGE = "Before.\n\n<!-- bench:speed -->\nold\n<!-- end:speed -->\n\nAfter.\n"
+PAGE = "Before.\n\n<!-- table:speed -->\nold\n<!-- end:speed -->\n\nAfter.\n"
 
 
 def test_a_table_replaces_what_stands_between_its_markers(tmp_path):
@@ -25,7 +25,7 @@ def test_a_table_replaces_what_stands_between_its_markers(tmp_path):
     for _ in range(2):  # the second time over the first
         bench.update_page(page, [TABLE], "By a command.")
         assert page.read_text() == (
-            "Before.\n\n<!-- bench:speed -->\nBy a command.\n\n"
+            "Before.\n\n<!-- table:speed -->\nBy a command.\n\n"
             "| engine | pairs/s | tokens | ratio |\n"
             "| --- | ---: | ---: | ---: |\n"
             "| ours | 12.3 | 1,234,567 |  |\n"
@@ -35,7 +35,7 @@ def test_a_table_replaces_what_stands_between_its_markers(tmp_path):
 
 
 def test_a_page_without_markers_is_refused():
-    with pytest.raises(UserError, match="needs one line <!-- bench:other -->"):
+    with pytest.raises(UserError, match="needs one line <!-- table:other -->"):
         bench_tables.rewrite(PAGE, "other", "new")
 
 
@@ -54,4 +54,4 @@ def test_the_page_has_one_place_for_each_table_of_the_tools():
     made = {name for source in sources for name in re.findall(r'Table\(\s*name="(\w+)"', source)}
     made |= {f"train_{name}" for name in ("gpt2", "minilm", "past_memory")}
     page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
-    assert sorted(re.findall(r"<!-- bench:(\w+) -->", page)) == sorted(made)
+    assert sorted(re.findall(r"<!-- table:(\w+) -->", page)) == sorted(made)

@@ -32,6 +32,7 @@ from jaxcpt.errors import UserError, run_command
 from jaxcpt.files import write_file
 from jaxcpt.mining.python_packages import mine_packages
 from jaxcpt.pairs import write_pairs
+from jaxcpt.provenance import find_commit
 
 TOOLS = Path(__file__).resolve().parent
 PAGE = TOOLS.parent / "docs" / "benchmarks.md"
@@ -100,14 +101,11 @@ def run_benchmark(name: str, filled: dict[str, object], small: bool, file: Path)
 
 
 def describe_run(name: str) -> str:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=TOOLS, capture_output=True, text=True
-    ).stdout.strip()
     words = BENCHMARKS[name].words.format(data="DATA", pairs="FILE", python="PYTHON")
     today = datetime.date.today().isoformat()
     return (
         f"`python tools/bench_{name}.py {words}`".replace(" `", "`")
-        + f" on {today}, commit {commit}, {describe_machine()}."
+        + f" on {today}, commit {find_commit(TOOLS.parent)}, {describe_machine()}."
     )
 
 

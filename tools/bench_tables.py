@@ -64,7 +64,7 @@ def render(table: Table) -> str:
 
 def rewrite(page: str, name: str, content: str) -> str:
     """The page with `content` between the markers of `name`. Raises UserError without markers."""
-    start, end = f"<!-- bench:{name} -->", f"<!-- end:{name} -->"
+    start, end = f"<!-- table:{name} -->", f"<!-- end:{name} -->"
     pattern = re.compile(f"({re.escape(start)}\n).*?({re.escape(end)})", re.DOTALL)
     if len(pattern.findall(page)) != 1:
         raise UserError(f"the page needs one line {start} and, below it, one line {end}")

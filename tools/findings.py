@@ -115,17 +115,16 @@ def tune_minilm(
 def vary_start(work: Path) -> Iterator[Trial]:
     """Finding 1: random parameters, a generative run of ours, a pretrained model."""
     suites = ("code_search", "retrieval")
-    steps = MINILM_BATCH * MINILM_STEPS // SMALL_BATCH
+    few = MINILM_BATCH * MINILM_STEPS
     for seed in SEEDS:
-        for pairs, count in ((MINILM_BATCH * MINILM_STEPS, steps), (SMALL_PAIRS, 4 * steps - 4)):
+        for pairs in (few, SMALL_PAIRS):
             for start in (None, work / "lm_small"):
                 label = "generative" if start else "random"
-                choice = {"start": label, "model": "small_code", "pairs": count * SMALL_BATCH}
-                name = f"start_{label}_{pairs}"
-                yield tune_small(name, choice, seed, steps=count, start=start, suites=suites)
-    pairs = MINILM_BATCH * MINILM_STEPS
+                choice = {"start": label, "model": "small_code", "pairs": pairs}
+                name, steps = f"start_{label}_{pairs}", pairs // SMALL_BATCH
+                yield tune_small(name, choice, seed, steps=steps, start=start, suites=suites)
     for label, start in (("random", work / "minilm_random"), ("MiniLM", work / "minilm_6")):
-        choice = {"start": label, "model": "MiniLM's shape", "pairs": pairs}
+        choice = {"start": label, "model": "MiniLM's shape", "pairs": few}
         yield tune_minilm(f"minilm_{label}", choice, start, suites)
 
 

@@ -3,7 +3,7 @@
     python tools/findings_page.py
 
 In: the JSON files of findings.py, and the page with its prose. Out: the same page with new tables
-between its `<!-- table: NAME -->` lines, and one SVG file for each finding. It runs no model.
+between the markers of their names, and one SVG file for each finding. It runs no model.
 """
 
 import json
@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib
+from bench_tables import Table, Value, render, rewrite
 from matplotlib.figure import Figure
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "findings.md"
@@ -72,18 +73,13 @@ def show(values: Sequence[float]) -> str:
     return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def make_table(groups: Groups, columns: Mapping[str, str]) -> str:
-    """A table in Markdown: a column for each part of the choice, and one for each score."""
-    keys = list(groups[0][0])
-    head = [*keys, "seeds", *columns]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+def make_table(name: str, groups: Groups, columns: Mapping[str, str]) -> Table:
+    """A column for each part of the choice, and one for each score."""
+    rows: list[list[Value]] = []
     for choice, seeds in groups:
-        cells = [
-            f"{choice[key]:,}" if isinstance(choice[key], int) else choice[key] for key in keys
-        ]
-        scores = [show([row[name] for row in seeds]) for name in columns.values()]
-        lines.append(" | ".join([*cells, str(len(seeds)), *scores]))
-    return "\n".join(f"| {line} |" for line in lines)
+        scores = [show([row[key] for row in seeds]) for key in columns.values()]
+        rows.append([*choice.values(), len(seeds), *scores])
+    return Table(name=name, columns=[*groups[0][0], "seeds", *columns], rows=rows)
 
 
 def draw(name: str, series: Mapping[str, Series], across: str, up: str, log: bool = False) -> None:
@@ -108,17 +104,12 @@ def draw(name: str, series: Mapping[str, Series], across: str, up: str, log: boo
         figure.savefig(NUMBERS / f"{name}.svg", transparent=True, metadata={"Date": None})
 
 
-def split(groups: Groups, by: str, place: str, score: str) -> dict[str, Series]:
-    """The curves of a figure: one for each value of `by`, along `place`."""
-    curves: dict[str, Series] = {}
-    for value in dict.fromkeys(choice[by] for choice, _ in groups):
-        own = [(choice, rows) for choice, rows in groups if choice[by] == value]
-        own.sort(key=lambda group: str(group[0][place]).zfill(9))
-        curves[f"{by} {value}"] = Series(
-            [choice[place] for choice, _ in own],
-            [[row[score] for row in rows] for _, rows in own],
-        )
-    return curves
+def make_curve(groups: Groups, place: str, score: str) -> Series:
+    """The values of a score, along one part of the choice."""
+    return Series(
+        [choice[place] for choice, _ in groups],
+        [[row[score] for row in rows] for _, rows in groups],
+    )
 
 
 MRR = "heldout/mrr"
@@ -126,49 +117,41 @@ SIMILARITY = "sts/sts15/all/spearman"
 COSQA, SCIFACT = "code_search/cosqa/mrr", "retrieval/scifact/ndcg_at_10"
 
 
-def write_start() -> str:
-    groups = group(read_numbers("start")["rows"])
+def write_start() -> Table:
     columns = {"held-out functions, MRR": MRR, "CoSQA, MRR": COSQA, "SciFact, nDCG@10": SCIFACT}
-    return make_table(groups, columns)
+    return make_table("start", group(read_numbers("start")["rows"]), columns)
 
 
-def write_batch() -> str:
-    groups = group(read_numbers("batch")["rows"])
-    groups = sorted(groups, key=lambda group: (group[0]["equal"], group[0]["batch"]))
-    draw("batch", split(groups, "equal", "batch", MRR), "pairs in the batch", "held-out MRR", True)
-    return make_table(groups, {"held-out functions, MRR": MRR})
+def write_batch() -> Table:
+    rows = read_numbers("batch")["rows"]
+    rows.sort(key=lambda row: (row["choice"]["equal"], row["choice"]["batch"]))
+    curves = {
+        f"equal {equal}": make_curve(
+            group([row for row in rows if row["choice"]["equal"] == equal]), "batch", MRR
+        )
+        for equal in ("pairs", "steps")
+    }
+    draw("batch", curves, "pairs in the batch", "held-out MRR", log=True)
+    return make_table("batch", group(rows), {"held-out functions, MRR": MRR})
 
 
-def write_longer() -> str:
+def write_longer() -> Table:
     groups = group(read_numbers("longer")["rows"], by_step=True)
-    steps = [choice["step"] for choice, _ in groups]
-    curves = {
-        label: Series(steps, [[row[name] for row in rows] for _, rows in groups])
-        for label, name in (("search: held-out MRR", MRR), ("similarity: STS15", SIMILARITY))
-    }
+    columns = {"search: held-out MRR": MRR, "similarity: STS15": SIMILARITY}
+    curves = {label: make_curve(groups, "step", name) for label, name in columns.items()}
     draw("longer", curves, "steps of 128 pairs", "score")
-    return make_table(groups, {"search: held-out MRR": MRR, "similarity: STS15": SIMILARITY})
+    return make_table("longer", groups, columns)
 
 
-def write_layers() -> str:
+def write_layers() -> Table:
     rows = read_numbers("layers")["rows"]
-    ends = group(rows)
-    starts = [(choice, [row]) for choice, (row, *_) in group([first_step(row) for row in rows])]
-    places = [choice["layers"] for choice, _ in ends]
-    curves = {
-        label: Series(places, [[row[MRR] for row in seeds] for _, seeds in groups])
-        for label, groups in (("after training", ends), ("before training", starts))
-    }
+    for row in rows:
+        row["scores"]["before"] = row["by_step"][0][MRR]
+    groups = group(rows)
+    columns = {"before training, MRR": "before", "after training, MRR": MRR}
+    curves = {label: make_curve(groups, "layers", name) for label, name in columns.items()}
     draw("layers", curves, "layers", "held-out MRR")
-    both = [
-        (choice, [{"before": start[0][MRR], MRR: row[MRR]} for row in seeds])
-        for (choice, seeds), (_, start) in zip(ends, starts, strict=True)
-    ]
-    return make_table(both, {"before training, MRR": "before", "after training, MRR": MRR})
-
-
-def first_step(row: Row) -> Row:
-    return {**row, "scores": row["by_step"][0]}
+    return make_table("layers", groups, columns)
 
 
 TABLES = {
@@ -179,19 +162,15 @@ TABLES = {
 }
 
 
-def put_table(page: str, name: str, table: str) -> str:
-    """The page with a new table between the two lines that mark its place."""
-    begin, end = f"<!-- table: {name} -->\n", f"<!-- end of {name} -->"
-    before, _, rest = page.partition(begin)
-    _, found, after = rest.partition(end)
-    assert found, f"{PAGE.name} has no place for the table {name}"
-    return f"{before}{begin}\n{table}\n\n{end}{after}"
+def put_table(page: str, name: str) -> str:
+    """The page with the table that the numbers of a finding make."""
+    return rewrite(page, name, f"\n{render(TABLES[name]())}\n")
 
 
 def main() -> None:
     page = PAGE.read_text()
-    for name, write in TABLES.items():
-        page = put_table(page, name, write())
+    for name in TABLES:
+        page = put_table(page, name)
     PAGE.write_text(page)
 
 
