@@ -5,7 +5,7 @@ The module does not know what a text is for. It has three forms, which are equal
 
 splash   TPU: the Pallas kernel that JAX ships (splash attention), with segment ids
 cudnn    GPU: cuDNN's flash attention through `jax.nn.dot_product_attention`
-plain    any device: the definition. Only this form makes an array [rows, heads, l, l]
+plain    any device: the definition. Only this form makes arrays of all heads' scores
 """
 
 import math
@@ -25,6 +25,7 @@ Form = Literal["splash", "cudnn", "plain"]
 SAVED = "attention"
 
 LANES = 128  # a TPU kernel's blocks are multiples of this many tokens
+PART, MOST_PARTS = 128, 8  # plain: queries in a part, and parts of a row
 BLOCK = 512  # most tokens in a block: 512 x 512 scores in float32 take 1 MiB of VMEM
 
 
@@ -67,11 +68,12 @@ def choose_form(platform: str, query_shape: tuple[int, ...], dtype: jnp.dtype) -
     return "plain"
 
 
-def allow(segments_rl: jax.Array, *, causal: bool) -> jax.Array:
-    """Which token may attend to which -> bool [r, l, l]."""
-    l = segments_rl.shape[1]
-    allowed_rll = segments_rl[:, :, None] == segments_rl[:, None, :]
-    return allowed_rll & jnp.tril(jnp.ones((l, l), bool)) if causal else allowed_rll
+def allow(segments_rl: jax.Array, *, causal: bool, first: int = 0) -> jax.Array:
+    """Which query may attend to which key -> bool [r, q, l]. The queries are the tokens from the
+    index `first` on."""
+    q, l = segments_rl.shape[1] - first, segments_rl.shape[1]
+    allowed_rql = segments_rl[:, first:, None] == segments_rl[:, None, :]
+    return allowed_rql & jnp.tril(jnp.ones((q, l), bool), k=first) if causal else allowed_rql
 
 
 def attend_plain(
@@ -82,14 +84,33 @@ def attend_plain(
     *,
     causal: bool,
 ) -> jax.Array:
-    r, l, h, k = query_rlhk.shape
+    """With causal attention, long rows are computed in parts of their queries. The scores of a
+    part's queries with the keys after the part are not computed, which saves up to 44 %."""
+    l = query_rlhk.shape[1]
+    parts = min(max(l // PART, 1), MOST_PARTS) if causal else 1
+    ends = [l * (part + 1) // parts for part in range(parts)]
+    mixed = [
+        _attend_part(
+            query_rlhk[:, first:end],
+            key_rljk[:, :end],
+            value_rljk[:, :end],
+            allow(segments_rl[:, :end], causal=causal, first=first),
+        )
+        for first, end in zip([0, *ends], ends, strict=False)
+    ]
+    return checkpoint_name(jnp.concatenate(mixed, axis=1), SAVED)
+
+
+def _attend_part(
+    query_rqhk: jax.Array, key_rljk: jax.Array, value_rljk: jax.Array, allowed_rql: jax.Array
+) -> jax.Array:
+    r, q, h, k = query_rqhk.shape
     j = key_rljk.shape[2]
-    grouped = query_rlhk.reshape(r, l, j, h // j, k)
-    scores = jnp.einsum("rljgk,rmjk->rjglm", grouped, key_rljk).astype(jnp.float32)
-    scores = jnp.where(allow(segments_rl, causal=causal)[:, None, None], scores, -1e30)
+    grouped = query_rqhk.reshape(r, q, j, h // j, k)
+    scores = jnp.einsum("rqjgk,rljk->rjgql", grouped, key_rljk).astype(jnp.float32)
+    scores = jnp.where(allowed_rql[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(value_rljk.dtype)
-    mixed = jnp.einsum("rjglm,rmjk->rljgk", weights, value_rljk).reshape(r, l, h, k)
-    return checkpoint_name(mixed, SAVED)
+    return jnp.einsum("rjgql,rljk->rqjgk", weights, value_rljk).reshape(r, q, h, k)
 
 
 def attend_cudnn(

@@ -51,6 +51,14 @@ def test_fused_kernels_equal_the_definition(form, kv_heads, causal):
         np.testing.assert_allclose(got, wanted, **CLOSE_TO_ONE)
 
 
+@pytest.mark.parametrize(("tokens", "kv_heads"), [(256, 4), (330, 2), (1200, 4)])
+def test_the_parts_of_long_rows_equal_whole_rows(tokens, kv_heads):
+    arrays, pull = draw(tokens=tokens, kv_heads=kv_heads)
+    expected = differentiate(FUSED["cudnn"], arrays, pull, True)
+    for got, wanted in zip(differentiate(attend_plain, arrays, pull, True), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, **CLOSE_TO_ONE)
+
+
 def test_splash_runs_on_each_device_of_a_mesh():
     arrays, pull = draw(rows=4)
     expected = differentiate(attend_plain, arrays, pull, True)
