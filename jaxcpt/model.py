@@ -21,12 +21,17 @@ from jaxcpt import config
 from jaxcpt.attention import SAVED, attention
 from jaxcpt.errors import UserError
 from jaxcpt.packing import CellArrays
-from jaxcpt.sharding import constrain, fetch, find_misfit
+from jaxcpt.sharding import constrain, fetch, find_misfit, find_platform
 
 Array = jax.Array | np.ndarray
 
 Params = Any
 """A nested dict of float32 arrays."""
+
+UNROLLED = {"cpu": 12, "gpu": 4, "tpu": 4}
+"""Models with at most this many layers are compiled layer by layer instead of as a loop. That takes
+longer to compile, but on a CPU a loop copies all that the backward pass needs. It was measured on a
+CPU only (docs/performance-log.md)."""
 
 
 @jax.tree_util.register_dataclass
@@ -294,7 +299,7 @@ class Encoder(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast, nn.broadcast),
                 length=m.layers,
-                unroll=m.layers if m.layers <= 4 else 1,
+                unroll=m.layers if m.layers <= UNROLLED[find_platform()] else 1,
                 metadata_params={nn.PARTITION_NAME: "i"},
             )(m, self.adapter, name="blocks")(hidden_rld, segments_rl, positions_rl)
             if m.final_norm:
