@@ -253,8 +253,8 @@ class InitFrom:
     """Another model, whose parameters and tokenizer the run starts from.
 
     Fields of `model` and `tokenizer` that keep their defaults are taken from that model. Other
-    fields must agree with it, except x_tokens, y_tokens, compute_dtype, remat and cut_residual,
-    which are free.
+    fields must agree with it, except x_tokens and y_tokens, which are free. compute_dtype, remat
+    and cut_residual say how this run computes, and are never taken from that model.
     """
 
     run: str

@@ -181,12 +181,13 @@ def _agree(name: str, stated: Part, given: Part, free: tuple[str, ...], where: s
     """One part of the experiment, filled in from the start.
 
     stated: the part in the experiment. given: the part of the start. free: fields that may differ,
-    which keep their stated values. Raises UserError for another difference.
+    which keep their stated values. How the model is computed is never taken from the start. Raises
+    UserError for another difference.
     """
     changes = {}
     for field in fields(stated):
         value, taken = getattr(stated, field.name), getattr(given, field.name)
-        if value in (_find_default(field), taken):
+        if field.name not in COMPUTED and value in (_find_default(field), taken):
             continue
         if field.name not in free:
             raise UserError(

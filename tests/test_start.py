@@ -26,7 +26,7 @@ def start_from(run, **changes):
     """An experiment that takes model and tokenizer from `run`."""
     experiment = tiny_experiment(**changes)
     open_parts = {
-        "model": Model(),
+        "model": Model(compute_dtype="float32"),
         "tokenizer": Tokenizer(),
         "init_from": InitFrom(str(run)),
         "name": "tuned",
@@ -136,6 +136,13 @@ def test_longest_texts_are_the_new_runs_own(tmp_path):
     resolved = resolve_start(shorter, tmp_path)
     assert (resolved.tokenizer.x_tokens, resolved.tokenizer.y_tokens) == (8, 16)
     assert resolved.model.position_rows == 24
+
+
+def test_how_a_run_computes_is_its_own_decision(tmp_path):
+    """The start computes in float32, but bfloat16 is the default."""
+    for stated, computed in ((Model(), "bfloat16"), (Model(compute_dtype="float32"), "float32")):
+        resolved = resolve_start(replace(start_from(tiny_run()), model=stated), tmp_path)
+        assert (resolved.model.width, resolved.model.compute_dtype) == (16, computed)
 
 
 @pytest.mark.parametrize(
