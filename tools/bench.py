@@ -40,25 +40,34 @@ PAGE = TOOLS.parent / "docs" / "benchmarks.md"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The words after the tool. `{data}`, `{pairs}` and `{python}` are filled in."""
-
+    tool: str
+    """The NAME of tools/bench_NAME.py."""
     words: str
+    """The words after the tool. `{data}`, `{pairs}` and `{python}` are filled in."""
     small: str
     """The further words of --small."""
 
 
 QUICKSTART_STEP = "--experiment experiments/quickstart.py --set batching.token_dropout=0.0"
+SMALL_TRAINING = "--pairs 8 --rounds 1"
 BENCHMARKS = {
     "train": Benchmark(
-        "--pairs-file {pairs} --chunks 4", "--only minilm --pairs 8 --chunks 2 --rounds 1"
+        "train", "--pairs-file {pairs} --only gpt2 minilm", f"{SMALL_TRAINING} --only minilm"
     ),
-    "minilm": Benchmark("--data {data} --backends {python}", "--texts 8 --rounds 1"),
-    "embed": Benchmark("--data {data} --texts 200", "--texts 8 --repeats 1 --corpora 2000"),
-    "input": Benchmark("--pairs {pairs}", "--pairs-per-batch 64 --steps 2"),
-    "search": Benchmark("", "--rows 40000 --width 32 --repeats 1"),
-    "loss": Benchmark("", "--pairs 512 --repeats 1"),
-    "mining": Benchmark("--text {data}/prose --megabytes 30", "--megabytes 1"),
-    "step": Benchmark(QUICKSTART_STEP, "--set batching.pairs_per_batch=16 --steps 2"),
+    "past_memory": Benchmark(
+        "train",
+        "--pairs-file {pairs} --only past_memory --chunks 4 --rounds 2",
+        f"{SMALL_TRAINING} --chunks 2",
+    ),
+    "minilm": Benchmark("minilm", "--data {data} --backends {python}", "--texts 8 --rounds 1"),
+    "embed": Benchmark(
+        "embed", "--data {data} --texts 200", "--texts 8 --repeats 1 --corpora 2000"
+    ),
+    "input": Benchmark("input", "--pairs {pairs}", "--pairs-per-batch 64 --steps 2"),
+    "search": Benchmark("search", "", "--rows 40000 --width 32 --repeats 1"),
+    "loss": Benchmark("loss", "", "--pairs 512 --repeats 1"),
+    "mining": Benchmark("mining", "--text {data}/prose --megabytes 30", "--megabytes 1"),
+    "step": Benchmark("step", QUICKSTART_STEP, "--set batching.pairs_per_batch=16 --steps 2"),
 }
 
 
@@ -78,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables: list[Table] = []
     with tempfile.TemporaryDirectory() as name:
         pairs = arguments.pairs_file or Path(name) / "pairs.jsonl"
-        if arguments.pairs_file is None and {"train", "input"} & set(arguments.only):
+        if arguments.pairs_file is None and {"train", "past_memory", "input"} & set(arguments.only):
             write_pairs(pairs, mine_packages((), 1000, seed=0)[0])
         filled = {"data": arguments.data, "pairs": pairs, "python": arguments.backends}
         for benchmark in arguments.only:
@@ -93,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_benchmark(name: str, filled: dict[str, object], small: bool, file: Path) -> list[Table]:
     benchmark = BENCHMARKS[name]
     words = f"{benchmark.words} {benchmark.small if small else ''}".format(**filled).split()
-    command = [sys.executable, str(TOOLS / f"bench_{name}.py"), *words, "--json", str(file)]
+    tool = str(TOOLS / f"bench_{benchmark.tool}.py")
+    command = [sys.executable, tool, *words, "--json", str(file)]
     print(f"\n== {name}", flush=True)
     if subprocess.run(command, cwd=TOOLS.parent).returncode:
         raise UserError(f"{name}: the benchmark failed; its own words are above")
@@ -101,10 +111,11 @@ def run_benchmark(name: str, filled: dict[str, object], small: bool, file: Path)
 
 
 def describe_run(name: str) -> str:
-    words = BENCHMARKS[name].words.format(data="DATA", pairs="FILE", python="PYTHON")
+    benchmark = BENCHMARKS[name]
+    words = benchmark.words.format(data="DATA", pairs="FILE", python="PYTHON")
     today = datetime.date.today().isoformat()
     return (
-        f"`python tools/bench_{name}.py {words}`".replace(" `", "`")
+        f"`python tools/bench_{benchmark.tool}.py {words}`".replace(" `", "`")
         + f" on {today}, commit {find_commit(TOOLS.parent)}, {describe_machine()}."
     )
 
