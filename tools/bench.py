@@ -52,11 +52,13 @@ QUICKSTART_STEP = "--experiment experiments/quickstart.py --set batching.token_d
 SMALL_TRAINING = "--pairs 8 --rounds 1"
 BENCHMARKS = {
     "train": Benchmark(
-        "train", "--pairs-file {pairs} --only gpt2 minilm", f"{SMALL_TRAINING} --only minilm"
+        "train",
+        "--pairs-file {pairs} --only gpt2 minilm --rounds 2",
+        f"{SMALL_TRAINING} --only minilm",
     ),
     "past_memory": Benchmark(
         "train",
-        "--pairs-file {pairs} --only past_memory --chunks 4 --rounds 2",
+        "--pairs-file {pairs} --only past_memory --chunks 4 --rounds 1",
         f"{SMALL_TRAINING} --chunks 2",
     ),
     "minilm": Benchmark("minilm", "--data {data} --backends {python}", "--texts 8 --rounds 1"),

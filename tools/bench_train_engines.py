@@ -33,6 +33,7 @@ class Case:
     chunks: int
     """Parts of a batch past memory. 1: the batch is encoded as a whole."""
     rounds: int
+    """Of all turns, besides the first round."""
 
 
 def train_with_jaxcpt(turns: Turns, case: Case) -> None:

@@ -72,8 +72,12 @@ class Course:
         return sum(counts[name] for counts in self.counts)
 
 
-def take_turns(engines: Mapping[str, Engine], rounds: int) -> dict[str, Course]:
-    """Runs all engines. The course of one that fails has only its failure."""
+def take_turns(engines: Mapping[str, Engine], rounds: int, *, warm: int = 0) -> dict[str, Course]:
+    """Runs all engines. The course of one that fails has only its failure.
+
+    warm: rounds at the start of each turn that do not count. While an engine waits, the host of a
+    virtual machine may take the memory that the engine has freed, and getting it back takes time.
+    """
     courses = {name: Course() for name in engines}
     working: dict[str, tuple[subprocess.Popen, Connection]] = {}
     for name, engine in engines.items():
@@ -87,11 +91,12 @@ def take_turns(engines: Mapping[str, Engine], rounds: int) -> dict[str, Course]:
         print(f"  {name}: first round after {courses[name].first_seconds:.1f} s", flush=True)
     for _ in range(rounds):
         for name, (_, connection) in working.items():
-            start = time.perf_counter()
-            connection.send("go")
-            counts = _receive(courses[name], connection)
-            if counts is None:
-                raise RuntimeError(f"{name}: {courses[name].failure}")
+            for _ in range(warm + 1):
+                start = time.perf_counter()
+                connection.send("go")
+                counts = _receive(courses[name], connection)
+                if counts is None:
+                    raise RuntimeError(f"{name}: {courses[name].failure}")
             courses[name].seconds.append(time.perf_counter() - start)
             courses[name].counts.append(counts)
             print(f"  {name}: {courses[name].seconds[-1]:.3f} s", flush=True)
