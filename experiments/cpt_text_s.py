@@ -7,9 +7,10 @@ Hardware: planned for 128 TPU v5p chips; docs/plans.md has memory, time and MFU.
 other chips, run `jaxcpt plan --experiment experiments/cpt_text_s.py --topology NAME`.
 If the memory is too small, raise batching.chunks, which only changes the time of a step.
 Data: neighbouring pieces of documents, up to 512 tokens each; the paper used web text.
-Widths, layers, heads and batch are those of the paper and of GPT-3. The paper gives neither
-learning rates nor steps nor the first temperature. Here the rate is GPT-3's for this size, and the
-temperature is CLIP's.
+Width and batch are the paper's. The paper gives neither heads, learning rates, steps nor the first
+temperature. Here layers, heads and learning rate are GPT-3's for this size, and the temperature is
+CLIP's. On a TPU, 8 heads of 128 would be faster (docs/plans.md), but published models of this width
+have 16.
 Expect: the BEIR and linear-probe scores in tables 3 and 5 of the paper; not reproduced here yet.
 """
 
