@@ -5,6 +5,7 @@ the end of the first round, and peak memory. Engines start one after another, an
 the others wait; so what else the machine does meets all of them alike.
 """
 
+import ctypes
 import importlib
 import os
 import re
@@ -41,6 +42,8 @@ class Turns:
     def end(self, **counts: float) -> None:
         """counts: what this round did, such as its pairs and tokens. The last round ends all."""
         self.connection.send(counts)
+        # Free memory that the C library keeps is returned to the other engines.
+        ctypes.CDLL(None).malloc_trim(0)
         if self.connection.recv() == "stop":
             os._exit(0)  # at once: threads that prefetch would hold the process
 
