@@ -119,7 +119,10 @@ def _start(engine: Engine) -> tuple[subprocess.Popen, Connection]:
         env=os.environ | {"PYTHONPATH": path},
     )
     theirs.close()
-    ours.send((engine.function.__module__, engine.function.__name__))
+    module = engine.function.__module__
+    if module == "__main__":  # in the other process, bench_turns is __main__
+        module = Path(sys.argv[0]).stem
+    ours.send((module, engine.function.__name__))
     ours.send(engine.arguments)
     return process, ours
 
