@@ -28,6 +28,7 @@ from jaxcpt.experiments import read_experiment
 from jaxcpt.files import hash_file, is_object, to_path
 from jaxcpt.fingerprints import check_model, describe_model
 from jaxcpt.model import (
+    UNROLLED,
     Cells,
     Params,
     check_model_fits,
@@ -70,7 +71,7 @@ class Embedder:
         step, fingerprint: the checkpoint of the parameters, which a folder of vectors records.
         prefixes: for some sides, the prefix to use instead of the run's own (`jaxcpt.prefixes`).
         """
-        self.experiment, self.params, self.tokenizer = experiment, params, tokenizer
+        self.experiment, self.tokenizer = experiment, tokenizer
         self.step, self.fingerprint = step, fingerprint
         self.given = dict(prefixes or {})
         self.prefixes: dict[Side, str] = {
@@ -78,6 +79,7 @@ class Embedder:
             "y": choose_prefix(experiment, "y", tokenizer.y_prefix, self.given),
         }
         self.mesh, self.width = mesh, experiment.model.width
+        self._set_params(params)
         self.row_sizes = list_row_sizes(experiment.tokenizer.longest)
         self.embed_cells = make_embed_cells(experiment, mesh)
 
@@ -122,8 +124,13 @@ class Embedder:
     def with_params(self, params: Params, step: int) -> "Embedder":
         """A copy with the parameters of another step, on the same mesh. Nothing is recompiled."""
         other = copy.copy(self)
-        other.params, other.step = params, step
+        other.step = step
+        other._set_params(params)
         return other
+
+    def _set_params(self, params: Params) -> None:
+        self.params = params
+        self._called_with = split_layers(params) if by_layer(self.experiment, self.mesh) else params
 
     @property
     def of_sources(self) -> "Embedder":
@@ -183,7 +190,7 @@ class Embedder:
         """Starts a call on the devices and returns its vectors [g, t, d] before they are ready."""
         on_devices = jax.device_put(fill_cells(call, ids), named(self.mesh, "g"))
         with jax.set_mesh(self.mesh):
-            return self.embed_cells(self.params, on_devices)
+            return self.embed_cells(self._called_with, on_devices)
 
 
 @functools.lru_cache(maxsize=8)
@@ -194,12 +201,30 @@ def make_embed_cells(
 
     It is cached, so a run that is loaded twice is compiled once.
     """
-    encoder = make_encoder(experiment)
+    encoder = make_encoder(experiment).clone(by_layer=by_layer(experiment, mesh))
 
     def embed_cells(params: Params, cells: Cells) -> jax.Array:
         return normalise(encode(encoder, params, cells))
 
     return jax.jit(embed_cells, out_shardings=named(mesh))
+
+
+def by_layer(experiment: Experiment, mesh: jax.sharding.Mesh) -> bool:
+    """Whether the function takes the parameters of each layer by themselves (`split_layers`)."""
+    return mesh.devices.flat[0].platform == "cpu" and 0 < experiment.model.layers <= UNROLLED["cpu"]
+
+
+@jax.jit
+def split_layers(params: Params) -> Params:
+    """Parameters with a tree for each layer: block_0, block_1 and so on, instead of one stack.
+
+    A matrix product on a CPU cannot read one layer of a stack in place, so each call would copy
+    the weights of all layers.
+    """
+    stack = params["blocks"]
+    layers = len(jax.tree.leaves(stack)[0])
+    split = {f"block_{i}": jax.tree.map(lambda a, i=i: a[i], stack) for i in range(layers)}
+    return {name: tree for name, tree in params.items() if name != "blocks"} | split
 
 
 def choose_mesh(experiment: Experiment) -> jax.sharding.Mesh:

@@ -21,6 +21,7 @@ from jaxcpt import config
 from jaxcpt.attention import SAVED, attention
 from jaxcpt.errors import UserError
 from jaxcpt.packing import CellArrays
+from jaxcpt.rotary import rotate
 from jaxcpt.sharding import constrain, fetch, find_misfit, find_platform
 
 Array = jax.Array | np.ndarray
@@ -231,30 +232,6 @@ def branch_end(m: config.Model) -> Callable:
     return nn.initializers.normal(0.02 / (2 * max(m.layers, 1)) ** 0.5)
 
 
-def rotate(x_rlhk: jax.Array, positions_rl: jax.Array, m: config.Model) -> jax.Array:
-    """Applies rotary positions (RoFormer). As in Llama, the two halves of the width are paired."""
-    rotated = round(x_rlhk.shape[-1] * m.rotary_share)
-    angles = positions_rl[..., None, None].astype(jnp.float32) * find_frequencies(m, rotated)
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    a, b = jnp.split(x_rlhk[..., :rotated].astype(jnp.float32), 2, axis=-1)
-    turned_rlhk = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return jnp.concatenate([turned_rlhk.astype(x_rlhk.dtype), x_rlhk[..., rotated:]], axis=-1)
-
-
-def find_frequencies(m: config.Model, rotated: int) -> np.ndarray:
-    """Radians per position of each rotated pair of coordinates, float32 [rotated / 2]."""
-    frequencies = m.rotary_base ** (-np.arange(0, rotated, 2) / rotated)
-    if (scaling := m.rotary_scaling) is None:
-        return frequencies.astype(np.float32)
-    if scaling.kind == "linear":
-        return (frequencies / scaling.factor).astype(np.float32)
-    # llama3: slow rotations are divided by the factor, fast ones stay, others are interpolated.
-    turns = scaling.original_tokens * frequencies / (2 * np.pi)
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (frequencies * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
-
-
 REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.save_only_these_names(
         "query", "key", "value", SAVED, "middle", "up", "gate"
@@ -267,12 +244,14 @@ class Encoder(nn.Module):
     """Embeds the tokens, applies all blocks in one scan, and pools: Cells -> z_gtd, not normalised.
 
     With pools=False: hidden_gsd, the last hidden state of each token, in the compute dtype.
+    by_layer: the parameters have a tree for each layer, as `embed.split_layers` makes them.
     """
 
     settings: config.Model
     vocabulary: int
     longest: int
     adapter: config.Adapter | None = None
+    by_layer: bool = False
 
     @nn.compact
     def __call__(self, cells: Cells, pools: bool = True) -> jax.Array:
@@ -290,18 +269,7 @@ class Encoder(nn.Module):
             hidden_rld = Norm(m, name="embedding_norm")(hidden_rld)
         hidden_rld = constrain(hidden_rld, residual_letters(m))
         if m.layers:
-            block: Any = Block
-            if m.remat != "nothing":
-                block = nn.remat(Block, policy=REMAT_POLICIES[m.remat], prevent_cse=False)
-            hidden_rld, _ = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast),
-                length=m.layers,
-                unroll=m.layers if m.layers <= UNROLLED[find_platform()] else 1,
-                metadata_params={nn.PARTITION_NAME: "i"},
-            )(m, self.adapter, name="blocks")(hidden_rld, segments_rl, positions_rl)
+            hidden_rld = self.apply_blocks(hidden_rld, segments_rl, positions_rl)
             if m.final_norm:
                 hidden_rld = Norm(m, name="final_norm")(hidden_rld)
 
@@ -317,6 +285,29 @@ class Encoder(nn.Module):
                 at_gt = at_gt - length_gt
             z_gtd = jnp.take_along_axis(hidden_gsd, at_gt[..., None], axis=1)
         return z_gtd.astype(jnp.float32)
+
+    def apply_blocks(
+        self, hidden_rld: jax.Array, segments_rl: jax.Array, positions_rl: jax.Array
+    ) -> jax.Array:
+        m = self.settings
+        block: Any = Block
+        if m.remat != "nothing":
+            block = nn.remat(Block, policy=REMAT_POLICIES[m.remat], prevent_cse=False)
+        if self.by_layer:
+            for i in range(m.layers):
+                layer = block(m, self.adapter, name=f"block_{i}")
+                hidden_rld, _ = layer(hidden_rld, segments_rl, positions_rl)
+            return hidden_rld
+        hidden_rld, _ = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=m.layers,
+            unroll=m.layers if m.layers <= UNROLLED[find_platform()] else 1,
+            metadata_params={nn.PARTITION_NAME: "i"},
+        )(m, self.adapter, name="blocks")(hidden_rld, segments_rl, positions_rl)
+        return hidden_rld
 
     @property
     def position_rows(self) -> int:

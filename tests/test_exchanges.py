@@ -9,10 +9,10 @@ from conftest import make_experiment
 
 from jaxcpt.batches import shape_batch, size_full_batches
 from jaxcpt.config import Adapter, InitFrom, Mesh, WeightedMean
-from jaxcpt.embed import make_embed_cells
+from jaxcpt.embed import make_embed_cells, split_layers
 from jaxcpt.planning.hlo import EXCHANGES, Program, list_arrays, read_program
 from jaxcpt.sharding import constrain, count_data_shards, make_mesh, named
-from jaxcpt.update import make_train_step, shard_state
+from jaxcpt.update import init_state, make_train_step, shard_state
 
 MESHES = [Mesh(2, 2, 2), Mesh(2, 4, 1), Mesh(4, 2, 1), Mesh(1, 4, 2), Mesh(1, 1, 8)]
 
@@ -89,8 +89,14 @@ def test_embedding_gathers_no_activations(mesh):
         batch.cells,
     )
     with jax.set_mesh(devices):
-        params = shard_state(experiment, devices).encoder
+        state = init_state(experiment, devices)
+        params = split_layers(state.encoder)
         compiled = make_embed_cells(experiment, devices).lower(params, cells).compile()
+    shards = [
+        [a.sharding.shard_shape(a.shape) for a in jax.tree.leaves(tree)]
+        for tree in (state.encoder["blocks"], params["block_0"])
+    ]
+    assert [shape[1:] for shape in shards[0]] == shards[1]
     assert list_excess(read_program(compiled.as_text())) == []
 
 

@@ -19,7 +19,7 @@ from jaxcpt.model import make_encoder, name_axes
 ORDER = """
 errors quantities hang_watch pair objects files object_cache lines beir chips sources config
 prefixes checks smoke experiments run_lock run_folder mining tokenizer pairs packing order sharding
-processes profiling interruption normalise attention model calls adapter batches loss_terms
+processes profiling interruption normalise attention rotary model calls adapter batches loss_terms
 loss_streaming loss next_token likelihood optimizer update budget manifest checkpoint bad_steps
 fingerprints data_cards interop start terminal rows live metrics top_k vectors documents text_folder
 repository embed export search evals provenance report suite_tables scoring side_by_side evaluate
