@@ -16,6 +16,9 @@ TOKENS_PER_CALL = 16_384
 """Most tokens of one data shard in a call. This many keep a device busy."""
 TOKENS_PER_TEXT = 8
 """A row of n tokens holds at most n // TOKENS_PER_TEXT texts."""
+PADDING_PER_CALL = 4096
+"""Most tokens of one data shard that a call computes for empty rows, if a call with fewer rows can
+avoid it. That call may have to be compiled first, which takes some seconds too."""
 
 
 class Call(NamedTuple):
@@ -51,25 +54,36 @@ def plan_calls(ids: Sequence[np.ndarray], sizes: Sequence[int], shards: int) -> 
         at_once = shards * max(1, TOKENS_PER_CALL // size)
         whole = len(rows) - len(rows) % at_once
         for start in range(0, whole, at_once):
-            yield _divide(rows[start : start + at_once], size, shards, ids)
+            yield _divide(rows[start : start + at_once], size, at_once // shards, shards, ids)
         left += [text for row in rows[whole:] for text in row]
     if left:
         longest = max(lengths[text] for text in left)
         size = next(size for size in sizes if size >= longest)
         (packed,) = pack_rows([lengths[t] for t in left], [size], TOKENS_PER_TEXT).values()
         rows = [[left[index] for index in row] for row in packed]
-        at_once = shards * max(1, TOKENS_PER_CALL // size)
-        for start in range(0, len(rows), at_once):
-            yield _divide(rows[start : start + at_once], size, shards, ids)
+        while rows:
+            count = _choose_row_count(-(-len(rows) // shards), size)
+            yield _divide(rows[: count * shards], size, count, shards, ids)
+            rows = rows[count * shards :]
+
+
+def _choose_row_count(needed: int, size: int) -> int:
+    """The rows of one data shard in the next call, at most TOKENS_PER_CALL tokens.
+
+    The number is a power of two, so that few shapes are compiled and a single query stays cheap. It
+    is at least `needed`, or less if too many rows would be empty; then another call follows.
+    """
+    most = max(1, TOKENS_PER_CALL // size)
+    if needed >= most:
+        return most
+    count = 1 << (needed - 1).bit_length()
+    return min(count // 2 if (count - needed) * size > PADDING_PER_CALL else count, most)
 
 
 def _divide(
-    rows: Sequence[Sequence[int]], size: int, shards: int, ids: Sequence[np.ndarray]
+    rows: Sequence[Sequence[int]], size: int, count: int, shards: int, ids: Sequence[np.ndarray]
 ) -> Call:
-    """Makes one call. Its number of rows is a power of two, so that few shapes are compiled and a
-    single query stays cheap."""
-    count = 1 << (-(-len(rows) // shards) - 1).bit_length()
-    count = min(count, max(1, TOKENS_PER_CALL // size))
+    """Makes one call of `count` rows for each data shard."""
     cells = [rows[shard::shards] for shard in range(shards)]
     members = [[text for row in cell for text in row] for cell in cells]
     return Call(size, count, members, [_place(cell, ids) for cell in cells])

@@ -112,6 +112,17 @@ def test_few_texts_cost_few_tokens(embedder, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("texts", "rows"), [(1, [1]), (60, [32]), (70, [32, 4]), (128, [64]), (200, [64, 32, 4])]
+)
+def test_calls_have_few_empty_rows_and_few_shapes(texts, rows):
+    ids = [np.ones(200, np.int32)] * texts  # a row of 256 tokens for each
+    planned = list(calls.plan_calls(ids, calls.list_row_sizes(256), shards=2))
+    assert [call.rows for call in planned] == rows
+    embedded = [text for call in planned for members in call.members for text in members]
+    assert sorted(embedded) == list(range(texts))
+
+
 def test_with_params_leaves_the_embedder_as_it_was(embedder, alone):
     other = embedder.with_params(jax.tree.map(lambda leaf: 2 * leaf, embedder.params), step=7)
     assert (embedder.step, other.step) == (0, 7)
