@@ -287,7 +287,7 @@ class Encoder(nn.Module):
         return z_gtd.astype(jnp.float32)
 
     def apply_blocks(
-        self, hidden_rld: jax.Array, segments_rl: jax.Array, positions_rl: jax.Array
+        self, hidden_rld: jax.Array, segments_rl: Array, positions_rl: Array
     ) -> jax.Array:
         m = self.settings
         block: Any = Block

@@ -94,14 +94,15 @@ def take_turns(engines: Mapping[str, Engine], rounds: int, *, warm: int = 0) -> 
         print(f"  {name}: first round after {courses[name].first_seconds:.1f} s", flush=True)
     for _ in range(rounds):
         for name, (_, connection) in working.items():
-            for _ in range(warm + 1):
+            for number in range(warm + 1):
                 start = time.perf_counter()
                 connection.send("go")
                 counts = _receive(courses[name], connection)
                 if counts is None:
                     raise RuntimeError(f"{name}: {courses[name].failure}")
-            courses[name].seconds.append(time.perf_counter() - start)
-            courses[name].counts.append(counts)
+                if number == warm:
+                    courses[name].seconds.append(time.perf_counter() - start)
+                    courses[name].counts.append(counts)
             print(f"  {name}: {courses[name].seconds[-1]:.3f} s", flush=True)
     for name, (process, connection) in working.items():
         courses[name].peak_mib = read_peak(process.pid)
