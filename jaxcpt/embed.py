@@ -71,7 +71,7 @@ class Embedder:
         step, fingerprint: the checkpoint of the parameters, which a folder of vectors records.
         prefixes: for some sides, the prefix to use instead of the run's own (`jaxcpt.prefixes`).
         """
-        self.experiment, self.tokenizer = experiment, tokenizer
+        self.experiment, self.params, self.tokenizer = experiment, params, tokenizer
         self.step, self.fingerprint = step, fingerprint
         self.given = dict(prefixes or {})
         self.prefixes: dict[Side, str] = {
@@ -79,7 +79,7 @@ class Embedder:
             "y": choose_prefix(experiment, "y", tokenizer.y_prefix, self.given),
         }
         self.mesh, self.width = mesh, experiment.model.width
-        self._set_params(params)
+        self._by_layer: Params = None
         self.row_sizes = list_row_sizes(experiment.tokenizer.longest)
         self.embed_cells = make_embed_cells(experiment, mesh)
 
@@ -124,13 +124,8 @@ class Embedder:
     def with_params(self, params: Params, step: int) -> "Embedder":
         """A copy with the parameters of another step, on the same mesh. Nothing is recompiled."""
         other = copy.copy(self)
-        other.step = step
-        other._set_params(params)
+        other.params, other.step, other._by_layer = params, step, None
         return other
-
-    def _set_params(self, params: Params) -> None:
-        self.params = params
-        self._called_with = split_layers(params) if by_layer(self.experiment, self.mesh) else params
 
     @property
     def of_sources(self) -> "Embedder":
@@ -189,8 +184,13 @@ class Embedder:
     def _launch(self, call: Call, ids: Sequence[np.ndarray]) -> jax.Array:
         """Starts a call on the devices and returns its vectors [g, t, d] before they are ready."""
         on_devices = jax.device_put(fill_cells(call, ids), named(self.mesh, "g"))
+        params = self.params
+        if by_layer(self.experiment, self.mesh):
+            if self._by_layer is None:
+                self._by_layer = split_layers(params)
+            params = self._by_layer
         with jax.set_mesh(self.mesh):
-            return self.embed_cells(self._called_with, on_devices)
+            return self.embed_cells(params, on_devices)
 
 
 @functools.lru_cache(maxsize=8)
@@ -214,17 +214,21 @@ def by_layer(experiment: Experiment, mesh: jax.sharding.Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu" and 0 < experiment.model.layers <= UNROLLED["cpu"]
 
 
-@jax.jit
 def split_layers(params: Params) -> Params:
     """Parameters with a tree for each layer: block_0, block_1 and so on, instead of one stack.
 
     A matrix product on a CPU cannot read one layer of a stack in place, so each call would copy
-    the weights of all layers.
+    the weights of all layers. Here they are copied once. The tables are not copied.
     """
-    stack = params["blocks"]
-    layers = len(jax.tree.leaves(stack)[0])
-    split = {f"block_{i}": jax.tree.map(lambda a, i=i: a[i], stack) for i in range(layers)}
+    blocks = _split(params["blocks"])
+    split = {f"block_{i}": block for i, block in enumerate(blocks)}
     return {name: tree for name, tree in params.items() if name != "blocks"} | split
+
+
+@jax.jit
+def _split(stack: Params) -> list[Params]:
+    layers = len(jax.tree.leaves(stack)[0])
+    return [jax.tree.map(lambda a, i=i: a[i], stack) for i in range(layers)]
 
 
 def choose_mesh(experiment: Experiment) -> jax.sharding.Mesh:
