@@ -10,6 +10,7 @@ plain    any device: the definition. Only this form makes arrays of all heads' s
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import jax
@@ -88,7 +89,7 @@ def attend_plain(
     part's queries with the keys after the part are not computed, which saves up to 44 %."""
     l = query_rlhk.shape[1]
     parts = min(max(l // PART, 1), MOST_PARTS) if causal else 1
-    ends = [l * (part + 1) // parts for part in range(parts)]
+    borders = [l * part // parts for part in range(parts + 1)]
     mixed = [
         _attend_part(
             query_rlhk[:, first:end],
@@ -96,7 +97,7 @@ def attend_plain(
             value_rljk[:, :end],
             allow(segments_rl[:, :end], causal=causal, first=first),
         )
-        for first, end in zip([0, *ends], ends, strict=False)
+        for first, end in pairwise(borders)
     ]
     return checkpoint_name(jnp.concatenate(mixed, axis=1), SAVED)
 
