@@ -184,12 +184,12 @@ class Embedder:
     def _launch(self, call: Call, ids: Sequence[np.ndarray]) -> jax.Array:
         """Starts a call on the devices and returns its vectors [g, t, d] before they are ready."""
         on_devices = jax.device_put(fill_cells(call, ids), named(self.mesh, "g"))
-        params = self.params
-        if by_layer(self.experiment, self.mesh):
-            if self._by_layer is None:
-                self._by_layer = split_layers(params)
-            params = self._by_layer
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh):  # inside, so that nothing is compiled once more without it
+            params = self.params
+            if by_layer(self.experiment, self.mesh):
+                if self._by_layer is None:
+                    self._by_layer = split_layers(params)
+                params = self._by_layer
             return self.embed_cells(params, on_devices)
 
 
