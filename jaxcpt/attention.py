@@ -16,8 +16,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from jaxcpt.sharding import find_platform, partition_spec
 
@@ -141,6 +139,9 @@ def attend_splash(
     interpret: bool = False,
 ) -> jax.Array:
     """l must be a multiple of 128. `interpret` runs the kernel without a TPU, slowly."""
+    # Imported here, so that commands on other hardware start sooner.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     def on_one_device(
         query_rlhk: jax.Array, key_rljk: jax.Array, value_rljk: jax.Array, segments_rl: jax.Array

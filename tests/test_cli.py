@@ -79,6 +79,17 @@ def test_the_help_loads_neither_jax_nor_numpy():
     assert done.stdout == "set()\n"
 
 
+def test_a_search_imports_neither_plots_nor_the_tpu_kernel():
+    code = (
+        "import sys, jaxcpt.search\n"
+        "print([n for n in sys.modules if n == 'matplotlib' or 'splash_attention_kernel' in n])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("module", ["jaxcpt", "jaxcpt.search"])
 def test_commands_start_in_the_folder_that_contains_the_clone(module, tmp_path):
     """Python must find the package, and not import the clone's folder `jaxcpt` as a package."""
