@@ -31,15 +31,15 @@ def test_a_comparison_has_settings_scores_and_curves_of_all_runs(two, tmp_path):
     page = Page(path)
     assert headings(page) == [
         "Runs",
-        "Settings that differ",
         "Last scores",
+        "Settings that differ",
         "Scores by step",
         "Training",
     ]
     for shown in (
         "first and second",
         "first planted 400 of 400 - - - second planted 200 of 400 2026-11-26 0123456789ab data 2",
-        "Settings that differ first second optimizer.learning_rate 0.123 0.5 Last scores",
+        "Settings that differ first second optimizer.learning_rate 0.123 0.5 Scores by step",
         "Last scores first second heldout MRR 0.400 0.200 baseline MRR 0.300 0.300",
         "sts a spearman - 0.700",
         "heldout MRR Mean of 1 / rank of the right text; 1 means that it always comes first. "
@@ -86,6 +86,14 @@ def test_of_a_part_that_one_run_lacks_the_defaults_are_left_out(tmp_path):
     change(runs[1], adapter={"type": "Adapter", "rank": 4, "alpha": 16.0, "targets": ["out"]})
     page = Page(write_comparison(runs, tmp_path / "all.html"))
     assert "Settings that differ a b adapter.rank - 4 adapter.targets - out Training" in page.text
+
+
+def test_of_a_baseline_that_one_run_lacks_only_the_name_is_shown(tmp_path):
+    runs = [plant(tmp_path / name, 3) for name in "ab"]
+    baseline = {"type": "Baseline", "name": "bag", "train_steps": 4, "model": {"width": 32}}
+    change(runs[1], baseline=baseline)
+    page = Page(write_comparison(runs, tmp_path / "all.html"))
+    assert "Settings that differ a b baseline.name - bag Training" in page.text
 
 
 def test_names_of_runs_are_as_long_as_they_must_be(tmp_path):

@@ -26,8 +26,8 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     runs = dict(zip(name_runs(run_dirs), map(read_run, run_dirs), strict=True))
     sections = {
         "Runs": draw_runs(runs),
-        "Settings that differ": draw_differences(runs),
         "Last scores": draw_scores(runs),
+        "Settings that differ": draw_differences(runs),
         "Scores by step": arrange(draw_eval_curves(runs)),
         "Training": arrange(draw_training_curves(runs)),
     }
@@ -75,15 +75,16 @@ def draw_runs(runs: Mapping[str, Run]) -> str:
 def draw_differences(runs: Mapping[str, Run]) -> str:
     """A row for each value of the experiments that is not the same in all runs.
 
-    If some runs have a part that others lack, such as a baseline, only its values that are not
-    defaults have rows.
+    If some runs have a part that others lack, such as an adapter, only its values that are not
+    defaults have rows. Of a baseline that others lack, only its name has one.
     """
     values = [{s.path: s for s in list_settings(run.experiment)} for run in runs.values()]
     lines = ""
     for path in dict.fromkeys(path for found in values for path in found):
         settings = [found[path] for found in values if path in found]
         missing = len(settings) < len(values)
-        if missing and all(setting.is_default for setting in settings):
+        of_baseline = path.startswith("baseline.") and path != "baseline.name"
+        if missing and (of_baseline or all(setting.is_default for setting in settings)):
             continue
         if missing or len({setting.value for setting in settings}) > 1:
             cells = [found[path].value if path in found else "-" for found in values]
