@@ -259,7 +259,7 @@ def find_chance(queries_qd: np.ndarray, sample_nd: np.ndarray, texts: int) -> np
     return scores_qn.mean(axis=1) + deviations * scores_qn.std(axis=1)
 
 
-def show(query: str, total: int, found: Iterable[Hit], shown_lines: int) -> None:
+def show(query: str, total: int, found: Sequence[Hit], shown_lines: int) -> None:
     print(f"{query}  (of {total:,} texts)")
     for hit in found:
         print(f"\n{hit.score:.3f}  {hit.id}{'  (weak)' if hit.is_weak else ''}")
@@ -267,6 +267,8 @@ def show(query: str, total: int, found: Iterable[Hit], shown_lines: int) -> None
         print("".join(f"    {line}\n" for line in lines[:shown_lines]), end="")
         if shown_lines and len(lines) > shown_lines:
             print(f"    ... {len(lines) - shown_lines} more lines")
+    if any(hit.is_weak for hit in found):
+        print("\n(weak): the best of as many unrelated texts would reach this score by chance")
     print()
 
 

@@ -136,5 +136,6 @@ def test_weak_hits_are_marked(capsys):
     search.show("query", 200, hits, 1)
     assert capsys.readouterr().out == (
         "query  (of 200 texts)\n\n0.500  a\n    x\n\n0.100  b  (weak)\n    y\n"
-        "    ... 1 more lines\n\n"
+        "    ... 1 more lines\n"
+        "\n(weak): the best of as many unrelated texts would reach this score by chance\n\n"
     )
