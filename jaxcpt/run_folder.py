@@ -26,9 +26,13 @@ LAYOUT = (
     "loss.form:",
     "model.remat:",
     "model.cut_residual:",
+    "log_every_steps:",
+    "evals.",
+    "checkpoints.",
 )
 """Fields of the experiment, by the start of their paths, that may change between two starts of a
-run. They decide where and in how many parts the same numbers are computed, and when a run stops."""
+run. They decide where and in how many parts the same numbers are computed, when a run stops, and
+what is logged, scored and kept."""
 LEFTOVERS = ("pairs", "tokenizer", "start")
 """Names in the run folder that a start writes before it knows that the experiment can run."""
 
@@ -80,7 +84,8 @@ def check_same_experiment(run_dir: Path, experiment: Experiment) -> list[str]:
     if other := [line for line in changed if not line.startswith(LAYOUT)]:
         raise UserError(
             f"{run_dir}: holds a run of a different experiment ({'; '.join(other)}); "
-            "choose another --run-dir"
+            "choose another --run-dir; to train further, start there with "
+            f"init_from=InitFrom('{run_dir}')"
         )
     return changed
 

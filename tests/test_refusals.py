@@ -167,7 +167,8 @@ def test_a_run_folder_of_another_experiment(refuse, experiment_file, tmp_path):
     )  # fmt: skip
     assert said == (
         f"{run_dir}: holds a run of a different experiment (model.causal: True -> False; "
-        "seed: 0 -> 1); choose another --run-dir"
+        "seed: 0 -> 1); choose another --run-dir; to train further, start there with "
+        f"init_from=InitFrom('{run_dir}')"
     )
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
 

@@ -46,10 +46,11 @@ def test_a_run_that_has_begun_keeps_everything(tmp_path):
         pass
     assert (tmp_path / "tokenizer").is_dir()
     assert check_same_experiment(tmp_path, make_experiment()) == []
-    chunked = make_experiment(batching__chunks=3, safety__max_bad_steps=9)
+    chunked = make_experiment(batching__chunks=3, safety__max_bad_steps=9, log_every_steps=7)
     assert check_same_experiment(tmp_path, chunked) == [
         "batching.chunks: 1 -> 3",
         "safety.max_bad_steps: 3 -> 9",
+        "log_every_steps: 1 -> 7",
     ]
     with pytest.raises(UserError, match=r"different experiment \(model.layers: 2 -> 1\)"):
         check_same_experiment(tmp_path, make_experiment(model__layers=1))
