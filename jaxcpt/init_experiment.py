@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.files import write_file
+from jaxcpt.experiments import EXPERIMENT_FILE
+from jaxcpt.files import to_path, write_file
 from jaxcpt.pairs import Pairs, find_source, open_source, read_all, write_pairs
 from jaxcpt.sources import JsonlPairs, Source
 
@@ -60,7 +61,8 @@ from jaxcpt.config import (
 def experiment() -> Experiment:
     return Experiment(
         name="{name}",
-        # {passes:.1f} passes over {count:,} pairs. Train longer while the held-out score rises.
+        # {passes:.1f} passes over {count:,} pairs. If the held-out score still rises at the end,
+        # set more steps and train again with another --run-dir.
         train_steps={steps},
         # A run folder, a Hugging Face folder, or a folder in an installed package.
         init_from=InitFrom({start}),
@@ -106,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if file.exists():
         raise UserError(f"{file}: exists; choose another name, or remove the file")
+    if arguments.init_from != MINILM and not is_run(arguments.init_from):
+        from jaxcpt.interop import foresee_import  # it loads JAX, which takes a second
+
+        foresee_import(arguments.init_from)  # raises UserError for what cannot be imported
     train, pairs = open_pairs(arguments.pairs, arguments.x, arguments.y)
     if arguments.heldout is None:
         train, heldout, count = divide(name, arguments.pairs, pairs)
@@ -125,6 +131,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"    jaxcpt inspect --experiment {file}\n    jaxcpt train --experiment {file}")
 
 
+def is_run(start: str) -> bool:
+    return (to_path(start) / EXPERIMENT_FILE).is_file()
+
+
 def open_pairs(path: str, x: str, y: str, split: str = "train") -> tuple[Source, Pairs]:
     """The data source at a path, and its pairs. Raises UserError if it has no pairs."""
     source = find_source(path, split, x, y)
@@ -138,9 +148,12 @@ def divide(name: str, where: str, pairs: Pairs) -> tuple[Source, Source, int]:
     """Writes the training pairs and the held-out pairs to two files.
 
     Returns both data sources and the number of training pairs. A held-out pair shares neither of
-    its texts with another pair, so that the run does not train on its texts.
+    its texts with another pair, so that the run does not train on its texts. Pairs with a blank
+    text are left out.
     """
-    read = list(read_all(pairs))
+    read = [pair for pair in read_all(pairs) if pair.x.strip() and pair.y.strip()]
+    if blank := len(pairs) - len(read):
+        print(f"{where}: {blank:,} pairs with a blank text are left out")
     uses = Counter(text for pair in read for text in {pair.x, pair.y})
     alone = [n for n, pair in enumerate(read) if uses[pair.x] == uses[pair.y] == 1]
     wanted = min(MOST_HELDOUT, int(HELDOUT_SHARE * len(read)))
@@ -163,6 +176,7 @@ def divide(name: str, where: str, pairs: Pairs) -> tuple[Source, Source, int]:
     for part, file in files.items():
         write_pairs(file, parts[part])
         print(f"{file}: {len(parts[part]):,} pairs")
+    print("No held-out pair shares a text with another pair, so no text of it is trained on.")
     train, heldout = (JsonlPairs(str(file)) for file in files.values())
     return train, heldout, len(parts["train"])
 

@@ -42,6 +42,7 @@ def test_writes_an_experiment_that_can_be_inspected_and_trained(folder, capsys):
     assert capsys.readouterr().out.endswith(
         "mine_pairs/train.jsonl: 54 pairs\n"
         "mine_pairs/heldout.jsonl: 6 pairs\n"
+        "No held-out pair shares a text with another pair, so no text of it is trained on.\n"
         "mine.py: written. Next:\n"
         "    jaxcpt inspect --experiment mine.py\n"
         "    jaxcpt train --experiment mine.py\n"
@@ -114,6 +115,17 @@ def test_takes_the_held_out_split_of_a_folder(folder):
     assert load_experiment("other.py").data.heldout == BeirPairs(str(task), "dev")
 
 
+def test_leaves_out_pairs_with_a_blank_text_and_says_so(folder, capsys):
+    with (folder / "faq.jsonl").open("a") as file:
+        for x, y in (("", "a"), ("a", " \n"), (" ", "")):
+            file.write(json.dumps({"question": x, "answer": y}) + "\n")
+    main(["mine", *NAMES])
+    assert "faq.jsonl: 3 pairs with a blank text are left out\n" in capsys.readouterr().out
+    written = [*read_pairs(folder / "mine_pairs/train.jsonl")]
+    assert len(written) == 54
+    assert all(pair.x.strip() and pair.y.strip() for pair in written)
+
+
 def test_shows_a_source_without_its_defaults():
     shown = init_experiment.show_source(TfdsPairs("a folder", split="heldout", x_prefix='"'))
     assert eval(shown) == TfdsPairs("a folder", split="heldout", x_prefix='"')
@@ -128,16 +140,19 @@ def test_shows_a_source_without_its_defaults():
         (["mine", "--pairs", "few.jsonl"], "few.jsonl: 2 pairs, of which 0 share no text with an"),
         (["there", *NAMES], "there.py: exists; choose another name, or remove the file"),
         (["2nd", *NAMES], "2nd: expected a name of letters, digits and _ that does not"),
-        (["mine", *NAMES, "--heldout", "no.jsonl"], "no.jsonl: no pairs; expected .jsonl"),
+        (["mine", *NAMES, "--heldout", "no.jsonl"], "no.jsonl: no such file or folder"),
         (["mine", *NAMES, "--heldout", "none.jsonl"], "none.jsonl: no pairs in it"),
         (["mine", "--pairs", "none.jsonl", "--heldout", "few.jsonl"], "none.jsonl: no pairs in it"),
         (["mine", *NAMES, "--heldout", "faq.jsonl"], "--heldout faq.jsonl: holds the pairs of"),
+        (["mine", *NAMES, "--init-from", "here"], "here: no config.json; name the folder of a Hug"),
+        (["mine", *NAMES, "--init-from", "away"], "away: no config.json; name the folder of a Hug"),
     ],
 )
 def test_refuses_and_writes_nothing(folder, arguments, said):
     (folder / "few.jsonl").write_text('{"x": "a", "y": "b"}\n' * 2)
     (folder / "none.jsonl").touch()
     (folder / "there.py").touch()
+    (folder / "here").mkdir()
     before = sorted(folder.rglob("*"))
     with pytest.raises(UserError) as error:
         main(arguments)

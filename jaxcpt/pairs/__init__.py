@@ -215,6 +215,8 @@ def name_source(source: Source) -> str:
 def find_source(path: str, split: str = "train", x: str = "x", y: str = "y") -> Source:
     """The data source at a path. Its files show its kind. Raises UserError if there is none."""
     place = to_path(path)
+    if not place.exists():
+        raise UserError(f"{path}: no such file or folder")
     if place.is_file():
         name, suffixes = place.name.lower(), place.name.lower().split(".")[-2:]
         if ".array_record" in name:
