@@ -125,7 +125,10 @@ def count_copies(pairs: Sequence[Encoded], seen: list[set[object]]) -> list[str]
 def describe_lengths(
     label: str, side: Side, pairs: Sequence[Encoded], tokenizer: Tokenizer
 ) -> tuple[list[str], list[str]]:
-    """A row of the table of lengths, and a sentence if texts are cut. y includes the negatives."""
+    """A row of the table of lengths, and a sentence each if texts are blank or cut.
+
+    y includes the negatives.
+    """
     texts = [text for p in pairs for text in (p.ids[:1] if side == "x" else p.ids[1:])]
     lengths = np.array([len(text) for text in texts if len(text)])
     limit = tokenizer.x_tokens if side == "x" else tokenizer.y_tokens
@@ -133,12 +136,16 @@ def describe_lengths(
     shares = np.bincount(classes, minlength=len(LENGTHS) + 1) / len(lengths)
     cut = np.mean(lengths > limit)
     row = [label, side, f"{lengths.max():,}", *(f"{share:.0%}" for share in shares)]
-    told = [
+    told = []
+    blank = len(tokenizer.encode([""], side)[0])
+    if count := int(np.sum(lengths <= blank)):
+        told.append(f"{label}: {count:,} of the {side} texts are blank; remove these pairs.")
+    line = (
         f"{label}: {cut:.1%} of the {side} texts are longer than tokenizer.{side}_tokens="
         f"{limit}; {np.maximum(lengths - limit, 0).sum() / lengths.sum():.1%} of the tokens of all "
         f"{side} texts are cut."
-    ]
-    return [*row, f"{limit:,}", f"{cut:.1%}"], told if cut else []
+    )
+    return [*row, f"{limit:,}", f"{cut:.1%}"], told + [line] * bool(cut)
 
 
 def show_padding(batches: Batches, labels: Sequence[str], count: int) -> None:
@@ -172,7 +179,7 @@ def show_padding(batches: Batches, labels: Sequence[str], count: int) -> None:
 
 
 def show_examples(batches: Batches, labels: Sequence[str], count: int) -> None:
-    """Prints pairs of the first batch, from short to long, with the places of their texts."""
+    """Prints pairs of the first batch, from short to long, with the rows of their texts."""
     drawn, packing, _ = batches.pack(0)
     numbers = batches.pair_ids(0)
     placed = [
@@ -184,14 +191,14 @@ def show_examples(batches: Batches, labels: Sequence[str], count: int) -> None:
     chosen = np.linspace(0, len(placed) - 1, min(count, len(placed))).astype(int)
     if batches.settings.token_dropout:
         print(f"token_dropout={batches.settings.token_dropout} leaves this share of tokens out.")
+    print("Examples. A cell is what one device encodes at a time; several texts share a row.")
     for pair, cell, places in (placed[at] for at in chosen):
         source = int(np.searchsorted(batches.starts, numbers[pair], side="right")) - 1
         print(f"\n{labels[source]}, pair {numbers[pair] - batches.starts[source]:,}")
         for number, (ids, place) in enumerate(zip(drawn[pair].ids, places, strict=True)):
             if len(ids):
                 name = ("x", "y")[number] if number < 2 else f"negative {number - 1}"
-                last = place.column + len(ids) - 1
-                print(f"  {name}: cell {cell}, row {place.row}, tokens {place.column} to {last}")
+                print(f"  {name}, {len(ids):,} tokens, in row {place.row} of cell {cell}")
                 print(_indent(batches.tokenizer.decode(ids)))
 
 

@@ -70,7 +70,7 @@ def test_shows_pairs_lengths_padding_and_examples(experiment_file, capsys, tmp_p
     assert 0 < float(padding.rstrip("%")) < 50
     assert "token_dropout=0.25 leaves this share of tokens out." in out
     assert len(re.findall(r"^(?:short|long).jsonl, pair \d+$", out, re.MULTILINE)) == 3
-    assert len(re.findall(r"^  [xy]: cell [0-7], row \d+, tokens \d+ to \d+$", out, re.M)) == 6
+    assert len(re.findall(r"^  [xy], \d+ tokens, in row \d+ of cell [0-7]$", out, re.M)) == 6
 
 
 def test_lengths_are_of_whole_texts(tokenizer):
