@@ -67,7 +67,8 @@ def is_gzip(path: Path) -> bool:
 def read_lines(path: Path) -> Iterator[Line]:
     """Yields all lines. Only \\n ends a line. A \\r before it is removed too."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"{path}: no such file{where}")
     _refuse_foreign(path)
     number = start = 0
     try:

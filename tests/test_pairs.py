@@ -70,7 +70,7 @@ def test_reads_other_keys_blank_lines_and_windows_lines(tmp_path):
         (GOOD + '["a", "b"]\n', ":2: expected an object, found list"),
         ("null\n", ":1: expected an object, found NoneType"),
         (GOOD + '{"x": "a"}\n', ":2: no text under 'y'; keys: x"),
-        ('{"x": 1, "y": "b"}\n', ":1: no text under 'x'; keys: x, y"),
+        ('{"x": 1, "y": "b"}\n', ":1: 'x' must be text, found int"),
         ('{"x": null, "y": "b"}\n', ":1: no text under 'x'; keys: x, y"),
         (GOOD[:-2] + ', "negatives": "c"}\n', ":1: 'negatives' must be a list of texts"),
         (GOOD[:-2] + ', "negatives": [1]}\n', ":1: 'negatives' must be a list of texts"),

@@ -89,8 +89,11 @@ def read_pairs(
 def _make_pair(row: dict[str, Any], source: JsonlPairs, number: int) -> Pair:
     where = f"{source.path}:{number}"
     for key in (source.x, source.y):
-        if not isinstance(row.get(key), str):
+        if row.get(key) is None:
             raise UserError(f"{where}: no text under '{key}'; keys: {list_columns(row)}")
+        if not isinstance(row[key], str):
+            found = type(row[key]).__name__
+            raise UserError(f"{where}: '{key}' must be text, found {found}")
     if isinstance(row.get(source.negatives), str):
         raise UserError(f"{where}: '{source.negatives}' must be a list of texts, found str")
     return make_pair(row, source, where, f"{Path(source.path).name}:{number}")
