@@ -60,7 +60,7 @@ def score_prediction(
 def score_data(arguments: argparse.Namespace, columns: Sequence[Column]) -> None:
     """Runs the paper's suites on --data."""
     suites = list_suites(arguments.data, arguments.suite)
-    for line in describe_unknown(arguments.data, suites):
+    for line in describe_unknown(arguments.data, arguments.suite):
         print(line)
     score_suites(columns, arguments.data, suites, arguments.json)
 

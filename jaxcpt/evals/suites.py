@@ -147,7 +147,10 @@ def list_suites(data: Path, chosen: str) -> list[str]:
     present = [suite.name for suite in SUITES.values() if (data / suite.folder).is_dir()]
     if not present:
         folders = ", ".join(suite.folder for suite in SUITES.values())
-        raise UserError(f"--data {data}: none of the folders {folders} is there")
+        raise UserError(
+            f"--data {data}: none of the folders {folders} is there; name the folder that holds "
+            "one of them, and not a single set"
+        )
     return present
 
 
@@ -164,16 +167,17 @@ def require_libraries(names: Sequence[str]) -> None:
             require_library(library)
 
 
-def describe_unknown(data: Path, names: Sequence[str]) -> list[str]:
+def describe_unknown(data: Path, chosen: str) -> list[str]:
     """Lines about folders that no suite reads, with what was expected there.
 
-    They are looked for in `data` and in the folders of the suites `names`.
+    They are looked for in the folder of the suite `chosen`, or for "all" in `data` and in the
+    folders of all suites.
     """
-    scored = {SUITES[name].folder for name in names}
+    scored = SUITES[chosen].folder if chosen in SUITES else ""
     return [
         f"{path}: no suite reads it, so it is not scored; expected {_say_expected(data, path)}"
         for folder, known in _list_known(data).items()
-        if not folder or folder.partition("/")[0] in scored
+        if not scored or folder.partition("/")[0] == scored
         for path in sorted((data / folder).glob("[!._]*/"))
         if path.name not in known and not (folder == "sts" and sts_files.find_set(path))
     ]
