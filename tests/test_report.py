@@ -25,12 +25,12 @@ def page(tmp_path_factory):
 def test_a_finished_run_has_every_section_and_its_numbers(page):
     assert headings(page) == [
         "Held-out search",
+        "Example searches",
         "What it is for",
         "How to use it",
         "Settings",
         "The pairs",
         "Training",
-        "Example searches",
         "How it was made",
         "Derived numbers",
         "Files",

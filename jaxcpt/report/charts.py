@@ -93,11 +93,14 @@ class Range(NamedTuple):
     is_logarithmic: bool = False
 
 
-def format_number(value: float, percent: bool = False) -> str:
-    """A number with at least three digits. Large ones are whole, or powers of ten from 1e15 on."""
+def format_number(value: float, percent: bool = False, digits: int = 4) -> str:
+    """A number with at least three digits. Large ones are whole, or powers of ten from 1e15 on.
+
+    digits: most digits of a number that is neither large nor a percentage.
+    """
     if percent:
         return f"{100 * value:.3g}%"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.{digits}g}"
 
 
 def format_score(value: float) -> str:
@@ -159,8 +162,10 @@ def _make_axes(figure: Figure, chart: Chart, last: float, reach: Range) -> Any:
     axes.yaxis.set_major_locator(
         LogLocator(subs=(1, 2, 5)) if reach.is_logarithmic else MaxNLocator(5)
     )
+    largest, between = max(abs(reach.low), abs(reach.high)), (reach.high - reach.low) / 5
+    digits = max(4, 1 + math.ceil(math.log10(largest / between)))  # so that ticks differ
     axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: format_number(value, chart.percent))
+        FuncFormatter(lambda value, _: format_number(value, chart.percent, digits))
     )
     return axes
 

@@ -54,13 +54,13 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
         held_out: draw_table(table)
         + draw_meanings(name for row in table for name in row)
         + arrange(draw_evals(run.evals, table)),
-        "The paper's suites": draw_suites(run.suites),
+        "Standard test sets": draw_suites(run.suites),
+        "Example searches": draw_examples(run.summary.get("examples", [])),
         "What it is for": draw_purpose(run),
         "How to use it": draw_use(run),
         "Settings": draw_settings(list(list_settings(run.experiment))),
         "The pairs": draw_pairs(run),
         "Training": arrange(draw_metrics(run.rows, run.is_generative)),
-        "Example searches": draw_examples(run.summary.get("examples", [])),
         "How it was made": draw_history(run),
         "Derived numbers": draw_list(derived),
         "Files": draw_files(run, _lead_to(path, run_dir)),
