@@ -147,7 +147,7 @@ def conclude(
     if is_generative:
         print(f"tune it: train a contrastive experiment with init_from=InitFrom('{run_dir}')")
     else:
-        print(f"search: python -m jaxcpt.search --run-dir {run_dir} 'your words'")
+        print(f"search: jaxcpt search --run-dir {run_dir} 'your words'")
 
 
 def compare_heldout(

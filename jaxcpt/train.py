@@ -349,7 +349,7 @@ def show_budget(experiment: Experiment) -> None:
     sizes = size_full_batches(experiment, axes["data"] * axes["fsdp"])
     derived = describe(experiment, sizes, count_budget(experiment, sizes))
     derived["mesh"] = " x ".join(f"{name} {size}" for name, size in axes.items())
-    print_table(f"{experiment.name}, at full length", list(derived.items()))
+    print_table(f"{experiment.name}, if each text had the most tokens", list(derived.items()))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
