@@ -246,7 +246,10 @@ def test_refuses_damage(tmp_path):
     said = refuse(lambda: open_it(ArrayRecordPairs(f"{tmp_path}/b.array_record")).read([0]))
     assert said.endswith("record 0: neither a tf.train.Example nor a JSON object")
     said = refuse(find_source, str(tmp_path / "none"))
-    assert said.startswith(f"{tmp_path}/none: no pairs; expected .jsonl, .parquet")
+    assert said == f"{tmp_path}/none: no such file or folder"
+    (tmp_path / "empty").mkdir()
+    said = refuse(find_source, str(tmp_path / "empty"))
+    assert said.startswith(f"{tmp_path}/empty: no pairs; expected .jsonl, .parquet")
 
 
 def test_refuses_splits_that_are_not_there(tmp_path):
