@@ -176,7 +176,7 @@ def test_a_damaged_folder_is_refused(tokens):
         (("--y-tokens", "0"), "--y-tokens 0: must be at least 3"),
         (("--negatives", "-1"), "--negatives -1: must be at least 0"),
         (("--shard-pairs", "0"), "--shard-pairs 0: must be at least 1"),
-        (("--pairs", "none"), "none: no pairs; expected .jsonl, .parquet or .array_record files"),
+        (("--pairs", "none"), "none: no such file or folder"),
         (("--experiment", "a.py"), "give the pairs by either --experiment FILE or --pairs PATH..."),
         (("--x", "question"), "pairs.jsonl:1: no text under 'question'; keys: x, y, source, neg"),
         (

@@ -29,6 +29,8 @@ from jaxcpt.errors import UserError, run_command
 from jaxcpt.interop.folder import find_folder
 from jaxcpt.interop.safetensors import WEIGHTS_FILE, open_weights, write_safetensors
 from jaxcpt.provenance import find_commit
+from jaxcpt.tokenizer import Tokenizer
+from jaxcpt.tokenizer.export import to_hugging_face
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NUMBERS = REPOSITORY / "docs" / "findings"
@@ -40,6 +42,14 @@ SMALL_BATCH, MINILM_BATCH, MINILM_STEPS = 128, 64, 50
 LIMITS = ("tokenizer.x_tokens=32", "tokenizer.y_tokens=64", "batching.row_tokens=64")
 CHUNK = 256
 """Larger batches are encoded in parts of so many pairs, by the two passes of update.py."""
+
+EQUAL_DELIMITERS = {
+    "kind": "hugging_face",
+    "delimiters": "own",
+    "vocabulary": 2048,
+    "x_tokens": 32,
+}
+"""Of a tokenizer.json, which puts the same delimiters round both sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +148,23 @@ def vary_batch(work: Path) -> Iterator[Trial]:
                 yield tune_small(name, choice, seed, batch, steps, work / "lm_small")
 
 
+def vary_pooling(work: Path) -> Iterator[Trial]:
+    """Finding 3: delimiters of each side, and pooling."""
+    for seed in SEEDS:
+        for delimiters in ("different", "equal"):
+            for pooling in ("eos", "mean"):
+                choice = {"delimiters": delimiters, "pooling": pooling}
+                name, start = f"pool_{delimiters}_{pooling}", work / f"lm_{delimiters}"
+                more = [f"model.pooling={pooling}"]
+                if delimiters == "different":
+                    more.append("tokenizer.split_identifiers=False")
+                else:
+                    more.append(f"tokenizer={json.dumps(EQUAL_DELIMITERS | {'y_tokens': 64})}")
+                yield tune_small(name, choice, seed, start=start, more=more)
+
+
 def train_longer(work: Path) -> Iterator[Trial]:
-    """Finding 3: search and similarity as training goes on."""
+    """Finding 4: search and similarity as training goes on."""
     more = (
         "evals.every_steps=50",
         'evals.suites=["sts"]',
@@ -150,7 +175,7 @@ def train_longer(work: Path) -> Iterator[Trial]:
 
 
 def vary_layers(work: Path) -> Iterator[Trial]:
-    """Finding 4: the first layers of one pretrained model. Close ones have three seeds."""
+    """Finding 5: the first layers of one pretrained model. Close ones have three seeds."""
     for layers, seeds in ((1, SEEDS), (2, SEEDS), (4, SEEDS[:1])):
         for seed in seeds:
             start, choice = work / f"minilm_{layers}", {"layers": layers}
@@ -163,6 +188,7 @@ def vary_layers(work: Path) -> Iterator[Trial]:
 FINDINGS: dict[str, Callable[[Path], Iterator[Trial]]] = {
     "start": vary_start,
     "batch": vary_batch,
+    "pooling": vary_pooling,
     "layers": vary_layers,
     "longer": train_longer,
 }
@@ -193,11 +219,38 @@ def make_starts(work: Path, data: Path) -> None:
         run_verb("import", "--input", str(folder), "--output", str(work / "minilm_random"))
     sets = {"suites": ("code_search/cosqa", "retrieval/scifact"), "similarity": ("sts/sts15",)}
     for folder_name, names in sets.items():
-        for name in names:
-            target = work / folder_name / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                target.symlink_to((data / name).resolve())
+        link_sets(work / folder_name, data, names)
+
+
+def link_sets(folder: Path, data: Path, names: Sequence[str]) -> None:
+    """Makes a data folder with some of the sets of another one."""
+    for name in names:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.symlink_to((data / name).resolve())
+
+
+def make_delimiter_starts(work: Path) -> None:
+    """Two generative runs with equal token ids, but for the delimiters of y.
+
+    Their tokenizer does not split identifiers: one that does has no form as a tokenizer.json.
+    """
+    different, equal = work / "lm_different", work / "lm_equal"
+    train_start(different, work, "tokenizer.split_identifiers=False")
+    file = work / "equal.json"
+    file.write_text(to_hugging_face(Tokenizer.load(different / "tokenizer"), "x")[0])
+    settings = EQUAL_DELIMITERS | {"y_tokens": 96, "model_file": str(file)}
+    train_start(equal, work, f"tokenizer={json.dumps(settings)}")
+
+
+def train_start(run: Path, work: Path, setting: str) -> None:
+    """A run of lm_small with a setting of its own."""
+    if not (run / "report.html").is_file():  # written at the end
+        options = ("--set", share_pairs(work), "--set", setting)
+        run_verb(
+            "train", "--experiment", "experiments/lm_small.py", "--run-dir", str(run), *options
+        )
 
 
 def share_pairs(work: Path) -> str:
@@ -274,6 +327,8 @@ def run_trial(trial: Trial, work: Path) -> dict[str, Any]:
 
 def run_finding(name: str, work: Path, workers: int) -> None:
     """Runs all trials of a finding and writes its numbers."""
+    if name == "pooling":
+        make_delimiter_starts(work)
     trials = list(FINDINGS[name](work))
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0))[:workers]:

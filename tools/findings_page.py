@@ -135,6 +135,10 @@ def write_batch() -> Table:
     return make_table("batch", group(rows), {"held-out functions, MRR": MRR})
 
 
+def write_pooling() -> Table:
+    return make_table("pooling", group(read_numbers("pooling")["rows"]), {"held-out MRR": MRR})
+
+
 def write_longer() -> Table:
     groups = group(read_numbers("longer")["rows"], by_step=True)
     columns = {"search: held-out MRR": MRR, "similarity: STS15": SIMILARITY}
@@ -157,6 +161,7 @@ def write_layers() -> Table:
 TABLES = {
     "start": write_start,
     "batch": write_batch,
+    "pooling": write_pooling,
     "longer": write_longer,
     "layers": write_layers,
 }
