@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -33,14 +34,18 @@ def test_every_command_of_the_page_works(tmp_path):
         return done.stdout
 
     verbs = [command.split()[1] for command in COMMANDS]
-    assert verbs == ["init", "inspect", "train", "search", "export"]
+    assert verbs == ["init", "inspect", "train", "search", "import", "evaluate", "export"]
+    scored = tmp_path / "data" / "sts" / "sts13"
+    scored.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "tests" / "documents" / "sts13.tsv", scored / "headlines.tsv")
     said = {}
     for command in COMMANDS:
-        arguments = shlex.split(command)[1:]
+        arguments = shlex.split(command.replace("$DATA", "data"))[1:]
         if arguments[0] == "train":
             arguments += [word for change in FEW for word in ("--set", change)]
         said[arguments[0]] = run("-m", "jaxcpt", *arguments)
     assert "mine.py: written." in said["init"]
     assert "before training" in said["train"]
     assert re.search(r"^0\.\d+ ", said["search"], re.MULTILINE)
+    assert "sts13" in said["evaluate"]
     assert run("-c", PROGRAM).startswith("tensor([[")
