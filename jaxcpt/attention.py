@@ -9,7 +9,7 @@ plain    any device: the definition. Only this form makes arrays of all heads' s
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -25,6 +25,7 @@ SAVED = "attention"
 
 LANES = 128  # a TPU kernel's blocks are multiples of this many tokens
 PART, MOST_PARTS = 128, 8  # plain: queries in a part, and parts of a row
+CACHED_SCORES = 1 << 21  # plain, on a CPU: most scores at a time. In float32 they take 8 MiB.
 BLOCK = 512  # most tokens in a block: 512 x 512 scores in float32 take 1 MiB of VMEM
 
 
@@ -83,6 +84,51 @@ def attend_plain(
     *,
     causal: bool,
 ) -> jax.Array:
+    """On a CPU, few rows are computed at a time, so that their scores stay in its cache. A backward
+    pass computes the scores again, which takes less time than reading them from memory."""
+    arrays = query_rlhk, key_rljk, value_rljk, segments_rl
+    r, l, h, _ = query_rlhk.shape
+    rows = max(CACHED_SCORES // (h * l * l), 1)
+    if find_platform() != "cpu" or r <= rows:
+        return checkpoint_name(_attend_rows(*arrays, causal=causal), SAVED)
+
+    @jax.checkpoint
+    def attend_row(
+        query_lhk: jax.Array, key_ljk: jax.Array, value_ljk: jax.Array, segments_l: jax.Array
+    ) -> jax.Array:
+        row = (a[None] for a in (query_lhk, key_ljk, value_ljk, segments_l))
+        return _attend_rows(*row, causal=causal)[0]
+
+    def on_one_device(*arrays: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda row: attend_row(*row), arrays, batch_size=rows)
+
+    return checkpoint_name(_on_each_device(on_one_device, arrays), SAVED)
+
+
+def _on_each_device(attend: Callable[..., jax.Array], arrays: Sequence[jax.Array]) -> jax.Array:
+    """Attention where each device of the mesh computes its own rows and heads.
+
+    arrays: query, key, value and segments, as in `attention`.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return attend(*arrays)
+    heads, kv_heads = partition_spec("rlhk"), partition_spec("rljk")
+    return jax.shard_map(
+        attend,
+        in_specs=(heads, kv_heads, kv_heads, partition_spec("rl")),
+        out_specs=heads,
+        check_vma=False,
+    )(*arrays)
+
+
+def _attend_rows(
+    query_rlhk: jax.Array,
+    key_rljk: jax.Array,
+    value_rljk: jax.Array,
+    segments_rl: jax.Array,
+    *,
+    causal: bool,
+) -> jax.Array:
     """With causal attention, long rows are computed in parts of their queries. The scores of a
     part's queries with the keys after the part are not computed, which saves up to 44 %."""
     l = query_rlhk.shape[1]
@@ -97,7 +143,7 @@ def attend_plain(
         )
         for first, end in pairwise(borders)
     ]
-    return checkpoint_name(jnp.concatenate(mixed, axis=1), SAVED)
+    return jnp.concatenate(mixed, axis=1)
 
 
 def _attend_part(
@@ -175,13 +221,5 @@ def attend_splash(
 
         return jax.vmap(attend_row)(query_rlhk, key_rljk, value_rljk, segments_rl)
 
-    if jax.sharding.get_abstract_mesh().empty:
-        return on_one_device(query_rlhk, key_rljk, value_rljk, segments_rl)
-    # The compiler cannot partition a kernel, so each device runs it on its own rows and heads.
-    heads, kv_heads = partition_spec("rlhk"), partition_spec("rljk")
-    return jax.shard_map(
-        on_one_device,
-        in_specs=(heads, kv_heads, kv_heads, partition_spec("rl")),
-        out_specs=heads,
-        check_vma=False,
-    )(query_rlhk, key_rljk, value_rljk, segments_rl)
+    # The compiler cannot partition a kernel.
+    return _on_each_device(on_one_device, (query_rlhk, key_rljk, value_rljk, segments_rl))

@@ -1,12 +1,14 @@
 """Each attention kernel equals the definition, forward and backward, also on a mesh."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CLOSE
 
-from jaxcpt import config
+from jaxcpt import attention, config
 from jaxcpt.attention import attend_cudnn, attend_plain, attend_splash, choose_form
 from jaxcpt.sharding import find_platform, make_mesh
 
@@ -56,6 +58,21 @@ def test_the_parts_of_long_rows_equal_whole_rows(tokens, kv_heads):
     arrays, pull = draw(tokens=tokens, kv_heads=kv_heads)
     expected = differentiate(FUSED["cudnn"], arrays, pull, True)
     for got, wanted in zip(differentiate(attend_plain, arrays, pull, True), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, **CLOSE_TO_ONE)
+
+
+@pytest.mark.parametrize(("mesh", "at_a_time"), [(None, 3), (config.Mesh(2, 2, 2), 1)])
+@pytest.mark.parametrize(("kv_heads", "causal"), [(2, True), (4, False)])
+def test_few_rows_at_a_time_equal_all_rows(mesh, at_a_time, kv_heads, causal, monkeypatch):
+    """Of eight rows, one device computes three, three and two; each data shard has two."""
+    arrays, pull = draw(rows=8, kv_heads=kv_heads)
+    expected = differentiate(attend_plain, arrays, pull, causal)
+    monkeypatch.setattr(attention, "CACHED_SCORES", at_a_time * 4 * 128**2)
+    with jax.set_mesh(make_mesh(mesh)) if mesh else nullcontext():
+        found = differentiate(attend_plain, arrays, pull, causal)
+        compiled = jax.jit(attend_plain, static_argnames="causal").lower(*arrays, causal=causal)
+    assert "while" in compiled.as_text()
+    for got, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(got, wanted, **CLOSE_TO_ONE)
 
 
