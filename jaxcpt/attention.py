@@ -84,8 +84,9 @@ def attend_plain(
     *,
     causal: bool,
 ) -> jax.Array:
-    """On a CPU, few rows are computed at a time, so that their scores stay in its cache. A backward
-    pass computes the scores again, which takes less time than reading them from memory."""
+    """Attention by its definition. On a CPU, few rows are computed at a time, so that their scores
+    stay in its cache. A backward pass then computes the scores again, which takes less time than
+    reading them from memory."""
     arrays = query_rlhk, key_rljk, value_rljk, segments_rl
     r, l, h, _ = query_rlhk.shape
     rows = max(CACHED_SCORES // (h * l * l), 1)

@@ -184,7 +184,7 @@ class Embedder:
     def _launch(self, call: Call, ids: Sequence[np.ndarray]) -> jax.Array:
         """Starts a call on the devices and returns its vectors [g, t, d] before they are ready."""
         on_devices = jax.device_put(fill_cells(call, ids), named(self.mesh, "g"))
-        with jax.set_mesh(self.mesh):  # inside, so that nothing is compiled once more without it
+        with jax.set_mesh(self.mesh):  # a function is compiled once for each mesh that is set
             params = self.params
             if by_layer(self.experiment, self.mesh):
                 if self._by_layer is None:
