@@ -370,7 +370,7 @@ def check_model_fits(mesh: jax.sharding.Mesh, experiment: config.Experiment) -> 
         "e": "model.width (cut_residual)",
     }
     encoder = make_encoder(experiment)
-    shapes = jax.eval_shape(lambda: initialise(encoder, jax.random.key(0)))
+    shapes = nn.unbox(_shape_params(encoder))
     axes = jax.tree.leaves(name_axes(encoder), is_leaf=lambda node: isinstance(node, tuple))
     cut = [(a.shape, letters) for a, letters in zip(jax.tree.leaves(shapes), axes, strict=True)]
     if experiment.model.cut_residual:
@@ -381,13 +381,19 @@ def check_model_fits(mesh: jax.sharding.Mesh, experiment: config.Experiment) -> 
             raise UserError(f"{name}: {sizes[letter]} does not divide by the mesh axis {axis}")
 
 
-@lru_cache(maxsize=8)
 def name_axes(encoder: Encoder) -> Any:
     """The letters of every parameter, as a tree like that of the parameters with tuple leaves."""
-    boxed = jax.eval_shape(lambda: encoder.init(jax.random.key(0), _tiny_cells())["params"])
     return jax.tree.map(
-        lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+        lambda box: box.names,
+        _shape_params(encoder),
+        is_leaf=lambda node: isinstance(node, nn.LogicallyPartitioned),
     )
+
+
+@lru_cache(maxsize=8)
+def _shape_params(encoder: Encoder) -> Any:
+    """The shapes of the parameters, each in a box with the letters of its axes."""
+    return jax.eval_shape(lambda: encoder.init(jax.random.key(0), _tiny_cells())["params"])
 
 
 def _tiny_cells() -> Cells:

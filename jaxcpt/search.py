@@ -14,9 +14,10 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -205,9 +206,10 @@ def open_vectors(folder: Path, embedder: Embedder) -> VectorFolder:
     return vectors
 
 
-def find_texts(documents: Iterable[TextWithId], rows: Container[int]) -> dict[int, TextWithId]:
-    """The documents with these row numbers, read in one pass."""
-    return {row: document for row, document in enumerate(documents) if row in rows}
+def find_texts(documents: Iterable[TextWithId], rows: Set[int]) -> dict[int, TextWithId]:
+    """The documents with these row numbers. Documents after the last of them are not read."""
+    upto = islice(documents, max(rows, default=-1) + 1)
+    return {row: document for row, document in enumerate(upto) if row in rows}
 
 
 class Hit(NamedTuple):
