@@ -11,6 +11,7 @@ from planted_run import RESULT, SUMMARY, Page, charts, headings, plant, scalars_
 
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.report import main, write_report
+from jaxcpt.report.charts import Chart, draw_chart
 
 
 @pytest.fixture(scope="module")
@@ -342,3 +343,9 @@ def test_a_curve_of_zeros_lies_on_the_axis(tmp_path):
     page = Page(write_report(plant(tmp_path, 3, {2: {"masked_overflow": 0.0}})))
     figure = page.source.partition("<b>Left out of the loss</b>")[2].partition("</figure>")[0]
     assert not any(text.startswith("-") for text in re.findall(r"<text[^>]*>([^<]*)<", figure))
+
+
+def test_the_numbers_on_an_axis_differ():
+    figure = draw_chart(Chart("scale", ("scale",)), {"scale": ([1, 2], [20.0, 20.01])}, {})
+    for tick in ("20", "20.0025", "20.005", "20.0075", "20.01"):
+        assert f">{tick}<" in figure

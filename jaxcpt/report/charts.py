@@ -163,7 +163,7 @@ def _make_axes(figure: Figure, chart: Chart, last: float, reach: Range) -> Any:
         LogLocator(subs=(1, 2, 5)) if reach.is_logarithmic else MaxNLocator(5)
     )
     largest, between = max(abs(reach.low), abs(reach.high)), (reach.high - reach.low) / 5
-    digits = max(4, 1 + math.ceil(math.log10(largest / between)))  # so that ticks differ
+    digits = max(4, 2 + math.ceil(math.log10(largest / between)))  # so that ticks differ
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: format_number(value, chart.percent, digits))
     )
