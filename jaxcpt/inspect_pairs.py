@@ -191,7 +191,8 @@ def show_examples(batches: Batches, labels: Sequence[str], count: int) -> None:
     chosen = np.linspace(0, len(placed) - 1, min(count, len(placed))).astype(int)
     if batches.settings.token_dropout:
         print(f"token_dropout={batches.settings.token_dropout} leaves this share of tokens out.")
-    print("Examples. A cell is what one device encodes at a time; several texts share a row.")
+    if count:
+        print("Examples. A cell is what one device encodes at a time; several texts share a row.")
     for pair, cell, places in (placed[at] for at in chosen):
         source = int(np.searchsorted(batches.starts, numbers[pair], side="right")) - 1
         print(f"\n{labels[source]}, pair {numbers[pair] - batches.starts[source]:,}")

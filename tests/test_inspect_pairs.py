@@ -114,3 +114,12 @@ def test_refuses_numbers_that_show_nothing(experiment_file, option):
     name, value = option.split()
     with pytest.raises(UserError, match=f"{name}: {value}; must be [01] or more"):
         main(["--experiment", str(experiment_file), name, value])
+
+
+def test_blank_texts_are_counted(experiment_file, capsys, tmp_path):
+    write_pairs(tmp_path / "short.jsonl", [*PAIRS[:38], Pair("", "a"), Pair("", "b")])
+    main(["--experiment", str(experiment_file), "--batches", "1", "--examples", "0"])
+    out = capsys.readouterr().out
+    assert "short.jsonl: 2 of the x texts are blank; remove these pairs.\n" in out
+    assert out.count("are blank") == 1
+    assert "Examples." not in out
