@@ -59,7 +59,7 @@ NOT_RUN = {
     r"dask |jaxcpt mine-text --input /mnt/crawl": "needs a cluster; see tests/test_mining_dask.py",
     r".*--mteb": "needs MTEB's data from the network",
     r"jaxcpt plan": "takes minutes; .ci/run compiles the same plans with tools/check_plans.py",
-    r"python tools/(bench|findings)": "takes an hour or more on a machine that does nothing else",
+    r"python tools/(bench|findings|score_tables)": "takes an hour or more on a quiet machine",
     r"python tools/gradient_table.py": "takes 17 minutes; .ci/run runs it with --quick",
     r"jaxcpt replay": "needs a step that is not finite; tests/test_bad_steps.py makes one",
 }
