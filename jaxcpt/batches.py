@@ -27,9 +27,11 @@ from jaxcpt.sharding import count_data_shards, named
 from jaxcpt.tokenizer import Tokenizer
 
 ROW_MULTIPLES = {"tpu": 128, "gpu": 64, "cpu": 8}
-"""Rows are shortened by multiples of this many tokens, which suit the attention kernels."""
+"""The length of rows changes by multiples of this many tokens, which suit the attention kernels."""
+LONGER_PART = 1 / 16
+"""Rows become longer by at most this share: attention costs more in longer rows."""
 SMALL_PART = 0.005
-"""If a row is at most this share of its cell, rows are not shortened: an empty row costs little."""
+"""If a row is at most this share of its cell, its length stays: an empty row costs little."""
 SAMPLES = 8
 """Fewest batches to measure the rows on. Homogeneous batches are sampled for each source."""
 SAMPLED_PAIRS = 8192
@@ -206,18 +208,18 @@ class Batches:
     def _list_row_tokens(self, source: int, cell_tokens: int) -> list[int]:
         """The lengths of rows to choose from, longest first.
 
-        A shorter row leaves less padding at the end of a cell. There is only one length if a row
-        is a small part of a cell, if the longest text fills a row, or if the pairs are not in
-        memory.
+        Another length can leave less padding at the end of a cell. Rows stay as set if a row is a
+        small part of a cell, or if the pairs are not in memory. They always hold the longest text.
         """
-        longest = self.settings.row_tokens
-        shortest = longest
+        as_set = self.settings.row_tokens
+        if self.encoded is None or as_set <= SMALL_PART * cell_tokens:
+            return [as_set]
         multiple = ROW_MULTIPLES[self.mesh.devices.flat[0].platform]
-        if self.encoded is not None and longest > SMALL_PART * cell_tokens:
-            first, last = self.starts[source], self.starts[source + 1]
-            pairs = self.encoded[first:last] if self.is_homogeneous else self.encoded
-            shortest = max(len(text) for pair in pairs for text in pair.ids)
-        return list(range(longest, shortest - 1, -multiple))
+        first, last = self.starts[source], self.starts[source + 1]
+        pairs = self.encoded[first:last] if self.is_homogeneous else self.encoded
+        shortest = max(len(text) for pair in pairs for text in pair.ids)
+        more = int(as_set * LONGER_PART) // multiple * multiple
+        return list(range(as_set + more, shortest - 1, -multiple))
 
     @property
     def sizes(self) -> Sizes:

@@ -63,7 +63,8 @@ class Batching:
     chunks: int = 1
     """Parts that are encoded one after another. The loss still covers the whole batch."""
     row_tokens: int = 512
-    """Length of a packed row in tokens. Rows are made shorter if a cell then has less padding."""
+    """Length of a packed row in tokens. If a cell then has less padding, rows are made shorter, or
+    longer by at most a sixteenth."""
     rows_per_cell: int | None = None
     """Packed rows of one chunk of one data shard. None: measured on the training pairs."""
     pack: bool = True

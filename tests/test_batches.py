@@ -299,9 +299,7 @@ def test_each_source_of_homogeneous_batches_has_a_shape_of_its_own(tokenizer, de
         assert np.asarray(batch.present_ngt).sum() == 60
 
 
-def test_rows_are_shortened_only_as_far_as_the_longest_text_and_the_kernels_allow(
-    sources, tokenizer
-):
+def test_the_length_of_rows_suits_the_longest_text_and_the_kernels(sources, tokenizer):
     one = make_mesh(Mesh(), jax.devices()[:1])
     sizes = make_batches(sources, tokenizer, one, batching__row_tokens=256).sizes
     longest = max(len(ids) for p in PAIRS for ids in tokenizer.encode([p.x, p.y], "y"))
@@ -311,6 +309,15 @@ def test_rows_are_shortened_only_as_far_as_the_longest_text_and_the_kernels_allo
     assert make_batches(sources, tokenizer, one, **fixed).sizes.row_tokens == 256
     unread = {"batching__row_tokens": 256, "batching__in_memory": False}
     assert make_batches(sources, tokenizer, one, **unread).sizes.row_tokens == 256
+
+
+def test_rows_become_a_little_longer_where_that_saves_a_row(tokenizer):
+    pairs = [Pair("a", "word " * 300) for _ in range(8)]  # y fills a row of 200 tokens
+    one = make_mesh(Mesh(), jax.devices()[:1])
+    changes = LONG | {"batching__pairs_per_batch": 4}
+    wide = replace(tokenizer, x_tokens=200, y_tokens=200)
+    sizes = make_batches([PairList(pairs)], wide, one, **changes).sizes
+    assert (sizes.rows_per_cell, sizes.row_tokens) == (4, 208)
 
 
 def test_pairs_without_room_are_absent_and_counted(sources, tokenizer):
