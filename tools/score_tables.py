@@ -60,7 +60,7 @@ REAL_SETS = {
         for task in ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
     },
     "MRPC, F1": "linear_probe/mrpc_f1",
-    "mean of the seven accuracies (cpt-text XL: 0.922)": "linear_probe/mean",
+    "mean of the seven accuracies (cpt-text XL: 0.922)": "linear_probe/average",
 }
 
 Scores = Mapping[str, float]
