@@ -4,6 +4,7 @@ import re
 
 import bench
 import bench_tables
+import plots
 import pytest
 from bench_tables import Table
 from conftest import REPOSITORY
@@ -42,6 +43,21 @@ def test_a_page_without_markers_is_refused():
 def test_tables_come_back_from_their_file(tmp_path):
     bench_tables.write_tables([TABLE], tmp_path / "tables.json")
     assert bench_tables.read_tables(tmp_path / "tables.json") == [TABLE]
+
+
+def test_a_figure_shows_the_numbers_of_its_columns(tmp_path):
+    rows = [["ours", 11.0, "fast"], ["theirs", 2.5, None], ["broken", None, None]]
+    table = Table(name="speed", columns=["", "pairs/s", "note"], rows=rows, plot=["pairs/s"])
+    plots.draw_table(table, tmp_path / "figures" / "speed.svg")
+    figure = (tmp_path / "figures" / "speed.svg").read_text()
+    assert "ours" in figure
+    assert "theirs" in figure
+    assert "broken" not in figure  # it has no number
+
+
+def test_a_figure_of_an_unknown_column_is_refused():
+    with pytest.raises(ValueError, match="speed: no column"):
+        Table(name="speed", columns=["a"], rows=[], plot=["b"])
 
 
 def test_a_row_has_a_value_for_each_column():

@@ -4,9 +4,9 @@
 
 Each benchmark is a command of its own, and all of them run one after another. Its tables stand
 between the markers of their names in the page, under a line with the command, the hardware, the
-versions, the date and the commit. DIR has the layout of the evaluation data. PYTHON is the
-interpreter of an environment with optimum, for ONNX and OpenVINO. --small takes few texts and
-steps, to see that all of it works; it needs --json and leaves the page as it is.
+versions, the date and the commit, and above a figure. DIR has the layout of the evaluation data.
+PYTHON is the interpreter of an environment with optimum, for ONNX and OpenVINO. --small takes few
+texts and steps, to see that all of it works; it needs --json and leaves the page as it is.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from bench_tables import (
     rewrite,
     write_tables,
 )
+from plots import draw_table
 
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.files import write_file
@@ -68,6 +69,7 @@ BENCHMARKS = {
     "input": Benchmark("input", "--pairs {pairs}", "--pairs-per-batch 64 --steps 2"),
     "search": Benchmark("search", "", "--rows 40000 --width 32 --repeats 1"),
     "loss": Benchmark("loss", "", "--pairs 512 --repeats 1"),
+    "chunks": Benchmark("chunks", "", "--pairs 4 --repeats 1"),
     "mining": Benchmark("mining", "--text {data}/prose --megabytes 30", "--megabytes 1"),
     "step": Benchmark("step", QUICKSTART_STEP, "--set batching.pairs_per_batch=16 --steps 2"),
 }
@@ -123,10 +125,16 @@ def describe_run(name: str) -> str:
 
 
 def update_page(page: Path, tables: Sequence[Table], origin: str) -> None:
-    """Puts each table, and where it is from, between the markers of its name."""
+    """Puts each table, its figure and where it is from between the markers of its name."""
     text = page.read_text()
     for table in tables:
-        text = rewrite(text, table.name, f"{origin}\n\n{render(table)}")
+        content = f"{origin}\n\n{render(table)}"
+        if table.plot:
+            figure = page.with_suffix("") / f"{table.name}.svg"
+            draw_table(table, figure)
+            shown = " and ".join(table.plot)
+            content += f"\n\n![{shown}]({page.stem}/{figure.name})"
+        text = rewrite(text, table.name, content)
     write_file(page, text)
 
 

@@ -94,7 +94,8 @@ def compare_speed(arguments: argparse.Namespace) -> Table:
         f"{arguments.width} x {arguments.layers}, float32; medians of {arguments.repeats} turns, "
         f"{arguments.texts} texts of each kind."
     )
-    return Table(name="embed", columns=SPEED_COLUMNS, rows=rows, note=note)
+    plot = ["encode, texts/s", "Embedder, texts/s"]
+    return Table(name="embed", columns=SPEED_COLUMNS, rows=rows, note=note, plot=plot)
 
 
 def read(path: Path, count: int) -> list[str]:
@@ -125,7 +126,7 @@ def compare_memory(arguments: argparse.Namespace) -> Table:
         vectors = count * arguments.width * 4 / MIB
         rows.append([count, round(vectors), *map(round, peaks)])
     columns = ["texts", "their vectors, MiB", "encode, MiB", "Embedder, MiB"]
-    return Table(name="embed_memory", columns=columns, rows=rows)
+    return Table(name="embed_memory", columns=columns, rows=rows, plot=columns[2:])
 
 
 def measure_peak(

@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{tokenizer.vocabulary:,} tokens in the vocabulary."
     )
     columns = ["", "in a core second", "in a second"]
-    report([Table(name="input", columns=columns, rows=rows, note=note)], arguments.json)
+    table = Table(name="input", columns=columns, rows=rows, note=note, plot=columns[1:2])
+    report([table], arguments.json)
 
 
 if __name__ == "__main__":

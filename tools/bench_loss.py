@@ -60,17 +60,17 @@ def compile_loss(form: Form, pairs: int, width: int, mesh: jax.sharding.Mesh) ->
 
 
 def measure_memory(width: int, mesh: jax.sharding.Mesh) -> Table:
-    forms: list[tuple[Form, list[int]]] = [
-        ("dense", [65_536]),
-        ("streaming", [65_536 * 2**n for n in range(5)]),
-    ]
+    def measure(form: Form, pairs: int) -> float:
+        usage = compile_loss(form, pairs, width, mesh).memory_analysis()
+        return usage.temp_size_in_bytes / MIB
+
     rows: list[list[Value]] = []
-    for form, sizes in forms:
-        for pairs in sizes:
-            usage = compile_loss(form, pairs, width, mesh).memory_analysis()
-            rows.append([form, pairs, usage.temp_size_in_bytes / MIB])
+    for pairs in (65_536 * 2**n for n in range(5)):
+        dense = measure("dense", pairs) if pairs == 65_536 else None
+        rows.append([pairs, dense, measure("streaming", pairs)])
     note = f"Temporaries of each of {mesh.size} devices, width {width}, from the compiled program."
-    return Table(name="loss_memory", columns=["form", "pairs", "MiB"], rows=rows, note=note)
+    columns = ["pairs", "dense, MiB", "streaming, MiB"]
+    return Table(name="loss_memory", columns=columns, rows=rows, note=note, plot=columns[1:])
 
 
 def measure_time(pairs: int, width: int, repeats: int, mesh: jax.sharding.Mesh) -> Table:
@@ -89,7 +89,7 @@ def measure_time(pairs: int, width: int, repeats: int, mesh: jax.sharding.Mesh) 
     row.append(f"{min(ratios):.3g} to {max(ratios):.3g}")
     columns = ["pairs", "dense, s", "streaming, s", "streaming / dense", "of all turns"]
     note = f"Loss and gradients, width {width}; medians of {repeats} turns."
-    return Table(name="loss", columns=columns, rows=[row], note=note)
+    return Table(name="loss", columns=columns, rows=[row], note=note, plot=columns[1:3])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -111,7 +111,8 @@ def make_table(courses: dict[str, Course], arguments: argparse.Namespace) -> Tab
         f"{arguments.texts} texts of each kind, up to {LONGEST} tokens; medians of "
         f"{arguments.rounds} rounds. A query: the median of the texts of a round."
     )
-    return Table(name="minilm", columns=COLUMNS, rows=rows, note=note)
+    plot = ["abstracts/s", "functions/s"]
+    return Table(name="minilm", columns=COLUMNS, rows=rows, note=note, plot=plot)
 
 
 def embed_in_rounds(turns: Turns, folder: Path, embed: Callable[[list[str]], Any]) -> None:

@@ -101,7 +101,8 @@ def compare_speed(folder: Path, arguments: argparse.Namespace) -> Table:
         f"{arguments.rows:,} x {arguments.width} float32, the best {arguments.k}; medians of "
         f"{arguments.repeats} turns."
     )
-    return Table(name="search", columns=SPEED_COLUMNS, rows=rows, note=note)
+    plot = ["jaxcpt / FAISS", "int8 / FAISS"]
+    return Table(name="search", columns=SPEED_COLUMNS, rows=rows, note=note, plot=plot)
 
 
 def compare_memory(folder: Path, arguments: argparse.Namespace) -> Table:
@@ -115,7 +116,7 @@ def compare_memory(folder: Path, arguments: argparse.Namespace) -> Table:
         corpus = rows * arguments.width * 4 / MIB
         found.append([rows, round(corpus), *map(round, peaks)])
     columns = ["rows", "corpus, MiB", "FAISS, MiB", "jaxcpt, MiB"]
-    return Table(name="search_memory", columns=columns, rows=found)
+    return Table(name="search_memory", columns=columns, rows=found, plot=columns[2:])
 
 
 def measure_peak(

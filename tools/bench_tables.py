@@ -10,7 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,11 +30,15 @@ class Table:
     columns: list[str]
     rows: list[list[Value]]
     note: str = ""
+    plot: list[str] = field(default_factory=list)
+    """The columns that the table's figure shows, which have one unit. Empty: no figure."""
 
     def __post_init__(self) -> None:
         wrong = [row for row in self.rows if len(row) != len(self.columns)]
         if wrong:
             raise ValueError(f"{self.name}: {len(self.columns)} columns, but a row is {wrong[0]}")
+        if missing := set(self.plot) - set(self.columns):
+            raise ValueError(f"{self.name}: no column {missing} for its figure")
 
 
 def format_value(value: Value) -> str:

@@ -189,7 +189,7 @@ def compare(name: str, case: Case, rounds: int) -> Table:
         f"{own_rate:.0f} GFLOP/s, {100 * own_rate / peaks['JAX float32']:.0f} % of its products' "
         "rate."
     )
-    return Table(name=name, columns=COLUMNS, rows=rows, note=note)
+    return Table(name=name, columns=COLUMNS, rows=rows, note=note, plot=["pairs/s"])
 
 
 if __name__ == "__main__":

@@ -16,25 +16,10 @@ from typing import Any
 import matplotlib
 from bench_tables import Table, Value, render, rewrite
 from matplotlib.figure import Figure
+from plots import COLOURS, STYLE
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "findings.md"
 NUMBERS = PAGE.with_suffix("")
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "jaxcpt",
-    "font.size": 10,
-    "text.color": "#808080",  # readable on a light page and on a dark one
-    "axes.labelcolor": "#808080",
-    "axes.edgecolor": "#808080",
-    "xtick.color": "#808080",
-    "ytick.color": "#808080",
-    "grid.color": "#808080",
-    "grid.alpha": 0.2,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-COLOURS = ("#3b82f6", "#e8710a", "#12a37a", "#a855f7")
-
 Row = Mapping[str, Any]
 Groups = Sequence[tuple[dict[str, Any], Sequence[Row]]]
 """Choices, each with the scores of its seeds."""
