@@ -4,15 +4,13 @@ Each verb is a module with `main(argv)`. The module is imported only when its ve
 the help needs no JAX.
 """
 
-import contextlib
 import importlib
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 from jaxcpt import __version__
-from jaxcpt.errors import INTERRUPTED, UserError, leave, run_command
+from jaxcpt.errors import UserError, ending_at_once, run_command
 
 VERBS = {
     "mine-text": "documents to pairs of neighbouring pieces of text",
@@ -57,23 +55,6 @@ def describe_verbs() -> str:
             "jaxcpt VERB --help lists the options of a verb; jaxcpt --version prints the version.",
         ]
     )
-
-
-@contextlib.contextmanager
-def ending_at_once() -> Iterator[None]:
-    """A context for imports, in which Ctrl-C ends the process with one line.
-
-    Without it, a library that is being imported turns the KeyboardInterrupt into another error or
-    prints a traceback.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: leave(INTERRUPTED, "interrupted"))
-    try:
-        yield
-    finally:
-        if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, before)
 
 
 def import_verb(verb: str) -> ModuleType:

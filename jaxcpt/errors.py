@@ -8,8 +8,9 @@ may raise its errors.
 import argparse
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 USER_ERROR = 2
@@ -68,5 +69,28 @@ def leave(code: int, line: str) -> NoReturn:
     """
     with contextlib.suppress(Exception):  # a handler may have interrupted a print
         sys.stdout.flush()
-    os.write(2, f"jaxcpt: {line}\n".encode())
+    say(line)
     os._exit(code)
+
+
+def say(line: str) -> None:
+    """Writes a line to stderr. Any thread or signal handler may call it."""
+    below_a_bar = "\n" if os.isatty(2) else ""
+    os.write(2, f"{below_a_bar}jaxcpt: {line}\n".encode())
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """A context for imports and preparations, in which Ctrl-C ends the process with one line.
+
+    Without it, a library can turn the KeyboardInterrupt into another error, print a traceback, or
+    lose it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: leave(INTERRUPTED, "interrupted"))
+    try:
+        yield
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)

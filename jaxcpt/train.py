@@ -21,7 +21,7 @@ from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.checks import validate
 from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
-from jaxcpt.errors import CommandParser, Stopped, run_command
+from jaxcpt.errors import CommandParser, Stopped, ending_at_once, run_command
 from jaxcpt.evals.suites import check_suites
 from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
 from jaxcpt.files import to_path, write_file
@@ -352,6 +352,7 @@ def show_budget(experiment: Experiment) -> None:
     print_table(f"{experiment.name}, if each text had the most tokens", list(derived.items()))
 
 
+@ending_at_once()  # until the steps begin, when `Interruption` takes over
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         prog="jaxcpt train",

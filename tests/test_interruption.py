@@ -1,6 +1,7 @@
 """The first signal is noted, and a second one ends the process; exit codes of commands."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -36,8 +37,34 @@ def test_two_signals_of_any_kind_end_the_process(hangups):
     assert codes == 3 * [[143, 130, 129]]
     assert (ignored, single) == (0, 0)  # nohup ignores SIGHUP
     lines = done.stderr.splitlines()
-    assert lines[0] == "jaxcpt: ended by SIGTERM, the second signal; the newest checkpoint stays"
-    assert len(lines) == 9
+    stopping = "stopping after this step; a second signal ends the run without saving"
+    assert lines[:2] == [
+        f"jaxcpt: SIGTERM: {stopping}",
+        "jaxcpt: ended by SIGTERM, the second signal; the newest checkpoint stays",
+    ]
+    assert len(lines) == 2 * 9 + 1
+
+
+WAITS = """
+import hashlib
+from jaxcpt.interruption import Interruption
+
+with Interruption():
+    print("waiting", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes, in which no Python code runs
+"""
+
+
+def test_signals_are_answered_while_the_main_thread_waits():
+    command = [sys.executable, "-c", WAITS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as process:
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith("jaxcpt: SIGINT: stopping after this step")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith("jaxcpt: ended by SIGINT, the second signal")
+        assert process.wait() == 130
 
 
 def test_a_stopped_run_has_its_own_exit_code(capsys):
