@@ -111,6 +111,8 @@ def prepare(
 ) -> Prepared:
     """Fills in the experiment from its start, and makes pairs, tokenizer and batches."""
     with first_goes_first("start"):
+        sources = open_training(experiment.data, shared_dir, experiment.seed)
+        heldout = read_heldout(experiment, shared_dir)
         if experiment.init_from is not None and not (run_dir / EXPERIMENT_FILE).is_file():
             find_start(experiment.init_from, run_dir)
     experiment = validate(resolve_start(experiment, run_dir))
@@ -119,8 +121,6 @@ def prepare(
         changed = check_same_experiment(run_dir, experiment)
         if changed and is_first():
             print(f"{run_dir}: goes on with other values: {'; '.join(changed)}")
-        sources = open_training(experiment.data, shared_dir, experiment.seed)
-        heldout = read_heldout(experiment, shared_dir)
         tokenizer = obtain_tokenizer(experiment, shared_dir, sources)
         if is_first():
             tokenizer.save(run_dir / "tokenizer")

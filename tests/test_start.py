@@ -14,8 +14,9 @@ from test_train import forget, read_state
 from tiny_run import tiny_experiment, tiny_run
 
 import jaxcpt
-from jaxcpt.config import Checkpoints, InitFrom, Mesh, Model, Tokenizer
+from jaxcpt.config import Checkpoints, Data, InitFrom, JsonlPairs, Mesh, Model, Tokenizer
 from jaxcpt.errors import UserError
+from jaxcpt.evaluate import main as evaluate
 from jaxcpt.experiments import read_experiment
 from jaxcpt.metrics import read_rows
 from jaxcpt.start import foresee_start, resolve_start
@@ -165,6 +166,14 @@ def test_how_a_run_computes_is_its_own_decision(tmp_path):
 def test_what_contradicts_the_start_is_refused(tmp_path, changes, text):
     with pytest.raises(UserError, match=text):
         resolve_start(replace(start_from(tiny_run()), **changes), tmp_path)
+
+
+def test_a_wrong_path_of_pairs_is_refused_before_a_start_is_imported(tmp_path):
+    folder, run_dir = write_folder(tmp_path / "bert"), tmp_path / "run"
+    data = Data((JsonlPairs(str(tmp_path / "none.jsonl")),))
+    with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
+        train(replace(start_from(folder), data=data), run_dir, run_dir)
+    assert not (run_dir / "start").exists()
 
 
 def test_a_start_without_such_a_step_or_fingerprint_is_refused(tmp_path):
