@@ -20,6 +20,7 @@ from jaxcpt.evals.suites import SUITES, describe_unknown, list_suites, require_l
 from jaxcpt.experiments import read_experiment
 from jaxcpt.files import to_path
 from jaxcpt.interop.folder import find_folder
+from jaxcpt.metrics import EVALS_FILE, find_row
 from jaxcpt.object_cache import fetch
 from jaxcpt.pair import Pair
 from jaxcpt.prefixes import read_prefix_options
@@ -43,7 +44,9 @@ def score_heldout(
 ) -> None:
     """Scores a run on its held-out pairs. Shows it beside its baselines, with example searches."""
     embed_fn = embed_as_stored(show_embedding(embedder.of_sources), storage)
-    summary = compare_heldout(arguments.run_dir, embed_fn, heldout, given=embedder.given)
+    as_trained = not embedder.given and storage == Storage()  # else step 0 cannot be compared
+    before = find_row(arguments.run_dir / EVALS_FILE, 0) if embedder.step and as_trained else None
+    summary = compare_heldout(arguments.run_dir, embed_fn, heldout, before, embedder.given)
     show_comparison(summary)
     write_json(arguments.json, {"step": embedder.step, **summary})
 

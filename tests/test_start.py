@@ -203,3 +203,15 @@ def test_a_damaged_start_is_refused(tmp_path):
 def test_the_started_runs_json_has_no_path_of_its_tokenizer(tuned):
     tree = json.loads((tuned / "experiment.json").read_text())
     assert tree["tokenizer"]["model_file"] is None
+
+
+@pytest.mark.usefixtures("as_many_cores_as_devices")
+def test_evaluate_shows_the_scores_before_training(tuned, tmp_path):
+    output = tmp_path / "scores.json"
+    for options, shown in ((), True), (("--int8",), False):
+        evaluate(["--run-dir", str(tuned), "--json", str(output), *options])
+        rows = {row["name"]: row for row in json.loads(output.read_text())["table"]}
+        assert ("before training" in rows) == shown
+        if shown:
+            first = read_rows(tuned / "evals.jsonl")[0]
+            assert rows["before training"]["mrr"] == first["heldout/mrr"]
