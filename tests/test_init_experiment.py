@@ -14,7 +14,7 @@ from tiny_run import tiny_run
 from jaxcpt import init_experiment
 from jaxcpt.config import InitFrom
 from jaxcpt.errors import UserError
-from jaxcpt.experiments import load_experiment
+from jaxcpt.experiments import load_experiment, read_experiment
 from jaxcpt.init_experiment import main
 from jaxcpt.inspect_pairs import main as inspect_pairs
 from jaxcpt.metrics import read_rows
@@ -49,15 +49,16 @@ def test_writes_an_experiment_that_can_be_inspected_and_trained(folder, capsys):
     )
     text = (folder / "mine.py").read_text()
     assert '"""mine: a pretrained model, tuned on faq.jsonl.\n' in text
-    assert "# 50.0 passes over 54 pairs." in text
+    assert "# 10.0 passes over 54 pairs." in text
     experiment = load_experiment("mine.py")
     assert experiment.init_from == InitFrom(str(tiny_run()))
-    assert (experiment.train_steps, experiment.batching.pairs_per_batch) == (50, 54)
-    limits = ["--set", "tokenizer.x_tokens=12", "--set", "tokenizer.y_tokens=24"]
-    inspect_pairs(["--experiment", "mine.py", *limits])
+    assert (experiment.train_steps, experiment.batching.pairs_per_batch) == (10, 54)
+    limits, theirs = experiment.tokenizer, read_experiment(tiny_run()).tokenizer
+    assert (limits.x_tokens, limits.y_tokens) == (theirs.x_tokens, theirs.y_tokens)
+    inspect_pairs(["--experiment", "mine.py"])
     assert "train.jsonl, pair " in capsys.readouterr().out
-    train(["--experiment", "mine.py", *limits, "--set", "train_steps=10"])
-    assert [row["step"] for row in read_rows(folder / "runs/mine/evals.jsonl")] == [0, 10]
+    train(["--experiment", "mine.py"])
+    assert [row["step"] for row in read_rows(folder / "runs/mine/evals.jsonl")] == [0, 3, 6, 9, 10]
 
 
 def test_the_file_is_formatted_and_has_no_default(folder):
