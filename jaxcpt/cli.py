@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from jaxcpt import __version__
-from jaxcpt.errors import UserError, ending_at_once, run_command
+from jaxcpt.errors import UserError, ending_at_once, find_nearest, run_command
 
 VERBS = {
     "mine-text": "documents to pairs of neighbouring pieces of text",
@@ -78,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif verb in VERBS:
         import_verb(verb).main(rest)
     else:
-        raise UserError(f"{verb}: no such verb; there are {', '.join(VERBS)}")
+        names = find_nearest(verb, VERBS)
+        near = f"nearest: {', '.join(names)}; " * bool(names)
+        raise UserError(f"{verb}: no such verb; {near}there are {', '.join(VERBS)}")
 
 
 def run() -> None:

@@ -7,10 +7,11 @@ may raise its errors.
 
 import argparse
 import contextlib
+import difflib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 USER_ERROR = 2
@@ -25,6 +26,11 @@ INTERRUPTED = 130
 
 class UserError(Exception):
     """A mistake that the user can fix. Its text names the file, line or field and the remedy."""
+
+
+def find_nearest(name: str, choices: Iterable[str]) -> list[str]:
+    """The choices that a wrong name was probably meant to be: at most three, the nearest first."""
+    return difflib.get_close_matches(name, list(choices), n=3, cutoff=0.5)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -6,22 +6,24 @@ knows the fields of `config.py` only by their type hints, not what they mean.
 """
 
 import ast
-import difflib
 import importlib.util
 import json
+import re
 import reprlib
 import sys
 import traceback
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
+from jaxcpt import config
 from jaxcpt.checks import validate
 from jaxcpt.config import Experiment
-from jaxcpt.errors import UserError
+from jaxcpt.errors import UserError, find_nearest
+from jaxcpt.files import is_object
 
 EXPERIMENT_FILE = "experiment.json"
 LARGEST_INTEGER = (1 << 63) - 1
@@ -40,7 +42,7 @@ def _show(value: Any) -> str:
 def load_experiment(path: str) -> Experiment:
     """Calls `experiment()` of the Python file at `path`. Raises UserError with file and line."""
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such experiment file; see experiments/ for the ones there are")
+        _refuse_missing(Path(path))
     spec = importlib.util.spec_from_file_location("jaxcpt_experiment", Path(path).resolve())
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: not a Python file; an experiment is a .py file")
@@ -60,7 +62,7 @@ def load_experiment(path: str) -> Experiment:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename) == Path(path).resolve()]
         line = f":{own[-1].lineno}" if own else ""
-        raise UserError(f"{path}{line}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path}{line}: {_explain(error)}") from error
     finally:
         sys.path.pop(0)
     if not isinstance(experiment, Experiment):
@@ -69,6 +71,37 @@ def load_experiment(path: str) -> Experiment:
         )
     # Convert to plain values and back, which checks the type of every value.
     return _build(Experiment, _plain(experiment), path)
+
+
+def _refuse_missing(path: Path) -> NoReturn:
+    if near := _find_nearest_paths(path, path.parent.glob("*.py")):
+        remedy = f"nearest: {near}"
+    elif Path("experiments").is_dir():
+        remedy = "see experiments/ for the ones there are"
+    else:
+        remedy = "jaxcpt init writes one"
+    raise UserError(f"{path}: no such experiment file; {remedy}")
+
+
+def _find_nearest_paths(path: Path, beside: Iterable[Path]) -> str:
+    """The paths whose names are nearest to that of a missing path; empty if none is near."""
+    by_name = {other.name.removesuffix(".py"): str(other) for other in beside}
+    return ", ".join(by_name[name] for name in find_nearest(path.name.removesuffix(".py"), by_name))
+
+
+def _explain(error: BaseException) -> str:
+    """What an experiment file raised. For an unknown field, its nearest fields are named."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if found and is_dataclass(kind := getattr(config, found[1], None)):
+        return _describe_unknown(kind, found[2])
+    return f"{type(error).__name__}: {error}"
+
+
+def _describe_unknown(kind: Any, name: str) -> str:
+    """The end of an error about a field that a dataclass does not have."""
+    hints = typing.get_type_hints(kind)
+    near = find_nearest(name, hints) or sorted(hints)
+    return f"{kind.__name__} has no field '{name[:40]}'; nearest: {', '.join(near)}"
 
 
 def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
@@ -103,11 +136,7 @@ def _override(node: Any, names: list[str], value: Any, path: str) -> Any:
         )
     hints = typing.get_type_hints(type(node))
     if name not in hints:
-        near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5) or sorted(hints)
-        raise UserError(
-            f"--set {path}: {type(node).__name__} has no field '{name[:40]}'; nearest: "
-            f"{', '.join(near)}"
-        )
+        raise UserError(f"--set {path}: {_describe_unknown(type(node), name)}")
     current = getattr(node, name)
     changed = _override(current, rest, value, path) if rest else value
     return replace(node, **{name: _build(hints[name], _plain(changed), f"--set {path}")})
@@ -179,11 +208,12 @@ def _build_dataclass(hint: Any, value: Any, path: str) -> Any:
     hints = typing.get_type_hints(hint)
     given = {str(name): item for name, item in value.items() if name != "type"}
     if unknown := sorted(set(given) - set(hints)):
-        raise UserError(f"{path}: {hint.__name__} has no field '{unknown[0][:80]}'")
+        raise UserError(f"{path}: {_describe_unknown(hint, unknown[0])}")
     needed = {f.name for f in fields(hint) if f.default is f.default_factory}  # both MISSING
     if missing := sorted(needed - set(given)):
         raise UserError(f"{path}: {hint.__name__} needs the field '{missing[0]}'")
-    return hint(**{n: _build(hints[n], v, f"{path}.{n}") for n, v in given.items()})
+    start = f"{path}: " if hint is Experiment else f"{path}."  # an experiment is a whole file
+    return hint(**{n: _build(hints[n], v, f"{start}{n}") for n, v in given.items()})
 
 
 def to_json(experiment: Experiment) -> str:
@@ -215,11 +245,21 @@ def read_experiment(run_dir: Path) -> Experiment:
     """The experiment of a run folder. Raises UserError if the folder has none."""
     path = run_dir / EXPERIMENT_FILE
     if not path.is_file():
-        raise UserError(f"{run_dir}: not a run folder: it has no {EXPERIMENT_FILE}")
+        raise UserError(f"{run_dir}: {describe_no_run(run_dir)}")
     try:
         return from_json(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; the file is damaged") from None
+
+
+def describe_no_run(run_dir: Path) -> str:
+    """Why a folder is no run folder. If it is missing, the run folders beside it are named."""
+    if is_object(run_dir) or run_dir.exists():
+        return f"not a run folder: it has no {EXPERIMENT_FILE}"
+    runs = sorted(file.parent for file in run_dir.parent.glob(f"*/{EXPERIMENT_FILE}"))
+    if near := _find_nearest_paths(run_dir, runs):
+        return f"no such folder; nearest: {near}"
+    return "no such folder" + f"; beside it: {', '.join(map(str, runs[:9]))}" * bool(runs)
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import make_experiment
@@ -166,14 +167,20 @@ def test_refuses_a_bad_file(tmp_path, monkeypatch, text, message, relative):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none.py", "none.py: no such experiment file; see experiments/"),
+        ("mnie.py", "mnie.py: no such experiment file; nearest: {folder}/mine.py"),
+        ("xyz.py", "xyz.py: no such experiment file; see experiments/ for the ones there are"),
         (".", ": no such experiment file"),
         ("mine.txt", "mine.txt: not a Python file; an experiment is a .py file"),
     ],
 )
-def test_refuses_what_is_no_file_of_python(tmp_path, name, message):
-    (tmp_path / "mine.txt").touch()
+def test_refuses_what_is_no_file_of_python(tmp_path, monkeypatch, name, message):
+    for file in ("mine.py", "mine.txt"):
+        (tmp_path / file).touch()
+    (tmp_path / "experiments").mkdir()
+    monkeypatch.chdir(tmp_path)
+    message = message.format(folder=tmp_path)
     assert message in refuse(load_experiment, str(tmp_path / name))
+    assert message.replace(f"{tmp_path}/", "") in refuse(load_experiment, name)
 
 
 def test_refuses_text_of_another_encoding(tmp_path):
@@ -192,7 +199,21 @@ def test_refuses_a_wrong_type_in_a_file(tmp_path):
         "def experiment():\n"
         "    return replace(make_experiment(), data=Data(train=(JsonlPairs(Path('a')),)))\n",
     )
-    assert "mine.py.data.train.0.path: expected str, found" in refuse(load_experiment, path)
+    assert f"{path}: data.train.0.path: expected str, found" in refuse(load_experiment, path)
+
+
+def test_names_the_nearest_fields_of_an_unknown_one_in_a_file(tmp_path):
+    path = write(
+        tmp_path,
+        "from jaxcpt.config import Optimizer\n"
+        "def experiment():\n"
+        "    return Optimizer(learnin_rate=1e-3)\n",
+    )
+    said = refuse(load_experiment, path)
+    assert said == (
+        f"{path}:3: Optimizer has no field 'learnin_rate'; nearest: learning_rate, "
+        "embedding_learning_rate"
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,13 +222,13 @@ def test_refuses_a_wrong_type_in_a_file(tmp_path):
         (lambda t: t[:-5], ":112: not JSON: Expecting"),
         (lambda t: "", ":1: not JSON: Expecting value"),
         (lambda t: "[]", ": expected Experiment, found []"),
-        (lambda t: t.replace('"width": 16', '"width": "16"'), ".model.width: expected int, found"),
-        (lambda t: t.replace('"width"', '"wide"'), ".model: Model has no field 'wide'"),
+        (lambda t: t.replace('"width": 16', '"width": "16"'), ": model.width: expected int, found"),
+        (lambda t: t.replace('"width"', '"wide"'), ": model: Model has no field 'wide'; nearest: "),
         (lambda t: t.replace('"seed": 0,\n', ""), None),  # has a default
         (lambda t: t.replace('"train_steps": 6,\n', ""), ": Experiment needs the field 'train_st"),
-        (lambda t: t.replace('"Model"', '"Mode"'), ".model: expected Model, found {"),
+        (lambda t: t.replace('"Model"', '"Mode"'), ": model: expected Model, found {"),
         (lambda t: t.replace('"JsonlPairs"', '["JsonlPairs"]'), "expected one of PythonPackages"),
-        (lambda t: t.replace("0.98", "NaN"), ".optimizer.b2: expected a finite number, found nan"),
+        (lambda t: t.replace("0.98", "NaN"), ": optimizer.b2: expected a finite number, found nan"),
     ],
 )
 def test_refuses_a_damaged_run_folder(tmp_path, change, message):
@@ -229,6 +250,19 @@ def test_refuses_bytes_in_a_run_folder(tmp_path):
 def test_refuses_what_is_no_run_folder(tmp_path):
     said = refuse(read_experiment, tmp_path)
     assert said == f"{tmp_path}: not a run folder: it has no experiment.json"
+
+
+def test_names_the_run_folders_beside_one_that_does_not_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    missing = Path("runs/mien")
+    assert refuse(read_experiment, missing) == "runs/mien: no such folder"
+    for name in ("other", "third"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "experiment.json").touch()
+    said = "runs/mien: no such folder; beside it: runs/other, runs/third"
+    assert refuse(read_experiment, missing) == said
+    Path("runs/other").rename("runs/mine")
+    assert refuse(read_experiment, missing) == "runs/mien: no such folder; nearest: runs/mine"
 
 
 def test_differences_name_each_leaf():

@@ -160,7 +160,7 @@ def test_a_killed_run_continues_with_its_own_vectors_and_refuses_others(
         (("--depth", "3"), "--depth 3: must be at least --negatives 8"),
         (("--output", "a.txt"), "--output a.txt: expected a name that ends in .jsonl"),
         (("--output", "there.jsonl"), "there.jsonl: exists; remove it or give another --output"),
-        (("--run-dir", "none"), "none: not a run folder: it has no experiment.json"),
+        (("--run-dir", "none"), "none: no such folder"),
         (("--pairs", "none"), "none: no such file or folder"),
         (("--step", "4"), ""),
     ],

@@ -141,8 +141,8 @@ def test_several_runs_go_into_one_page(two, tmp_path, monkeypatch, capsys, optio
     ("arguments", "line"),
     [
         ([], "name the folder of a run: jaxcpt report RUN"),
-        (["no"], "no: not a run folder: it has no experiment.json; give the folder that "),
-        (["first", "no"], "no: not a run folder: it has no experiment.json; give the folder that "),
+        (["no"], "no: no such folder; beside it: first, second; give the folder that "),
+        (["first", "no"], "no: no such folder; beside it: first, second; give the folder that "),
         (["first", "--output", "no/a.html"], "no/a.html: cannot be written: No such file or dire"),
     ],
 )

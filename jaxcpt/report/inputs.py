@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcpt.errors import UserError
+from jaxcpt.experiments import describe_no_run
 from jaxcpt.provenance import STARTS_FILE
 from jaxcpt.rows import EVALS_FILE, METRICS_FILE, Row, read_rows
 
@@ -128,8 +129,7 @@ def read_run(folder: Path) -> Run:
     experiment = read_object(folder / "experiment.json", EXPERIMENT)
     if experiment is None:
         raise UserError(
-            f"{folder}: not a run folder: it has no experiment.json; "
-            "give the folder that jaxcpt.train wrote"
+            f"{folder}: {describe_no_run(folder)}; give the folder that jaxcpt.train wrote"
         )
     return Run(
         folder=folder,
