@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxcpt.beir import join_title
 from jaxcpt.errors import UserError
-from jaxcpt.lines import read_jsonl
+from jaxcpt.lines import list_names, name_type, read_jsonl
 from jaxcpt.pair import Side
 from jaxcpt.vectors import TextWithId
 
@@ -25,10 +25,12 @@ def read_documents(path: Path, side: Side) -> Iterator[TextWithId]:
     number = 0
     for number, row in read_jsonl(path):
         where = f"{path}:{number}"
-        text, title = row.get("text"), row.get("title")
-        text = row.get(side) if text is None else text
+        key = side if row.get("text") is None and side in row else "text"
+        if key not in row:
+            raise UserError(f"{where}: no text under 'text' or '{side}'; keys: {list_names(row)}")
+        text, title = row[key], row.get("title")
         if not isinstance(text, str):
-            raise UserError(f"{where}: no text under 'text' or '{side}'")
+            raise UserError(f"{where}: '{key}' must be text, found {name_type(text)}")
         if not isinstance(title, str | None):
             raise UserError(f"{where}: 'title' must be text, found {type(title).__name__}")
         name = _read_id(row, where) or str(number)

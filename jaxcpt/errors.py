@@ -40,6 +40,10 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists the options")
 
 
+class MissingField(UserError):
+    """Data lack a field or column of texts that the user named, or that has a default name."""
+
+
 class Stopped(BaseException):
     """Raised when a run was asked to stop and has saved its state. The text says where it stopped.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcpt.errors import CommandParser, UserError, run_command
+from jaxcpt.errors import CommandParser, MissingField, UserError, run_command
 from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
 from jaxcpt.files import to_path, write_file
 from jaxcpt.pairs import Pairs, find_source, open_source, read_all, write_pairs
@@ -142,7 +142,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def open_pairs(path: str, x: str, y: str, split: str = "train") -> tuple[Source, Pairs]:
     """The data source at a path, and its pairs. Raises UserError if it has no pairs."""
     source = find_source(path, split, x, y)
-    pairs = open_source(source, Path(), 0)
+    try:
+        pairs = open_source(source, Path(), 0)
+    except MissingField as error:
+        raise UserError(f"{error}; --x and --y name the fields") from None
     if not len(pairs):
         raise UserError(f"{path}: no pairs in it; write some pairs, or name another path")
     return source, pairs

@@ -10,7 +10,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ from jaxcpt.errors import UserError
 
 LONGEST_LINE = 1 << 24
 """Most bytes of a line. A longer one is refused: parsed JSON takes up to 30 times as many."""
+SHOWN_NAMES = 30
 BYTE_ORDER_MARK = "\ufeff"
 _FOREIGN = {
     b"\x28\xb5\x2f\xfd": "Zstandard; convert it with: zstd -d",
@@ -139,7 +140,7 @@ def parse_object(
     except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
         raise UserError(f"{where}: does not parse as JSON: {error}") from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object, found {type(row).__name__}")
+        raise UserError(f"{where}: expected an object, found {name_type(row)}")
     for field, kind in (fields or {}).items():
         if not isinstance(row.get(field), kind):
             raise UserError(
@@ -147,6 +148,18 @@ def parse_object(
                 f"found {line.text[:60]}"
             )
     return row
+
+
+def list_names(have: Collection[Any]) -> str:
+    """The names of columns or keys for a message, at most SHOWN_NAMES of them."""
+    names = [" ".join(str(name).split())[:60] for name in have]
+    more = [f"and {len(names) - SHOWN_NAMES} others"] * (len(names) > SHOWN_NAMES)
+    return ", ".join(names[:SHOWN_NAMES] + more) or "none"
+
+
+def name_type(value: Any) -> str:
+    """The name of a value's type for a message."""
+    return "null" if value is None else type(value).__name__
 
 
 def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:

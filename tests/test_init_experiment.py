@@ -137,7 +137,10 @@ def test_shows_a_source_without_its_defaults():
     ("arguments", "said"),
     [
         (["my-model", *NAMES], "my-model: expected a name of letters, digits and _"),
-        (["mine", "--pairs", "faq.jsonl"], "faq.jsonl:1: no text under 'x'; keys: question, answ"),
+        (
+            ["mine", "--pairs", "faq.jsonl"],
+            "faq.jsonl:1: no text under 'x'; keys: question, answer; --x and --y name the fields",
+        ),
         (
             ["mine", *NAMES[:3], "answer", *NAMES[4:]],
             "--x and --y are both 'answer'; name two different fields",

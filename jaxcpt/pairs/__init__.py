@@ -159,7 +159,7 @@ def localise(source: AnySource) -> Iterator[AnySource]:
     try:
         yield replace(source, **changes)
     except UserError as error:
-        raise UserError(str(error).replace(copy, place)) from error
+        raise type(error)(str(error).replace(copy, place)) from error
 
 
 def _open(source: Source, run_dir: Path, seed: int) -> Pairs:

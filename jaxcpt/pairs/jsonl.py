@@ -12,12 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxcpt.errors import UserError
+from jaxcpt.errors import MissingField, UserError
 from jaxcpt.files import write_file
-from jaxcpt.lines import decode_line, is_gzip, parse_object, read_jsonl, read_line, read_lines
+from jaxcpt.lines import (
+    decode_line,
+    is_gzip,
+    list_names,
+    parse_object,
+    read_jsonl,
+    read_line,
+    read_lines,
+)
 from jaxcpt.pair import Pair
 from jaxcpt.pairs.interface import Pairs
-from jaxcpt.pairs.rows import NEGATIVES, list_columns, make_pair
+from jaxcpt.pairs.rows import NEGATIVES, make_pair
 from jaxcpt.sources import JsonlPairs
 
 
@@ -49,7 +57,7 @@ class JsonlReader(Pairs):
         if not named and places:
             raise UserError(
                 f"{self.path}: no line has '{source.negatives}'; the first line has: "
-                f"{list_columns(keys)}"
+                f"{list_names(keys)}"
             )
         self.places = np.array(places, np.int64).reshape(-1, 2)
 
@@ -89,11 +97,8 @@ def read_pairs(
 def _make_pair(row: dict[str, Any], source: JsonlPairs, number: int) -> Pair:
     where = f"{source.path}:{number}"
     for key in (source.x, source.y):
-        if row.get(key) is None:
-            raise UserError(f"{where}: no text under '{key}'; keys: {list_columns(row)}")
-        if not isinstance(row[key], str):
-            found = type(row[key]).__name__
-            raise UserError(f"{where}: '{key}' must be text, found {found}")
+        if key not in row:
+            raise MissingField(f"{where}: no text under '{key}'; keys: {list_names(row)}")
     if isinstance(row.get(source.negatives), str):
         raise UserError(f"{where}: '{source.negatives}' must be a list of texts, found str")
     return make_pair(row, source, where, f"{Path(source.path).name}:{number}")

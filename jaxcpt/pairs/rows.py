@@ -13,28 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxcpt.errors import UserError
+from jaxcpt.errors import MissingField, UserError
+from jaxcpt.lines import list_names, name_type
 from jaxcpt.pair import Pair
 from jaxcpt.sources import Columns
 
 NEGATIVES = "negatives"
 """The default name of the column of hard negatives. A column of this name may be absent."""
-SHOWN_COLUMNS = 30
-
-
-def list_columns(have: Collection[Any]) -> str:
-    """The names of columns for a message, at most SHOWN_COLUMNS of them."""
-    names = [" ".join(str(name).split())[:60] for name in have]
-    more = [f"and {len(names) - SHOWN_COLUMNS} others"] * (len(names) > SHOWN_COLUMNS)
-    return ", ".join(names[:SHOWN_COLUMNS] + more) or "none"
 
 
 def check_columns(have: Collection[Any], source: Columns, where: str) -> None:
     """Raises UserError if `have` lacks a column that the data source names, or has it twice."""
     needed = [source.x, source.y] + [source.negatives] * (source.negatives != NEGATIVES)
     if missing := [name for name in needed if name not in have]:
-        there = list_columns(sorted(map(str, have)))
-        raise UserError(f"{where}: no column '{missing[0]}'; there are: {there}")
+        there = list_names(sorted(map(str, have)))
+        raise MissingField(f"{where}: no column '{missing[0]}'; there are: {there}")
     names = list(have)
     if twice := [name for name in list_wanted(source) if names.count(name) > 1]:
         raise UserError(f"{where}: has the column '{twice[0]}' twice; rename one")
@@ -58,7 +51,7 @@ def make_pair(row: Mapping[str, Any], source: Columns, where: str, label: str) -
         except UnicodeError as error:
             raise UserError(f"{where}: '{name}' is not UTF-8: {error}") from None
         if read is None:
-            raise UserError(f"{where}: '{name}' must be text, found {type(value).__name__}")
+            raise UserError(f"{where}: '{name}' must be text, found {name_type(value)}")
         return read
 
     own_label = make_label(row.get("source"))
