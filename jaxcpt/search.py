@@ -314,17 +314,18 @@ def open_corpus(arguments: argparse.Namespace, embedder: Embedder) -> Corpus:
 
 
 def read_queries(arguments: argparse.Namespace) -> list[str]:
-    """The queries that the options name. Raises UserError if there are none."""
-    queries: list[str] = list(arguments.queries)
-    if arguments.queries_from is not None:
-        if str(arguments.queries_from) == "-":
-            lines = sys.stdin.read().split("\n")
-        else:
-            lines = [line.text for line in read_lines(arguments.queries_from)]
-        queries += [line for line in lines if line.strip()]
-    if not queries and not arguments.interactive:
+    """The queries that the options name. Raises UserError if there are none, or if one is blank."""
+    asked, source = [("", query) for query in arguments.queries], arguments.queries_from
+    if str(source) == "-":
+        asked += [(f"-:{n}: ", line.rstrip("\n")) for n, line in enumerate(sys.stdin, start=1)]
+    elif source is not None:
+        asked += [(f"{source}:{line.number}: ", line.text) for line in read_lines(source)]
+    for where, query in asked:
+        if not query.strip():
+            raise UserError(f"{where}a blank query; remove it, or write what to search for")
+    if not asked and not arguments.interactive:
         raise UserError("no query; name one, or give --queries-from FILE or --interactive")
-    return queries
+    return [query for _, query in asked]
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -388,10 +389,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if queries:
         answer(queries)
     if arguments.interactive:
-        print("Write one query per line. An empty line or Ctrl-D ends.", file=sys.stderr)
-        for line in iter(sys.stdin.readline, ""):
-            if not line.strip():
-                break
+        print("Write one query per line. Ctrl-D ends.", file=sys.stderr)
+        for line in filter(str.strip, iter(sys.stdin.readline, "")):
             answer([line.strip()])
 
 

@@ -111,14 +111,30 @@ def test_only_changed_functions_are_embedded_again(tmp_path, code, capsys, monke
 def test_queries_from_a_file_and_line_by_line(tmp_path, code, capsys, monkeypatch):
     run_dir = copy_run(tmp_path)
     options = ["--run-dir", run_dir, "--code", code, "--top", 1, "--lines", 1]
-    (tmp_path / "queries.txt").write_text("w1\n\nw5\n")
+    (tmp_path / "queries.txt").write_text("w1\nw5\n")
     both = run(capsys, *options, "--queries-from", tmp_path / "queries.txt")
     assert both.count("(of 3 texts)") == 2
     assert "... 3 more lines" in both
-    monkeypatch.setattr("sys.stdin", io.StringIO("w1\nw5\n\nw2\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1\n\nw5\n"))
     assert run(capsys, *options, "--interactive") == both
     monkeypatch.setattr("sys.stdin", io.StringIO("w1\nw5\n"))
     assert run(capsys, *options, "--queries-from", "-") == both
+
+
+BLANK = "a blank query; remove it, or write what to search for"
+
+
+def test_refuses_a_blank_query(tmp_path, refuse, monkeypatch):
+    options = ["--run-dir", tiny_run()]
+    for query in ("", " "):
+        said = refuse(search, *options, "w1", query)
+        assert said == BLANK
+    (tmp_path / "queries.txt").write_text("w1\n\nw5\n")
+    said = refuse(search, *options, "--queries-from", tmp_path / "queries.txt")
+    assert said == f"{tmp_path}/queries.txt:2: {BLANK}"
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1\n\n"))
+    said = refuse(search, *options, "--queries-from", "-")
+    assert said == f"-:2: {BLANK}"
 
 
 def test_what_is_kept_is_listed_and_cleared(tmp_path, code, capsys):
