@@ -16,7 +16,7 @@ from jaxcpt.chips import FLOPS_BY_DEVICE_KIND
 from jaxcpt.config import Experiment
 from jaxcpt.model import make_encoder, name_axes
 from jaxcpt.optimizer import is_table, mark
-from jaxcpt.quantities import shorten
+from jaxcpt.quantities import say_count, shorten
 from jaxcpt.update import shape_state
 
 
@@ -105,9 +105,11 @@ def describe(experiment: Experiment, sizes: Sizes, budget: Budget) -> dict[str, 
         "parameters": f"{shorten(budget.parameters)} ({tables} in tables)",
         **(adapted if experiment.adapter is not None else {}),
         "steps x pairs": f"{experiment.train_steps:,} x {pairs:,}",
-        "pairs per data shard": f"{sizes.pairs_per_cell * sizes.chunks:,} in {sizes.chunks} chunks"
+        "pairs per data shard": f"{sizes.pairs_per_cell * sizes.chunks:,} in "
+        + say_count(sizes.chunks, "chunk")
         + (f" ({free} slots masked)" if free else ""),
-        "tokens per step": f"{budget.tokens_per_step:,} = {cells} cells x {_describe_rows(sizes)}",
+        "tokens per step": f"{budget.tokens_per_step:,} = {say_count(cells, 'cell')} x "
+        + _describe_rows(sizes),
         "model FLOPs per step": f"{shorten(budget.model_flops_per_step)}FLOP",
         "checkpoint": f"{shorten(budget.state_bytes - budget.base_bytes)}B",
     }
@@ -125,4 +127,4 @@ def describe_rows(labels: Sequence[str], sizes_by_source: Sequence[Sizes]) -> di
 
 
 def _describe_rows(sizes: Sizes) -> str:
-    return f"{sizes.rows_per_cell} rows x {sizes.row_tokens}"
+    return f"{say_count(sizes.rows_per_cell, 'row')} x {sizes.row_tokens}"

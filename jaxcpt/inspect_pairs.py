@@ -24,6 +24,7 @@ from jaxcpt.pair import Side
 from jaxcpt.pairs import label_sources, open_training
 from jaxcpt.pairs.interface import PAIRS_AT_ONCE, Encoded, EncodedPairs
 from jaxcpt.pairs.tokenized import TokenizedReader
+from jaxcpt.quantities import say_count
 from jaxcpt.sharding import make_mesh, use_devices
 from jaxcpt.start import obtain_tokenizer, resolve_start
 from jaxcpt.terminal import print_table, show_progress
@@ -139,7 +140,7 @@ def describe_lengths(
     told = []
     blank = len(tokenizer.encode([""], side)[0])
     if count := int(np.sum(lengths <= blank)):
-        told.append(f"{label}: {count:,} of the {side} texts are blank; remove these pairs.")
+        told.append(f"{label}: {say_count(count, 'blank text')} of {side}; remove such pairs.")
     line = (
         f"{label}: {cut:.1%} of the {side} texts are longer than tokenizer.{side}_tokens="
         f"{limit}; {np.maximum(lengths - limit, 0).sum() / lengths.sum():.1%} of the tokens of all "
@@ -166,7 +167,7 @@ def show_padding(batches: Batches, labels: Sequence[str], count: int) -> None:
         (
             name,
             len(values),
-            f"{sizes.rows_per_cell:,} rows of {sizes.row_tokens:,}",
+            f"{say_count(sizes.rows_per_cell, 'row')} of {sizes.row_tokens:,}",
             f"{np.mean(values):.1%}" if values else "-",
             f"{without:,} of {len(values) * batches.settings.pairs_per_batch:,}",
         )
@@ -199,7 +200,9 @@ def show_examples(batches: Batches, labels: Sequence[str], count: int) -> None:
         for number, (ids, place) in enumerate(zip(drawn[pair].ids, places, strict=True)):
             if len(ids):
                 name = ("x", "y")[number] if number < 2 else f"negative {number - 1}"
-                print(f"  {name}, {len(ids):,} tokens, in row {place.row} of cell {cell}")
+                print(
+                    f"  {name}, {say_count(len(ids), 'token')}, in row {place.row} of cell {cell}"
+                )
                 print(_indent(batches.tokenizer.decode(ids)))
 
 

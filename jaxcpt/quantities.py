@@ -1,4 +1,4 @@
-"""Writes large numbers in a short form for people."""
+"""Writes large numbers in a short form for people, and counts with their nouns."""
 
 
 def shorten(number: float) -> str:
@@ -7,3 +7,8 @@ def shorten(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {letter}"
     return f"{number:.3g} "
+
+
+def say_count(count: int, noun: str) -> str:
+    """A count and its noun: '1 pair', '1,234 pairs'."""
+    return f"{count:,} {noun}" + "s" * (count != 1)

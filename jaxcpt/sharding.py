@@ -23,6 +23,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxcpt import config
 from jaxcpt.errors import UserError
+from jaxcpt.quantities import say_count
 
 DATA_AXES = ("data", "fsdp")
 
@@ -114,7 +115,8 @@ def size_mesh(shape: config.Mesh, devices: int) -> dict[str, int]:
             if wild
             else "set mesh.data=-1 to take all remaining devices"
         )
-        raise UserError(f"mesh: {asked} does not multiply to the {devices} devices here; {remedy}")
+        here = say_count(devices, "device")
+        raise UserError(f"mesh: {asked} does not multiply to the {here} here; {remedy}")
     return sizes
 
 
@@ -186,7 +188,7 @@ def count_data_shards(mesh: jax.sharding.Mesh) -> int:
 
 def describe_mesh(mesh: jax.sharding.Mesh) -> str:
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    return f"{axes} on {mesh.size} {mesh.devices.flat[0].device_kind} devices"
+    return f"{axes} on {say_count(mesh.size, f'{mesh.devices.flat[0].device_kind} device')}"
 
 
 def named(mesh: jax.sharding.Mesh, letters: Sequence[str] = "") -> NamedSharding:

@@ -121,7 +121,7 @@ def test_leaves_out_pairs_with_a_blank_text_and_says_so(folder, capsys):
         for x, y in (("", "a"), ("a", " \n"), (" ", "")):
             file.write(json.dumps({"question": x, "answer": y}) + "\n")
     main(["mine", *NAMES])
-    assert "faq.jsonl: 3 pairs with a blank text are left out\n" in capsys.readouterr().out
+    assert "faq.jsonl: left out 3 pairs with a blank text\n" in capsys.readouterr().out
     written = [*read_pairs(folder / "mine_pairs/train.jsonl")]
     assert len(written) == 54
     assert all(pair.x.strip() and pair.y.strip() for pair in written)

@@ -117,9 +117,12 @@ def test_refuses_numbers_that_show_nothing(experiment_file, option):
 
 
 def test_blank_texts_are_counted(experiment_file, capsys, tmp_path):
-    write_pairs(tmp_path / "short.jsonl", [*PAIRS[:38], Pair("", "a"), Pair("", "b")])
+    write_pairs(
+        tmp_path / "short.jsonl", [*PAIRS[:37], Pair("", "a"), Pair("", "b"), Pair("a", "")]
+    )
     main(["--experiment", str(experiment_file), "--batches", "1", "--examples", "0"])
     out = capsys.readouterr().out
-    assert "short.jsonl: 2 of the x texts are blank; remove these pairs.\n" in out
-    assert out.count("are blank") == 1
+    assert "short.jsonl: 2 blank texts of x; remove such pairs.\n" in out
+    assert "short.jsonl: 1 blank text of y; remove such pairs.\n" in out
+    assert out.count("blank text") == 2
     assert "Examples." not in out

@@ -16,6 +16,7 @@ from jaxcpt.sharding import (
     RULES,
     constrain,
     count_data_shards,
+    describe_mesh,
     fetch,
     make_mesh,
     named,
@@ -41,6 +42,12 @@ def test_one_axis_takes_what_the_others_leave(shape, devices, sizes):
     assert mesh.devices.shape == sizes
     assert mesh.axis_names == ("data", "fsdp", "tensor")
     assert count_data_shards(mesh) == sizes[0] * sizes[1]
+
+
+@pytest.mark.parametrize(("devices", "words"), [(1, "1 cpu device"), (8, "8 cpu devices")])
+def test_a_mesh_in_words(devices, words):
+    mesh = make_mesh(config.Mesh(), jax.devices()[:devices])
+    assert describe_mesh(mesh) == f"data {devices} x fsdp 1 x tensor 1 on {words}"
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (-1, 3, 1), (16, 1, 1), (-1, 16, 1), (0, 1, 8)])
