@@ -369,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_profile_argument(parser)
     add_live_arguments(parser)
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes and data, on the CPU")
+    parser.add_argument("--smoke", action="store_true", help="tiny, on built-in data and the CPU")
     parser.add_argument("--dry-run", action="store_true", help="print the derived numbers and stop")
     add_arguments(parser)
     arguments = parser.parse_args(argv)

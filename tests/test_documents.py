@@ -46,7 +46,7 @@ def find_commands(text):
     fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     blocks = [line.strip() for block in fenced for line in block.splitlines()]
     for line in blocks + re.findall(r"`(jaxcpt [^`]* --[^`]*)`", text):
-        for part in re.split(r" && | \| (?=head|jq)|; |  +#", line):
+        for part in re.split(r" && | &$| \| (?=head|jq)|; |  +#", line):
             if found := re.match(r"(?:until )?((?:python -m )?jaxcpt[ .]\S.*)", part):
                 yield found[1]
 

@@ -76,7 +76,6 @@ TAKES = {
     "export.md": ("README.md", ["runs/quickstart", "runs/minilm_code"]),
     "performance-log.md": ("data.md", ["mixture.py", "data"]),
     "report.md": ("README.md", ["runs/quickstart", "runs/minilm_code"]),
-    "search.md": ("import.md", ["runs/minilm"]),
 }
 """What a page takes for granted, and the page that makes it."""
 

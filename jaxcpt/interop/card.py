@@ -12,8 +12,8 @@ from jaxcpt.experiments import to_json
 LIBRARY_EXAMPLE = """    from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer("{name}")
-    queries = model.encode_query(["parse a date from a string"])
-    documents = model.encode_document(["def parse_date(text): ..."])
+    queries = model.encode_query(["a query"])
+    documents = model.encode_document(["a document that it searches for"])
     print(model.similarity(queries, documents))
 """
 
