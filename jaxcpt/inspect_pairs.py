@@ -27,7 +27,7 @@ from jaxcpt.pairs.tokenized import TokenizedReader
 from jaxcpt.quantities import say_count
 from jaxcpt.sharding import make_mesh, use_devices
 from jaxcpt.start import obtain_tokenizer, resolve_start
-from jaxcpt.terminal import print_table, show_progress
+from jaxcpt.terminal import cut_text, print_table, show_progress
 from jaxcpt.tokenizer import Tokenizer
 
 LENGTHS = (32, 64, 128, 256, 512, 1024)
@@ -207,9 +207,7 @@ def show_examples(batches: Batches, labels: Sequence[str], count: int) -> None:
 
 
 def _indent(text: str) -> str:
-    more = len(text) - CHARACTERS_SHOWN
-    shown = text[:CHARACTERS_SHOWN] + (f" (and {more:,} characters more)" if more > 0 else "")
-    return "\n".join(f"    {line}" for line in shown.splitlines())
+    return "\n".join(f"    {line}" for line in cut_text(text, CHARACTERS_SHOWN).splitlines())
 
 
 if __name__ == "__main__":

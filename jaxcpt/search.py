@@ -32,6 +32,7 @@ from jaxcpt.files import hash_file, remove_tree, to_path
 from jaxcpt.lines import read_lines
 from jaxcpt.pairs import JoinedPairs, open_source, read_all
 from jaxcpt.sharding import use_cpu_cores
+from jaxcpt.terminal import cut_text
 from jaxcpt.text_folder import read_pieces
 from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Storage, TextWithId, VectorFolder, fill, normalise_rows, truncate
@@ -266,7 +267,7 @@ def show(query: str, total: int, found: Sequence[Hit], shown_lines: int) -> None
     for hit in found:
         print(f"\n{hit.score:.3f}  {hit.id}{'  (weak)' if hit.is_weak else ''}")
         lines = hit.text.strip().split("\n")
-        print("".join(f"    {line}\n" for line in lines[:shown_lines]), end="")
+        print("".join(f"    {cut_text(line)}\n" for line in lines[:shown_lines]), end="")
         if shown_lines and len(lines) > shown_lines:
             print(f"    ... {len(lines) - shown_lines} more lines")
     if any(hit.is_weak for hit in found):

@@ -5,6 +5,7 @@ Only this module imports rich. It knows no file and no device.
 """
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -146,6 +147,16 @@ def _format_numbers(scalars: Mapping[str, float]) -> Text:
     of_sources = [name for name in row if name.startswith("padding/")]
     parts += [Text(f"{name.replace('/', ' ')} {row[name]:.1%}") for name in of_sources]
     return Text("  ").join(parts)
+
+
+def cut_text(text: str, most: int | None = None) -> str:
+    """The first `most` characters of a text, and the number of those that were cut off.
+
+    most: None means three lines of the terminal, or 240 characters if there is no terminal.
+    """
+    most = most or 3 * shutil.get_terminal_size((80, 24)).columns
+    more = len(text) - most
+    return f"{text[:most]}... (and {more:,} characters more)" if more > 0 else text
 
 
 def print_table(

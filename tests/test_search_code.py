@@ -137,6 +137,19 @@ def test_refuses_a_blank_query(tmp_path, refuse, monkeypatch):
     assert said == f"-:2: {BLANK}"
 
 
+def test_a_long_line_is_cut_and_says_so(tmp_path, code, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("sys.__stdout__", None)  # as without a terminal
+    run_dir, text = copy_run(tmp_path), "w1 " * 200 + "end"
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": f"{text}\nw2"}) + "\n")
+    options = ["--run-dir", run_dir, "--corpus", tmp_path / "corpus.jsonl", "--lines", 1, "w1"]
+    shown = f"    {text[:240]}... (and {len(text) - 240} characters more)\n    ... 1 more lines\n"
+    assert shown in run(capsys, *options)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert f"    {text[:300]}... (and 303 characters more)\n" in run(capsys, *options)
+    assert json.loads(run(capsys, *options, "--json"))["hits"][0]["text"] == f"{text}\nw2"
+
+
 def test_what_is_kept_is_listed_and_cleared(tmp_path, code, capsys):
     run_dir = copy_run(tmp_path)
     assert run(capsys, "--run-dir", run_dir, "--list") == ""
