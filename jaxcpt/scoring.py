@@ -34,7 +34,6 @@ from jaxcpt.terminal import print_table
 from jaxcpt.top_k import top_k
 from jaxcpt.vectors import Storage, TextWithId, fill
 
-SEARCH_TITLE = "Each held-out x searches the y of all"
 SEARCH_HEADINGS = {
     "name": "searcher",
     "mrr": "MRR",
@@ -156,12 +155,13 @@ def compare_heldout(
     heldout: Sequence[Pair],
     before: Mapping[str, float] | None = None,
     given: Mapping[Side, str] | None = None,
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, Any]:
     """Compares a run on its held-out pairs with other models.
 
     Returns `table`, the scores of this run, of its start, of its baseline, of BM25 and of chance,
-    and `examples` (see `find_examples`). before: the row of evals.jsonl at step 0, for a run that
-    starts from another model. given: prefixes that the user chose; the baseline uses them too.
+    `heldout`, the numbers of texts, and `examples` (see `find_examples`). before: the row of
+    evals.jsonl at step 0, for a run that starts from another model. given: prefixes that the user
+    chose; the baseline uses them too.
     """
     scores = {"this run": pair_search.run(embed_fn, heldout)}
     if first := find_heldout(before or {}):
@@ -170,9 +170,10 @@ def compare_heldout(
         baseline = Embedder.load(run_dir / "baseline", prefixes=given).of_sources
         scores[baseline.experiment.name] = pair_search.run(baseline.embed, heldout)
     scores["BM25"] = pair_search.bm25(heldout)
-    scores["chance"] = pair_search.chance(len({pair.y for pair in heldout}))
+    counts = pair_search.count(heldout)
+    scores["chance"] = pair_search.chance(counts["y"])
     table = [{"name": name, **row} for name, row in scores.items()]
-    return {"table": table, "examples": find_examples(embed_fn, heldout)}
+    return {"heldout": counts, "table": table, "examples": find_examples(embed_fn, heldout)}
 
 
 def find_heldout(row: Mapping[str, float]) -> dict[str, float]:
@@ -230,9 +231,9 @@ def find_examples(embed_fn: EmbedFn, heldout: Sequence[Pair]) -> list[dict[str, 
 def show_comparison(summary: dict[str, Any]) -> None:
     """Prints the result of `compare_heldout` or `compare_likelihood`, if the summary has one."""
     table = summary.get("table", [])
-    title, headings = SEARCH_TITLE, SEARCH_HEADINGS
-    if table and "bits_per_byte" in table[0]:
-        title, headings = PREDICTION_TITLE, PREDICTION_HEADINGS
+    title, headings = PREDICTION_TITLE, PREDICTION_HEADINGS
+    if "heldout" in summary:
+        title, headings = pair_search.describe(**summary["heldout"]), SEARCH_HEADINGS
     rows = [[row.get(key, "") for key in headings] for row in table]
     if rows:
         print_table(title, rows, [*headings.values()])

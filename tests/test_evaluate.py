@@ -193,7 +193,8 @@ def test_scores_of_cut_and_rounded_vectors(tmp_path, data, call, options):
 
 def test_heldout_alone(tmp_path, call):
     said, written = call("--run-dir", copy_run(tmp_path), "--step", 3)
-    assert "Each held-out x searches the y of all" in said
+    counts = written["heldout"]
+    assert f"Each of {counts['x']} held-out x searches {counts['y']} y" in said
     assert written["step"] == 3
     assert [row["name"] for row in written["table"]] == ["this run", "BM25", "chance"]
     _, cut = call("--run-dir", tiny_run(), "--step", 3, "--width", 2, "--int8")

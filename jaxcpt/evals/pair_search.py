@@ -39,6 +39,16 @@ def chance(count: int) -> dict[str, float]:
     }
 
 
+def count(pairs: Sequence[Pair]) -> dict[str, int]:
+    """The number of searches, `x`, and of the distinct texts that each one ranks, `y`."""
+    return {"x": len(pairs), "y": len({pair.y for pair in pairs})}
+
+
+def describe(x: int, y: int) -> str:
+    """The result of `count` in words."""
+    return f"Each of {x:,} held-out x searches {y:,} y"
+
+
 def _candidates(pairs: Sequence[Pair]) -> tuple[list[str], list[list[int]]]:
     """The distinct y, and for each pair the index of its own y."""
     if not pairs:

@@ -85,6 +85,7 @@ SUMMARY = {
         }
     ],
     "derived?": {ANY: ANYTHING},
+    "heldout?": {"x": COUNT, "y": COUNT},
 }
 LINE = {
     "name": TEXT,

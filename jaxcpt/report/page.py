@@ -20,6 +20,7 @@ from jaxcpt.report.sections import (
     draw_examples,
     draw_list,
     draw_meanings,
+    draw_searches,
     draw_settings,
     draw_suites,
     draw_table,
@@ -51,7 +52,8 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     table = run.summary.get("table", [])
     derived = [(name, str(value)) for name, value in run.summary.get("derived", {}).items()]
     sections = {
-        held_out: draw_table(table)
+        held_out: draw_searches(run.summary)
+        + draw_table(table)
         + draw_meanings(name for row in table for name in row)
         + arrange(draw_evals(run.evals, table)),
         "Standard test sets": draw_suites(run.suites),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from jaxcpt.evals import pair_search
 from jaxcpt.evals.suites import SUITES, Suite
 from jaxcpt.report.charts import format_score
 from jaxcpt.report.meanings import explain
@@ -52,6 +53,12 @@ def draw_table(table: Sequence[Mapping[str, Any]], turned: bool = False) -> str:
     lines = columns if turned else list(zip(*columns, strict=True))
     rows = "".join(f"<tr>{''.join(line)}</tr>" for line in lines)
     return f"<table>{rows}</table>"
+
+
+def draw_searches(summary: Mapping[str, Any]) -> str:
+    """A line on how many held-out texts are searched; empty for runs of older versions."""
+    counts = summary.get("heldout")
+    return f"<p>{pair_search.describe(**counts)}.</p>" if counts else ""
 
 
 def draw_suites(recorded: Mapping[str, Any]) -> str:
