@@ -32,6 +32,8 @@ BLOCKS, PAIRS_PER_BLOCK = 64, 256
 COMPUTED = ("compute_dtype", "remat", "cut_residual")
 """Fields of the model that change how embeddings are computed but not their values."""
 LIMITS = ("vocabulary", "x_tokens", "y_tokens", "x_prefix", "y_prefix")
+HELD_OUT = "held out of "
+"""How the name of the held-out pairs begins. Checkpoints and starts.jsonl record it."""
 NEGATIVES = 8
 """Most hard negatives of a pair that the fingerprint of token ids covers."""
 
@@ -56,7 +58,7 @@ def describe_data(
     entries = [_describe_source(source, pairs, tokenizer) for source, pairs in opened]
     if data.heldout is not None:
         held = _describe_source(data.heldout, PairList(heldout), tokenizer)
-        entries.append(held | {"name": f"held out of {held['name']}"})
+        entries.append(held | {"name": f"{HELD_OUT}{held['name']}"})
     return entries
 
 

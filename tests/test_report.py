@@ -36,7 +36,10 @@ def test_a_finished_run_has_every_section_and_its_numbers(page):
         "Derived numbers",
         "Files",
     ]
-    assert page.text.startswith("planted · jaxcpt planted Finished at step 400.")
+    assert page.text.startswith(
+        "planted · jaxcpt planted This run trains a new model on pairs of installed packages. "
+        "Finished at step 400."
+    )
     assert charts(page) == [
         "MRR",
         "Loss",
@@ -98,7 +101,7 @@ def test_no_step_at_all(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "evals.jsonl").unlink()
     page = Page(write_report(tmp_path))
-    assert "No step has been logged yet." in page.text
+    assert "on pairs of installed packages. No step has been logged yet." in page.text
     assert headings(page) == ["What it is for", "How to use it", "Settings", "The pairs", "Files"]
 
 
@@ -207,6 +210,9 @@ LINE = {"name": "a/b", "score": 0.5, "words": None, "published": "", "caveat": "
         ("experiment.json", "[]", "expected an object, found []"),
         ("experiment.json", '{"name": 7}', "name: expected a text, found 7"),
         ("experiment.json", '{"train_steps": "9"}', 'train_steps: expected a whole number'),
+        ("experiment.json", '{"init_from": "a"}', 'init_from: expected an object or null, found'),
+        ("imported.json", "{}", "expected an object with 'source'"),
+        ("summary.json", '{"heldout": {"x": 1}}', "heldout: expected an object with 'y'"),
         ("experiment.json", '{"train_steps": true}', "train_steps: expected a whole number"),
         ("experiment.json", '{"x": 1e400}', "not JSON: the number 1e400 is out of range"),
         ("experiment.json", '{"x": "\\ud800"}', "not JSON: 'utf-8' codec can't encode character"),
@@ -339,10 +345,39 @@ def test_a_level_far_from_the_curve_is_named_and_does_not_set_the_axis(tmp_path)
     assert "heldout 0.6 near 0.55 chance 0.001 (off the axis)" in page.text
 
 
-def test_a_curve_of_zeros_lies_on_the_axis(tmp_path):
-    page = Page(write_report(plant(tmp_path, 3, {2: {"masked_overflow": 0.0}})))
-    figure = page.source.partition("<b>Left out of the loss</b>")[2].partition("</figure>")[0]
+def test_a_curve_of_zeros_lies_on_the_axis():
+    figure = draw_chart(Chart("MRR", ("mrr",)), {"mrr": ([1, 2], [0.0, 0.0])}, {})
     assert not any(text.startswith("-") for text in re.findall(r"<text[^>]*>([^<]*)<", figure))
+
+
+def test_a_chart_of_zeros_is_named_and_not_drawn(tmp_path):
+    zero = {"masked_duplicates": 0.0, "masked_overflow": 0.0, "<b>": 0.0}
+    page = Page(write_report(plant(tmp_path, 3, dict.fromkeys((1, 2, 3), zero))))
+    line = "These were 0 at every step, so they have no chart: Left out of the loss; <b>."
+    assert line in page.text
+    assert "Left out of the loss" not in charts(page)
+    page = Page(write_report(plant(tmp_path, 3, {2: zero, 3: zero | {"masked_overflow": 1.0}})))
+    assert charts(page)[-1] == "Left out of the loss"
+    assert "masked duplicates 0 masked overflow 1" in page.text
+    assert "These were 0 at every step, so they have no chart: <b>." in page.text
+
+
+def test_the_number_of_held_out_searches_is_shown(tmp_path):
+    summary = SUMMARY | {"heldout": {"x": 1000, "y": 990}}
+    page = Page(write_report(plant(tmp_path, 3, summary=summary)))
+    assert "Held-out search Each of 1,000 held-out x searches 990 y." in page.text
+
+
+def test_the_lengths_of_vectors_have_labels_in_words(tmp_path):
+    page = Page(write_report(plant(tmp_path, 3, {3: {"zx_norm": 60.0, "zy_norm": 270.0}})))
+    assert "length of x before normalising 60 length of y before normalising 270" in page.text
+    assert "zx norm" not in page.text
+
+
+def test_the_text_of_an_example_wraps(page):
+    """A browser breaks the long lines of prose, and keeps the line breaks of code."""
+    assert "white-space: pre-wrap" in page.source
+    assert "def f(a):\n    return a</pre>" in page.source
 
 
 def test_the_numbers_on_an_axis_differ():

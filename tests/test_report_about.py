@@ -20,7 +20,7 @@ START = {
     "host": "vm, 2 cores",
     "processes": 1,
     "devices": "data 2 on 2 cpu devices",
-    "data": [{"name": "pairs.jsonl", "pairs": 21000}, {"name": "held out of it", "pairs": 1000}],
+    "data": [{"name": "a.jsonl", "pairs": 21000}, {"name": "held out of b.jsonl", "pairs": 1000}],
 }
 END = {"date": "2026-11-26T05:02:05+00:00", "host_memory_bytes": 1234567890}
 LINE = {"name": "a/mrr", "score": 0.5, "words": 0.4, "published": "", "caveat": ""}
@@ -99,7 +99,7 @@ def test_the_pairs_with_their_numbers_and_their_data_card(tmp_path):
     plant(tmp_path / "run", 3)
     change(tmp_path / "run", data={"train": [{"type": "TfdsPairs", "directory": str(mined)}]})
     text = write(tmp_path / "run", START).text
-    assert "The pairs pairs.jsonl 21,000 pairs held out of it 1,000 pairs" in text
+    assert "The pairs a.jsonl 21,000 pairs held-out pairs: b.jsonl 1,000 pairs" in text
     assert f"How prose 1.0.0 was mined into {mined} pairs: train 70 counts: <b>documents 9" in text
     assert "options: inputs ['books']" in text
     (mined / "data_card.json").write_text("{}")
@@ -114,6 +114,23 @@ def test_the_sources_of_a_run_that_recorded_no_numbers(tmp_path):
     text = Page(write_report(tmp_path)).text
     shown = "The pairs a.jsonl JsonlPairs a.jsonl JsonlPairs installed packages PythonPackages"
     assert shown in text
+
+
+def test_the_first_sentence_names_the_start_and_the_pairs(tmp_path):
+    plant(tmp_path, 400)
+    assert "This run trains a new model on 21,000 pairs of a.jsonl. Finished at step 400." in (
+        write(tmp_path, START).text
+    )
+    change(tmp_path, init_from={"type": "InitFrom", "run": "runs/<b>"})
+    sources = [{"name": f"{i}.jsonl", "pairs": 1000} for i in range(6)]
+    text = write(tmp_path, START | {"data": sources}).text
+    assert (
+        "trains runs/<b> on 6,000 pairs of 0.jsonl, 1.jsonl, 2.jsonl, 3.jsonl and 2 more." in text
+    )
+    text = write(tmp_path, START | {"data": []}).text
+    assert "This run trains runs/<b> on pairs of installed packages. Finished" in text
+    change(tmp_path, data={"train": []})
+    assert "This run trains runs/<b>. Finished" in write(tmp_path, START | {"data": []}).text
 
 
 def test_limits_name_where_the_run_is_worse_than_words_alone(tmp_path):
@@ -183,8 +200,12 @@ def test_an_imported_model_has_a_page(tmp_path):
         (tmp_path / name).unlink()
     change(tmp_path, train_steps=0, data={"train": []})
     page = Page(write_report(tmp_path))
-    assert "An imported model, which has not been trained here." in page.text
+    assert "This is an imported model, which has not been trained here." in page.text
     assert headings(page) == ["What it is for", "How to use it", "Settings", "Files"]
+    (tmp_path / "imported.json").write_text('{"source": "package:a/<b>"}')
+    page = Page(write_report(tmp_path))
+    assert "This is package:a/<b>, which has not been trained here." in page.text
+    assert "imported.json : the model that was imported" in page.text
 
 
 def test_settings_that_were_chosen_come_first_and_defaults_are_folded(tmp_path):

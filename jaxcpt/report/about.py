@@ -16,6 +16,7 @@ from urllib.parse import quote
 from jaxcpt.data_cards import CARD_TABLES, read_data_card
 from jaxcpt.errors import UserError
 from jaxcpt.evals.suites import SUITES
+from jaxcpt.fingerprints import HELD_OUT
 from jaxcpt.quantities import shorten
 from jaxcpt.report.charts import format_score
 from jaxcpt.report.inputs import Run
@@ -30,9 +31,32 @@ FILES = {
     "metrics.jsonl": "the numbers of training",
     "evals.jsonl": "the scores by step",
     "summary.json": "the last comparison on held-out pairs",
-    "suites.json": "the last scores on the paper's suites",
+    "suites.json": "the last scores on test sets",
     "starts.jsonl": "each start: date, command, commit, versions, machine",
+    "imported.json": "the model that was imported",
 }
+
+
+def describe_run(run: Run) -> str:
+    """What the run is, in a sentence: its start, and the number and the origin of its pairs."""
+    if run.is_imported:
+        source = run.imported.get("source", "an imported model")
+        return f"This is {source}, which has not been trained here."
+    start = (run.experiment.get("init_from") or {}).get("run", "a new model")
+    data = run.starts[-1]["data"] if run.starts else []
+    trained = [entry for entry in data if not entry["name"].startswith(HELD_OUT)]
+    count = f"{sum(entry['pairs'] for entry in trained):,} " if trained else ""
+    names = list(dict.fromkeys([entry["name"] for entry in trained] or _name_sources(run)))
+    if more := names[MOST_NAMED:]:
+        names[MOST_NAMED:] = [f"{len(more)} more"]
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+    return f"This run trains {start}{f' on {count}pairs of {listed}' if names else ''}."
+
+
+def _name_sources(run: Run) -> list[str]:
+    """The name of each data source in the experiment."""
+    sources = run.experiment.get("data", {}).get("train", [])
+    return [s.get("directory") or s.get("path") or "installed packages" for s in sources]
 
 
 def draw_purpose(run: Run) -> str:
@@ -133,14 +157,21 @@ def draw_pairs(run: Run) -> str:
     """The section on the pairs: their number, their data sources and their data cards."""
     rows = []
     if run.starts:
-        rows = [(entry["name"], f"{entry['pairs']:,} pairs") for entry in run.starts[-1]["data"]]
+        found = [(entry["name"], entry["pairs"]) for entry in run.starts[-1]["data"]]
+        rows = [(_say_held_out(name), f"{pairs:,} pairs") for name, pairs in found]
     sources = run.experiment.get("data", {}).get("train", [])
     folders = [source.get("directory") or source.get("path") or "" for source in sources]
     if not rows:
         kinds = [str(source.get("type", "")) for source in sources]
-        rows = [(f or "installed packages", k) for f, k in zip(folders, kinds, strict=True)]
+        rows = list(zip(_name_sources(run), kinds, strict=True))
     cards = "".join(_draw_card(folder) for folder in dict.fromkeys(folders))
     return draw_list(rows) + cards
+
+
+def _say_held_out(name: str) -> str:
+    """The recorded name of a data source in plain words."""
+    bare = name.removeprefix(HELD_OUT)
+    return name if bare == name else f"held-out pairs: {bare}"
 
 
 def _draw_card(folder: str) -> str:

@@ -145,6 +145,11 @@ def draw_chart(chart: Chart, curves: Mapping[str, Curve], levels: Mapping[str, f
     )
 
 
+def arrange(figures: Sequence[str]) -> str:
+    """Puts the figures side by side."""
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
 def _make_axes(figure: Figure, chart: Chart, last: float, reach: Range) -> Any:
     """Makes the axes, from step 0 to `last` and over the range `reach`, with names and ticks."""
     axes = figure.add_subplot()

@@ -4,18 +4,18 @@ In: run folders. Out: an HTML page. The module draws with the other modules of t
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 from jaxcpt.errors import UserError
 from jaxcpt.files import write_file
-from jaxcpt.report.charts import Chart, Curve, draw_chart
-from jaxcpt.report.curves import find_curve, list_charts
+from jaxcpt.report.charts import Chart, Curve, arrange, draw_chart
+from jaxcpt.report.curves import draw_unless_zero, find_curve, list_charts
 from jaxcpt.report.inputs import Run, read_run
 from jaxcpt.report.meanings import explain
-from jaxcpt.report.page import arrange, fill_page
+from jaxcpt.report.page import fill_page
 from jaxcpt.report.sections import draw_meanings, draw_table, make_label
 from jaxcpt.report.settings import list_settings
 from jaxcpt.rows import Row
@@ -29,7 +29,7 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
         "Last scores": draw_scores(runs),
         "Settings that differ": draw_differences(runs),
         "Scores by step": arrange(draw_eval_curves(runs)),
-        "Training": arrange(draw_training_curves(runs)),
+        "Training": draw_training_curves(runs),
     }
     title = " and ".join(runs) if len(runs) < 3 else f"{len(runs)} runs compared"
     write_file(output, fill_page(title, "", sections))
@@ -118,17 +118,23 @@ def draw_eval_curves(runs: Mapping[str, Run]) -> list[str]:
     return figures
 
 
-def draw_training_curves(runs: Mapping[str, Run]) -> list[str]:
+def draw_training_curves(runs: Mapping[str, Run]) -> str:
     """A figure for each scalar of training, with a curve for each run that has it."""
     generative = any(run.is_generative for run in runs.values())
-    figures = []
-    for chart in list_charts((row for run in runs.values() for row in run.rows), generative):
-        for name in chart.names:
-            curves = _find_curves({key: run.rows for key, run in runs.items()}, name)
-            title = chart.title if len(chart.names) == 1 else make_label(name)
-            own = replace(chart, title=title, meaning=explain(name, generative) or chart.meaning)
-            figures.append(draw_chart(own, curves, {}))
-    return figures
+    rows = [row for run in runs.values() for row in run.rows]
+
+    def split(charts: Sequence[Chart]) -> Iterator[Chart]:
+        for chart in charts:
+            for name in chart.names:
+                title = chart.title if len(chart.names) == 1 else make_label(name)
+                meaning = explain(name, generative) or chart.meaning
+                yield replace(chart, names=(name,), title=title, meaning=meaning)
+
+    def draw(chart: Chart) -> str:
+        curves = _find_curves({key: run.rows for key, run in runs.items()}, chart.names[0])
+        return draw_chart(chart, curves, {})
+
+    return draw_unless_zero(split(list_charts(rows, generative)), rows, draw)
 
 
 def _find_curves(rows: Mapping[str, Sequence[Row]], name: str) -> dict[str, Curve]:

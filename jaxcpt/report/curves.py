@@ -3,11 +3,12 @@
 In: rows of numbers. Out: one figure for each chart. The module does not know how a chart is drawn.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from typing import Any
 
-from jaxcpt.report.charts import Chart, Curve, draw_chart
+from jaxcpt.report.charts import Chart, Curve, arrange, draw_chart
 from jaxcpt.report.meanings import explain
 from jaxcpt.report.sections import make_label
 from jaxcpt.rows import Row
@@ -60,12 +61,27 @@ def find_curve(rows: Sequence[Row], name: str) -> Curve:
     return [row["step"] for row in own], [row[name] for row in own]
 
 
-def draw_metrics(rows: Sequence[Row], is_generative: bool) -> list[str]:
+def draw_metrics(rows: Sequence[Row], is_generative: bool) -> str:
     """A figure for each chart of the training metrics."""
-    return [
-        draw_chart(chart, {make_label(n): find_curve(rows, n) for n in chart.names}, {})
-        for chart in list_charts(rows, is_generative)
-    ]
+
+    def draw(chart: Chart) -> str:
+        return draw_chart(chart, {make_label(n): find_curve(rows, n) for n in chart.names}, {})
+
+    return draw_unless_zero(list_charts(rows, is_generative), rows, draw)
+
+
+def draw_unless_zero(
+    charts: Iterable[Chart], rows: Sequence[Row], draw: Callable[[Chart], str]
+) -> str:
+    """The figures of the charts, and a line that names those whose values are 0 in all rows."""
+    figures, zero = [], []
+    for chart in charts:
+        if any(row.get(name) for row in rows for name in chart.names):
+            figures.append(draw(chart))
+        else:
+            zero.append(chart.title)
+    line = f"These were 0 at every step, so they have no chart: {'; '.join(zero)}."
+    return arrange(figures) + (f"<p>{escape(line)}</p>" if zero else "")
 
 
 def draw_evals(evals: Sequence[Row], table: Sequence[Mapping[str, Any]]) -> list[str]:

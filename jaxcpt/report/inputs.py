@@ -51,6 +51,7 @@ TEXT_OR_NULL = Kind("a text or null", lambda value: value is None or isinstance(
 DATE = Kind("a date with its time zone", _is_date)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number", lambda value: type(value) is int and 0 <= value < 10**15)
+OBJECT_OR_NULL = Kind("an object or null", lambda value: value is None or isinstance(value, dict))
 ANYTHING = Kind("anything", lambda _: True)
 
 # A "?" marks a field that may be missing. ANY means all fields that are not named.
@@ -63,7 +64,9 @@ EXPERIMENT = {
     "model?": {"width?": COUNT, ANY: ANYTHING},
     "tokenizer?": {"x_tokens?": COUNT, "y_tokens?": COUNT, ANY: ANYTHING},
     "data?": {"train?": [SOURCE], ANY: ANYTHING},
+    "init_from?": OBJECT_OR_NULL,
 }
+IMPORTED = {"source": TEXT, ANY: ANYTHING}
 START = {
     "step": COUNT,
     "date": DATE,
@@ -110,6 +113,8 @@ class Run:
     """The starts of the run; empty for runs of older versions."""
     summary: dict[str, Any]
     suites: dict[str, Any]
+    imported: dict[str, Any]
+    """Facts about the model that the run was imported from; empty for a trained run."""
 
     @property
     def name(self) -> str:
@@ -119,6 +124,10 @@ class Run:
     def step(self) -> int:
         """The last step that has numbers."""
         return int(max((row["step"] for row in self.rows[-1:] + self.evals[-1:]), default=0))
+
+    @property
+    def is_imported(self) -> bool:
+        return self.experiment.get("train_steps", 0) == 0 and not self.rows
 
     @property
     def is_generative(self) -> bool:
@@ -140,6 +149,7 @@ def read_run(folder: Path) -> Run:
         starts=read_objects(folder / STARTS_FILE, START),
         summary=read_object(folder / "summary.json", SUMMARY) or {},
         suites=read_object(folder / "suites.json", SUITES) or {},
+        imported=read_object(folder / "imported.json", IMPORTED) or {},
     )
 
 

@@ -20,7 +20,8 @@ MEANINGS = {
     "padding": "Share of the computed tokens that are padding, which is wasted work.",
     "data_wait": "Share of the time in which the devices wait for the next batch.",
     "save_share": "Share of the time since the row before that was spent on saving.",
-    "eval_share": "The same share for evals. All other rates leave out both times.",
+    "eval_share": "Share of the time since the row before that was spent on evals. All other rates "
+    "leave out the time of saves and evals.",
     "mfu": "Useful FLOP/s as a share of the published peak of the devices.",
     "alignment": "Mean squared distance between the two texts of a pair. Lower is closer.",
     "uniformity": "Log of how near the texts of different pairs are. Lower is more spread out.",

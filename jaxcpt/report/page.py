@@ -4,7 +4,7 @@ In: a run folder. Out: the page. The module does not know how a section is made.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -12,8 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from jaxcpt.files import write_file
-from jaxcpt.report.about import draw_files, draw_history, draw_pairs, draw_purpose, draw_use
-from jaxcpt.report.charts import format_number, format_score
+from jaxcpt.report.about import (
+    describe_run,
+    draw_files,
+    draw_history,
+    draw_pairs,
+    draw_purpose,
+    draw_use,
+)
+from jaxcpt.report.charts import arrange, format_number, format_score
 from jaxcpt.report.curves import ACCURACIES, draw_evals, draw_metrics
 from jaxcpt.report.inputs import Run, read_run
 from jaxcpt.report.sections import (
@@ -56,13 +63,13 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
         + draw_table(table)
         + draw_meanings(name for row in table for name in row)
         + arrange(draw_evals(run.evals, table)),
-        "Standard test sets": draw_suites(run.suites),
+        "Test sets": draw_suites(run.suites),
         "Example searches": draw_examples(run.summary.get("examples", [])),
         "What it is for": draw_purpose(run),
         "How to use it": draw_use(run),
         "Settings": draw_settings(list(list_settings(run.experiment))),
         "The pairs": draw_pairs(run),
-        "Training": arrange(draw_metrics(run.rows, run.is_generative)),
+        "Training": draw_metrics(run.rows, run.is_generative),
         "How it was made": draw_history(run),
         "Derived numbers": draw_list(derived),
         "Files": draw_files(run, _lead_to(path, run_dir)),
@@ -91,12 +98,11 @@ def _lead_to(page: Path, run_dir: Path) -> str:
 
 
 def _draw_header(run: Run) -> str:
-    """The step that the run has reached, and a card for each key number."""
+    """What the run is, the step that it has reached, and a card for each key number."""
+    about = escape(describe_run(run))
     total = run.experiment.get("train_steps", 0)
-    if not run.rows and total:
-        return "<p>No step has been logged yet.</p>"
     if not run.rows:
-        return "<p>An imported model, which has not been trained here.</p>"
+        return f"<p>{about}{' No step has been logged yet.' * bool(total)}</p>"
     step = int(run.rows[-1]["step"])
     state = "Finished" if step >= total else "Stopped or still running"
     numbers: dict[str, str] = {f"of {total:,} steps": f"{step:,}"}
@@ -121,9 +127,4 @@ def _draw_header(run: Run) -> str:
         f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
         for name, value in numbers.items()
     )
-    return f'<p>{state} at step {step:,}.</p>\n<div class="cards">{cards}</div>'
-
-
-def arrange(figures: Sequence[str]) -> str:
-    """Puts the figures side by side."""
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+    return f'<p>{about} {state} at step {step:,}.</p>\n<div class="cards">{cards}</div>'

@@ -17,10 +17,17 @@ from jaxcpt.report.meanings import explain
 from jaxcpt.report.settings import Setting
 
 LOWER_IS_BETTER = ("bits_per_byte", "perplexity")
+LABELS = {
+    "zx_norm": "length of x before normalising",
+    "zy_norm": "length of y before normalising",
+}
+"""Labels of names that do not explain themselves."""
 
 
 def make_label(name: str) -> str:
     """A label for people: heldout/recall_at_10 -> heldout recall@10, pairs_per_s -> pairs/s."""
+    if name in LABELS:
+        return LABELS[name]
     for old, new in ("/", " "), ("_at_", "@"), ("_per_", "/"), ("_", " "):
         name = name.replace(old, new)
     for word in ("MRR", "MAP", "nDCG"):
