@@ -38,7 +38,8 @@ def test_a_comparison_has_settings_scores_and_curves_of_all_runs(two, tmp_path):
     ]
     for shown in (
         "first and second",
-        "first planted 400 of 400 - - - second planted 200 of 400 2026-11-26 0123456789ab data 2",
+        "Runs first second experiment planted planted step 400 of 400 200 of 400 "
+        "started - 2026-11-26 commit - 0123456789ab devices - data 2 on 2 cpu devices",
         "Settings that differ first second optimizer.learning_rate 0.123 0.5 Scores by step",
         "Last scores first second heldout MRR 0.400 0.200 baseline MRR 0.300 0.300",
         "sts a spearman - 0.700",
@@ -70,7 +71,7 @@ def test_runs_without_scores_or_steps_are_compared(two, tmp_path):
         (second / name).unlink()
     page = Page(write_comparison(two, tmp_path / "both.html"))
     assert headings(page) == ["Runs", "Settings that differ"]
-    assert "first planted 0 of 400" in page.text
+    assert "step 0 of 400 0 of 400" in page.text
 
 
 def test_runs_with_the_same_settings_say_so(tmp_path):
@@ -94,6 +95,33 @@ def test_of_a_baseline_that_one_run_lacks_only_the_name_is_shown(tmp_path):
     change(runs[1], baseline=baseline)
     page = Page(write_comparison(runs, tmp_path / "all.html"))
     assert "Settings that differ a b baseline.name - bag Training" in page.text
+
+
+def test_of_an_imported_model_the_settings_of_training_are_left_out(two, tmp_path):
+    """They are defaults there, and the model was not trained with them."""
+    imported = plant(tmp_path / "<b>", 0)
+    model = json.loads((imported / "experiment.json").read_text())["model"]
+    (imported / "metrics.jsonl").unlink()
+    change(imported, train_steps=0, seed=7, model=model | {"remat": "nothing", "layers": 3})
+    note = "Not trained here, and therefore without settings of training: <b>."
+    page = Page(write_comparison([imported, two[0]], tmp_path / "all.html"))
+    differ = "Settings that differ <b> first train_steps 0 400 model.layers 3 2"
+    assert f"{differ} {note}" in page.text
+    page = Page(write_comparison([*two, imported], tmp_path / "all.html"))
+    differ = "train_steps 400 400 0 optimizer.learning_rate 0.123 0.5 - model.layers 2 2 3"
+    assert f"Settings that differ first second <b> {differ} {note}" in page.text
+
+
+def test_scalars_that_are_0_in_all_runs_are_named_and_not_drawn(tmp_path):
+    zero = {"masked_duplicates": 0.0, "masked_overflow": 0.0}
+    runs = [plant(tmp_path / "a", 3, {3: zero}), plant(tmp_path / "b", 3, {3: zero})]
+    page = Page(write_comparison(runs, tmp_path / "all.html"))
+    line = "These were 0 at every step, so they have no chart: masked duplicates; masked overflow."
+    assert line in page.text
+    runs[1] = plant(tmp_path / "b", 3, {3: zero | {"masked_overflow": 2.0}})
+    page = Page(write_comparison(runs, tmp_path / "all.html"))
+    assert charts(page)[-1] == "masked overflow"
+    assert "so they have no chart: masked duplicates." in page.text
 
 
 def test_names_of_runs_are_as_long_as_they_must_be(tmp_path):

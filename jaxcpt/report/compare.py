@@ -20,6 +20,9 @@ from jaxcpt.report.sections import draw_meanings, draw_table, make_label
 from jaxcpt.report.settings import list_settings
 from jaxcpt.rows import Row
 
+OF_MODEL = ("name", "train_steps", "objective", "tokenizer.", "model.")
+"""How the paths of settings begin that do not only concern training."""
+
 
 def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     """Writes the page and returns its path. Raises UserError as `read_run` does."""
@@ -53,8 +56,9 @@ def name_runs(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def draw_runs(runs: Mapping[str, Run]) -> str:
-    """A row for each run: its experiment, its last step, and when and where it ran."""
-    lines = ""
+    """A column for each run: its experiment, its last step, and when and where it ran."""
+    titles = ("experiment", "step", "started", "commit", "devices")
+    columns = [["<th></th>", *(f"<th>{title}</th>" for title in titles)]]
     for name, run in runs.items():
         last = run.starts[-1] if run.starts else {}
         commit = (last.get("commit") or "-")[:12]
@@ -65,24 +69,27 @@ def draw_runs(runs: Mapping[str, Run]) -> str:
             commit,
             last.get("devices", "-"),
         ]
-        row = "".join(f'<td class="text">{escape(cell)}</td>' for cell in cells)
-        lines += f"<tr><th>{escape(name)}</th>{row}</tr>"
-    titles = ("experiment", "step", "started", "commit", "devices")
-    head = "".join(f'<th class="text">{title}</th>' for title in titles)
-    return f"<table><tr><th>run</th>{head}</tr>{lines}</table>"
+        head = f'<th class="text">{escape(name)}</th>'
+        columns.append([head, *(f'<td class="text">{escape(cell)}</td>' for cell in cells)])
+    rows = "".join(f"<tr>{''.join(row)}</tr>" for row in zip(*columns, strict=True))
+    return f"<table>{rows}</table>"
 
 
 def draw_differences(runs: Mapping[str, Run]) -> str:
     """A row for each value of the experiments that is not the same in all runs.
 
     If some runs have a part that others lack, such as an adapter, only its values that are not
-    defaults have rows. Of a baseline that others lack, only its name has one.
+    defaults have rows. Of a baseline that others lack, only its name has one. Of an imported model,
+    the settings of training mean nothing and are left out.
     """
-    values = [{s.path: s for s in list_settings(run.experiment)} for run in runs.values()]
+    values = [
+        {s.path: s for s in list_settings(run.experiment) if _uses(run, s.path)}
+        for run in runs.values()
+    ]
     lines = ""
     for path in dict.fromkeys(path for found in values for path in found):
         settings = [found[path] for found in values if path in found]
-        missing = len(settings) < len(values)
+        missing = len(settings) < sum(_uses(run, path) for run in runs.values())
         of_baseline = path.startswith("baseline.") and path != "baseline.name"
         if missing and (of_baseline or all(setting.is_default for setting in settings)):
             continue
@@ -90,10 +97,17 @@ def draw_differences(runs: Mapping[str, Run]) -> str:
             cells = [found[path].value if path in found else "-" for found in values]
             row = "".join(f'<td class="text">{escape(cell)}</td>' for cell in cells)
             lines += f"<tr><th>{escape(path)}</th>{row}</tr>"
-    if not lines:
-        return "<p>The runs have the same settings.</p>"
     head = "".join(f'<th class="text">{escape(name)}</th>' for name in runs)
-    return f"<table><tr><th></th>{head}</tr>{lines}</table>"
+    table = f"<table><tr><th></th>{head}</tr>{lines}</table>"
+    imported = ", ".join(name for name, run in runs.items() if run.is_imported)
+    note = f"Not trained here, and therefore without settings of training: {imported}."
+    shown = table if lines else "<p>The runs have the same settings.</p>"
+    return shown + (f"<p>{escape(note)}</p>" if imported else "")
+
+
+def _uses(run: Run, path: str) -> bool:
+    """Whether a setting means something for the run: an imported model has not been trained."""
+    return not run.is_imported or (path.startswith(OF_MODEL) and path != "model.remat")
 
 
 def draw_scores(runs: Mapping[str, Run]) -> str:
