@@ -307,7 +307,7 @@ def test_an_unknown_objective_is_refused():
     text = to_json(make_generative()).replace('"generative"', '"generate"')
     with pytest.raises(UserError) as refusal:
         from_json(text, "here")
-    assert str(refusal.value).startswith("here.objective: ")
+    assert str(refusal.value).startswith("here: objective: ")
 
 
 def test_an_older_run_without_the_field_is_contrastive():

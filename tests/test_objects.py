@@ -248,7 +248,7 @@ def test_pairs_are_read_through_the_cache(folder, tmp_path):
 
 
 def test_a_line_that_is_no_pair_is_named_in_the_store(folder, tmp_path):
-    write_file(folder / "a.jsonl", '{"x": "a", "y": "b"}\n{"x": 1}\n')
+    write_file(folder / "a.jsonl", '{"x": "a", "y": "b"}\n{"x": 1, "y": "b"}\n')
     with pytest.raises(UserError, match=rf"^{folder}/a.jsonl:2: 'x' must be text, found int"):
         open_source(JsonlPairs(str(folder / "a.jsonl")), tmp_path, 0)
     with pytest.raises(UserError, match=f"^{folder}/none: no such object, nor a folder of objects"):

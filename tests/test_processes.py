@@ -156,6 +156,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(hangups, tmp_path, n
         several[1].send_signal(number)
         lines = [said(process.communicate(timeout=120)[1]) for process in several]
         assert [process.returncode for process in several] == [STOPPED, STOPPED]
+        assert lines[1].pop(0).startswith(f"jaxcpt: {number.name}: stopping after this step; ")
         assert lines[0] == lines[1]
         assert re.fullmatch(r"jaxcpt: stopped at step \d+, which is saved; start.*", lines[0][0])
     finally:
