@@ -143,12 +143,21 @@ def write_layers() -> Table:
     return make_table("layers", groups, columns)
 
 
+def write_negatives() -> Table:
+    rows = read_numbers("negatives")["rows"]
+    untuned = next(row["by_step"][0] for row in rows if SCIFACT in row["by_step"][0])
+    groups = [({"hard negatives of a pair": "not tuned"}, [untuned]), *group(rows)]
+    columns = {"SciFact, nDCG@10": SCIFACT, "among the test abstracts, MRR": MRR}
+    return make_table("negatives", groups, columns)
+
+
 TABLES = {
     "start": write_start,
     "batch": write_batch,
     "pooling": write_pooling,
     "longer": write_longer,
     "layers": write_layers,
+    "negatives": write_negatives,
 }
 
 
