@@ -58,9 +58,11 @@ class Interruption:
         while select.select([self._numbers], [], []) and self._read():
             pass
 
-    def _handle(self, *_: Any) -> None:
+    def _handle(self, number: int, _: Any) -> None:
         """The handler in the main thread."""
         self._read()
+        if not self.noted:  # a library has taken Python's pipe of signals
+            self._note(signal.Signals(number))
         if self._ends_work:
             raise Stopped
 

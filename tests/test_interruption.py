@@ -9,6 +9,7 @@ import pytest
 from conftest import REPOSITORY
 
 from jaxcpt.errors import STOPPED, Stopped, run_command
+from jaxcpt.interruption import Interruption
 
 FORKS = """
 import json, os, signal, time
@@ -65,6 +66,13 @@ def test_signals_are_answered_while_the_main_thread_waits():
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline().startswith("jaxcpt: ended by SIGINT, the second signal")
         assert process.wait() == 130
+
+
+def test_a_signal_is_noted_also_if_a_library_takes_the_pipe():
+    with Interruption() as interruption:
+        signal.set_wakeup_fd(-1)
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.noted
 
 
 def test_a_stopped_run_has_its_own_exit_code(capsys):
