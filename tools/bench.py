@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.small and arguments.json is None:
         raise UserError("--small: its numbers are no benchmarks; name a file with --json")
     tables: list[Table] = []
+    commit = find_commit(TOOLS.parent)  # before the page is changed
     with tempfile.TemporaryDirectory() as name:
         pairs = arguments.pairs_file or Path(name) / "pairs.jsonl"
         if arguments.pairs_file is None and {"train", "past_memory", "input"} & set(arguments.only):
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = run_benchmark(benchmark, filled, arguments.small, Path(name) / "tables.json")
             tables += found
             if not arguments.small:  # at once: a later benchmark may fail
-                update_page(PAGE, found, describe_run(benchmark))
+                update_page(PAGE, found, describe_run(benchmark, commit))
     if arguments.json is not None:
         write_tables(tables, arguments.json)
 
@@ -114,13 +115,13 @@ def run_benchmark(name: str, filled: dict[str, object], small: bool, file: Path)
     return read_tables(file)
 
 
-def describe_run(name: str) -> str:
+def describe_run(name: str, commit: str | None) -> str:
     benchmark = BENCHMARKS[name]
     words = benchmark.words.format(data="DATA", pairs="FILE", python="PYTHON")
     today = datetime.date.today().isoformat()
     return (
         f"`python tools/bench_{benchmark.tool}.py {words}`".replace(" `", "`")
-        + f" on {today}, commit {find_commit(TOOLS.parent)}, {describe_machine()}."
+        + f" on {today}, commit {commit}, {describe_machine()}."
     )
 
 
