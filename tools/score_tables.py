@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     origin = (
         f"`python tools/score_tables.py` on {datetime.date.today().isoformat()}, commit "
-        f"{(find_commit(REPOSITORY) or 'unknown')[:7]}."
+        f"{find_commit(REPOSITORY)}."
     )
     kept = {table.name: table for table in read_tables(TABLES)} if TABLES.is_file() else {}
     for group in arguments.only:
