@@ -92,13 +92,6 @@ def _fetch_backward(
 fetch.defvjp(_fetch_forward, _fetch_backward)
 
 
-def find_platform() -> str:
-    """The platform of the current mesh, which may be abstract: "tpu", "gpu" or "cpu"."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return jax.default_backend() if device is None else device.platform
-
-
 def size_mesh(shape: config.Mesh, devices: int) -> dict[str, int]:
     """The number of devices along each axis. Raises UserError if their product is not `devices`."""
     sizes = {"data": shape.data, "fsdp": shape.fsdp, "tensor": shape.tensor}

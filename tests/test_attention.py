@@ -9,8 +9,15 @@ import pytest
 from conftest import CLOSE
 
 from jaxcpt import attention, config
-from jaxcpt.attention import attend_cudnn, attend_plain, attend_splash, choose_form
-from jaxcpt.sharding import find_platform, make_mesh
+from jaxcpt.attention import (
+    attend_cached,
+    attend_cudnn,
+    attend_plain,
+    attend_splash,
+    choose_form,
+)
+from jaxcpt.operations import find_platform
+from jaxcpt.sharding import make_mesh
 
 # Sums of 128 products in another order differ by float32 rounding. The values are about 1.
 CLOSE_TO_ONE = CLOSE | {"atol": 3e-6}
@@ -53,27 +60,41 @@ def test_fused_kernels_equal_the_definition(form, kv_heads, causal):
         np.testing.assert_allclose(got, wanted, **CLOSE_TO_ONE)
 
 
-@pytest.mark.parametrize(("tokens", "kv_heads"), [(256, 4), (330, 2), (1200, 4)])
-def test_the_parts_of_long_rows_equal_whole_rows(tokens, kv_heads):
+@pytest.mark.parametrize(
+    ("tokens", "kv_heads", "causal"),
+    [(256, 4, True), (330, 2, True), (1200, 4, True), (1200, 2, False)],
+)
+def test_the_cached_form_equals_the_definition(tokens, kv_heads, causal):
     arrays, pull = draw(tokens=tokens, kv_heads=kv_heads)
-    expected = differentiate(FUSED["cudnn"], arrays, pull, True)
-    for got, wanted in zip(differentiate(attend_plain, arrays, pull, True), expected, strict=True):
+    expected = differentiate(attend_plain, arrays, pull, causal)
+    for got, wanted in zip(
+        differentiate(attend_cached, arrays, pull, causal), expected, strict=True
+    ):
         np.testing.assert_allclose(got, wanted, **CLOSE_TO_ONE)
 
 
-@pytest.mark.parametrize(("mesh", "at_a_time"), [(None, 3), (config.Mesh(2, 2, 2), 1)])
+@pytest.mark.parametrize("mesh", [None, config.Mesh(2, 2, 2)])
 @pytest.mark.parametrize(("kv_heads", "causal"), [(2, True), (4, False)])
-def test_few_rows_at_a_time_equal_all_rows(mesh, at_a_time, kv_heads, causal, monkeypatch):
-    """Of eight rows, one device computes three, three and two; each data shard has two."""
+def test_few_heads_at_a_time_equal_the_definition(mesh, kv_heads, causal, monkeypatch):
+    """Three query heads' scores fit. Neither the heads of a device nor those of a key are three."""
     arrays, pull = draw(rows=8, kv_heads=kv_heads)
     expected = differentiate(attend_plain, arrays, pull, causal)
-    monkeypatch.setattr(attention, "CACHED_SCORES", at_a_time * 4 * 128**2)
+    monkeypatch.setattr(attention, "CACHED_SCORES", 3 * 128**2)
     with jax.set_mesh(make_mesh(mesh)) if mesh else nullcontext():
-        found = differentiate(attend_plain, arrays, pull, causal)
-        compiled = jax.jit(attend_plain, static_argnames="causal").lower(*arrays, causal=causal)
+        found = differentiate(attention.attention, arrays, pull, causal)
+        compiled = jax.jit(attend_cached, static_argnames="causal").lower(*arrays, causal=causal)
     assert "while" in compiled.as_text()
     for got, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(got, wanted, **CLOSE_TO_ONE)
+
+
+def test_the_cached_form_rounds_only_its_result():
+    arrays, _ = draw(tokens=330)
+    *inputs, segments = arrays
+    rounded = [jnp.bfloat16(a) for a in inputs]
+    expected = attend_cached(*(np.float32(a) for a in rounded), segments, causal=True)
+    found = attend_cached(*rounded, segments, causal=True)
+    np.testing.assert_array_equal(found, jnp.bfloat16(expected))
 
 
 def test_splash_runs_on_each_device_of_a_mesh():
@@ -95,7 +116,8 @@ def test_splash_runs_on_each_device_of_a_mesh():
         ("gpu", (8, 512, 16, 128), "bfloat16", "cudnn"),
         ("gpu", (8, 512, 16, 128), "float32", "plain"),
         ("gpu", (8, 512, 16, 12), "bfloat16", "plain"),
-        ("cpu", (8, 512, 16, 64), "bfloat16", "plain"),
+        ("cpu", (8, 512, 16, 64), "bfloat16", "cached"),
+        ("cpu", (1, 256, 16, 64), "bfloat16", "plain"),
     ],
 )
 def test_the_kernel_follows_the_devices(platform, shape, dtype, form):

@@ -17,10 +17,11 @@ from jaxcpt import plan
 from jaxcpt.config import Mesh
 from jaxcpt.errors import UserError
 from jaxcpt.experiments import apply_overrides, load_experiment
+from jaxcpt.operations import find_platform
 from jaxcpt.planning.layouts import guess_bytes, list_layouts
 from jaxcpt.planning.step import Plan, TooLarge, _explain, make_plan
 from jaxcpt.planning.topology import describe_devices, parse_topology
-from jaxcpt.sharding import find_platform, make_mesh
+from jaxcpt.sharding import make_mesh
 from jaxcpt.update import choose_compiler_options
 
 try:

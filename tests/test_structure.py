@@ -19,11 +19,11 @@ from jaxcpt.model import make_encoder, name_axes
 ORDER = """
 errors quantities hang_watch pair objects files object_cache lines beir chips sources config
 prefixes checks smoke experiments run_lock run_folder mining tokenizer pairs packing order sharding
-processes profiling interruption normalise attention rotary model calls adapter batches loss_terms
-loss_streaming loss next_token likelihood optimizer update budget manifest checkpoint bad_steps
-fingerprints data_cards interop start terminal rows live metrics top_k vectors documents text_folder
-repository embed export search evals provenance report suite_tables scoring side_by_side evaluate
-planning train replay init_experiment inspect_pairs import_model plan mine_text mine_code
+processes profiling interruption normalise operations attention rotary model calls adapter batches
+loss_terms loss_streaming loss next_token likelihood optimizer update budget manifest checkpoint
+bad_steps fingerprints data_cards interop start terminal rows live metrics top_k vectors documents
+text_folder repository embed export search evals provenance report suite_tables scoring side_by_side
+evaluate planning train replay init_experiment inspect_pairs import_model plan mine_text mine_code
 clean_pairs nli_pairs mine_negatives train_tokenizer tokenize_pairs cli __main__
 """.split()  # noqa: SIM905
 
