@@ -1,4 +1,4 @@
-"""How a command ends: the errors that a user can fix, a stop on request, and the exit codes.
+"""How a command begins and ends: its memory, the errors that a user can fix, and the exit codes.
 
 In: a command's `main`. Out: its run, with each error as one line and an exit code. `CommandParser`
 parses the options of a command. This module imports nothing of the package, so that every module
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 USER_ERROR = 2
@@ -22,6 +23,9 @@ STOPPED = 75
 The number is EX_TEMPFAIL of sysexits.h."""
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended at once: 128 + the signal's number, as in shells."""
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HUGE_PAGES_SETTING = "glibc.malloc.hugetlb"
 
 
 class UserError(Exception):
@@ -58,7 +62,10 @@ def run_command(
 
     An error of the machine, such as a full disk or a folder without permission, is shown in the
     same way. Ctrl-C prints one line with exit code 130, and a stopped run one with exit code 75.
+    Without `argv`, the process is the command, and may be started again for huge pages.
     """
+    if argv is None:
+        use_huge_pages()
     try:
         main(argv)
     except (UserError, OSError) as error:
@@ -70,6 +77,22 @@ def run_command(
     except KeyboardInterrupt:
         print("jaxcpt: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def use_huge_pages() -> None:
+    """Starts this process again with memory in huge pages, where Linux gives them on request.
+
+    A training step on a CPU asks for gigabytes and gives them back. Linux fills them faster in
+    pages of 2 MiB than in pages of 4 KiB (docs/performance-log.md). The C library reads this
+    setting only when a process starts. Nothing happens if the user has made it, or if the program
+    is read from standard input.
+    """
+    given, from_input = os.environ.get("GLIBC_TUNABLES", ""), sys.argv[0] in ("", "-")
+    if HUGE_PAGES_SETTING in given or from_input:
+        return
+    if HUGE_PAGES.exists() and "[madvise]" in HUGE_PAGES.read_text():
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [given, f"{HUGE_PAGES_SETTING}=1"]))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def leave(code: int, line: str) -> NoReturn:

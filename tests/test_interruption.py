@@ -80,7 +80,7 @@ def test_a_stopped_run_has_its_own_exit_code(capsys):
         raise Stopped("stopped at step 4, which is saved; start again to go on")
 
     with pytest.raises(SystemExit) as left:
-        run_command(stop)
+        run_command(stop, [])
     assert left.value.code == STOPPED == 75
     said = "jaxcpt: stopped at step 4, which is saved; start again to go on\n"
     assert capsys.readouterr().err == said
