@@ -10,15 +10,17 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcpt.model import Cells, make_cells
+from jaxcpt.operations import find_platform
 from jaxcpt.packing import CellArrays, Place, pack_rows
 
-TOKENS_PER_CALL = 16_384
-"""Most tokens of one data shard in a call. This many keep a device busy."""
+TOKENS_PER_CALL = {"cpu": 2048, "gpu": 16_384, "tpu": 16_384}
+"""Most tokens of one data shard in a call. On a GPU or a TPU, so many keep a device busy. On a CPU,
+the values of so few stay in its cache."""
 TOKENS_PER_TEXT = 8
 """A row of n tokens holds at most n // TOKENS_PER_TEXT texts."""
-PADDING_PER_CALL = 4096
-"""Most tokens of one data shard that a call computes for empty rows, if a call with fewer rows can
-avoid it. That call may have to be compiled first, which takes some seconds too."""
+PADDING_PER_CALL = 1 / 4
+"""The largest share of TOKENS_PER_CALL that a call computes for empty rows, if a call with fewer
+rows can avoid it. That call may have to be compiled first, which takes some seconds too."""
 
 
 class Call(NamedTuple):
@@ -49,9 +51,10 @@ def plan_calls(ids: Sequence[np.ndarray], sizes: Sequence[int], shards: int) -> 
     few shapes are compiled.
     """
     lengths = [len(text) for text in ids]
+    most_tokens = TOKENS_PER_CALL[find_platform()]
     left: list[int] = []
     for size, rows in pack_rows(lengths, sizes, TOKENS_PER_TEXT).items():
-        at_once = shards * max(1, TOKENS_PER_CALL // size)
+        at_once = shards * max(1, most_tokens // size)
         whole = len(rows) - len(rows) % at_once
         for start in range(0, whole, at_once):
             yield _divide(rows[start : start + at_once], size, at_once // shards, shards, ids)
@@ -62,22 +65,23 @@ def plan_calls(ids: Sequence[np.ndarray], sizes: Sequence[int], shards: int) -> 
         (packed,) = pack_rows([lengths[t] for t in left], [size], TOKENS_PER_TEXT).values()
         rows = [[left[index] for index in row] for row in packed]
         while rows:
-            count = _choose_row_count(-(-len(rows) // shards), size)
+            count = _choose_row_count(-(-len(rows) // shards), size, most_tokens)
             yield _divide(rows[: count * shards], size, count, shards, ids)
             rows = rows[count * shards :]
 
 
-def _choose_row_count(needed: int, size: int) -> int:
-    """The rows of one data shard in the next call, at most TOKENS_PER_CALL tokens.
+def _choose_row_count(needed: int, size: int, most_tokens: int) -> int:
+    """The rows of one data shard in the next call.
 
     The number is a power of two, so that few shapes are compiled and a single query stays cheap. It
     is at least `needed`, or less if too many rows would be empty; then another call follows.
     """
-    most = max(1, TOKENS_PER_CALL // size)
+    most = max(1, most_tokens // size)
     if needed >= most:
         return most
     count = 1 << (needed - 1).bit_length()
-    return min(count // 2 if (count - needed) * size > PADDING_PER_CALL else count, most)
+    padding = (count - needed) * size
+    return min(count // 2 if padding > PADDING_PER_CALL * most_tokens else count, most)
 
 
 def _divide(

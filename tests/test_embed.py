@@ -83,7 +83,7 @@ def test_on_fewer_devices(tokenizer, alone, devices):
 
 
 def test_more_texts_than_one_call_and_one_part(embedder, alone, monkeypatch):
-    monkeypatch.setattr(calls, "TOKENS_PER_CALL", 64)  # two rows of a device
+    monkeypatch.setattr(calls, "TOKENS_PER_CALL", {"cpu": 64})  # two rows of a device
     monkeypatch.setattr(embed, "TEXTS_AT_ONCE", 33)
     assert [len(part) for part in embedder.stream(TEXTS, "y")] == [33, 33, 14]
     assert_close(embedder.embed(TEXTS, "y"), alone)
@@ -113,9 +113,20 @@ def test_few_texts_cost_few_tokens(embedder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("texts", "rows"), [(1, [1]), (60, [32]), (70, [32, 4]), (128, [64]), (200, [64, 32, 4])]
+    ("platform", "texts", "rows"),
+    [
+        ("tpu", 1, [1]),
+        ("tpu", 60, [32]),
+        ("tpu", 70, [32, 4]),
+        ("tpu", 128, [64]),
+        ("tpu", 200, [64, 32, 4]),
+        ("cpu", 10, [4, 1]),
+        ("cpu", 60, [8, 8, 8, 8]),
+        ("cpu", 70, [8, 8, 8, 8, 4]),
+    ],
 )
-def test_calls_have_few_empty_rows_and_few_shapes(texts, rows):
+def test_calls_have_few_empty_rows_and_few_shapes(platform, texts, rows, monkeypatch):
+    monkeypatch.setattr(calls, "find_platform", lambda: platform)
     ids = [np.ones(200, np.int32)] * texts  # a row of 256 tokens for each
     planned = list(calls.plan_calls(ids, calls.list_row_sizes(256), shards=2))
     assert [call.rows for call in planned] == rows
