@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "OpenVINO, int8": Engine(embed_with_openvino, (folder, True), other),
             },
             arguments.rounds,
+            warm=1,
         )
     report([make_table(courses, arguments)], arguments.json)
 
@@ -191,6 +192,7 @@ def embed_with_openvino(turns: Turns, folder: Path, int8: bool) -> None:
             None,
             str(folder / "openvino"),
             dataset_name=str(calibration),
+            dataset_config_name="default",
             dataset_split="train",
             column_name="text",
         )

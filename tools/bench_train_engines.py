@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from bench_turns import Turns
@@ -36,7 +36,7 @@ class Case:
     """Of all turns, besides the first round."""
 
 
-def train_with_jaxcpt(turns: Turns, case: Case) -> None:
+def train_with_jaxcpt(turns: Turns, case: Case, dtype: Literal["float32", "bfloat16"]) -> None:
     """What `jaxcpt train` does from the start to each step, without logs and evals."""
     import jax
 
@@ -65,12 +65,12 @@ def train_with_jaxcpt(turns: Turns, case: Case) -> None:
         batching=Batching(
             pairs_per_batch=case.pairs, chunks=case.chunks, row_tokens=case.row_tokens
         ),
-        model=Model(compute_dtype="float32", remat="nothing"),
+        model=Model(compute_dtype=dtype, remat="nothing"),
         optimizer=Optimizer(learning_rate=5e-5),
         loss=Loss(scale_start=20.0),
     )
     use_devices(experiment.mesh, 1)
-    run_dir = case.folder / "run"
+    run_dir = case.folder / f"run_{dtype}"
     run = train.prepare(experiment, run_dir, run_dir, train.open_mesh(experiment), False)
     experiment, batches = run.experiment, run.batches
     with jax.set_mesh(run.mesh), CheckpointStore(run_dir / "checkpoints", 1) as checkpoints:
@@ -190,13 +190,13 @@ def group_by_length(dataset: Any, batch_size: int, **_: Any) -> Any:
     return Grouped(dataset, batch_size=batch_size, drop_last=True)
 
 
-def multiply_with_jax(turns: Turns) -> None:
-    """The rate of products of 2,048-cubed matrices in float32, for `share of the machine`."""
+def multiply_with_jax(turns: Turns, dtype: str) -> None:
+    """The rate of products of 2,048-cubed matrices, with results in float32."""
     import jax
     import jax.numpy as jnp
 
-    a = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
-    multiply = jax.jit(jnp.matmul)
+    a = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX)).astype(dtype)
+    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
     while True:
         for _ in range(PRODUCTS):
             multiply(a, a).block_until_ready()
