@@ -23,6 +23,8 @@ STOPPED = 75
 The number is EX_TEMPFAIL of sysexits.h."""
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended at once: 128 + the signal's number, as in shells."""
+NOT_READ = 141
+"""Exit code of a command whose output is not read to its end: 128 + SIGPIPE."""
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE_PAGES_SETTING = "glibc.malloc.hugetlb"
@@ -62,13 +64,18 @@ def run_command(
 
     An error of the machine, such as a full disk or a folder without permission, is shown in the
     same way. Ctrl-C prints one line with exit code 130, and a stopped run one with exit code 75.
-    Without `argv`, the process is the command, and may be started again for huge pages.
+    A command whose output is not read to its end, as by `head`, stops without a word and with
+    exit code 141. Without `argv`, the process is the command, and may be started again for huge
+    pages.
     """
     if argv is None:
         use_huge_pages()
     try:
         main(argv)
+        sys.stdout.flush()
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and not _is_read():
+            sys.exit(NOT_READ)
         print("jaxcpt:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(USER_ERROR)
     except Stopped as stop:
@@ -77,6 +84,16 @@ def run_command(
     except KeyboardInterrupt:
         print("jaxcpt: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _is_read() -> bool:
+    """Whether standard output still has a reader. If not, what is left of it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def use_huge_pages() -> None:

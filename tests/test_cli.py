@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY
 
 from jaxcpt import __version__, cli
-from jaxcpt.errors import UserError
+from jaxcpt.errors import NOT_READ, USER_ERROR, UserError, run_command
 
 
 def test_the_help_names_every_verb(capsys):
@@ -119,3 +119,27 @@ def test_ctrl_c_during_imports_is_one_line():
     command = [sys.executable, "-c", code, "train", "--experiment", "x.py"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert (done.returncode, done.stderr) == (130, "jaxcpt: interrupted\n")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_that_nobody_reads_ends_without_a_word(lines):
+    program = (
+        "from jaxcpt.errors import run_command\n"
+        f"run_command(lambda _: [print('a line') for _ in range({lines})])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == NOT_READ == 141
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(capsys):
+    def lose_a_server(_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(SystemExit) as left:
+        run_command(lose_a_server, [])
+    assert left.value.code == USER_ERROR
+    assert capsys.readouterr().err == "jaxcpt: [Errno 32] Broken pipe\n"
