@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxcpt import config
 from jaxcpt.attention import SAVED, attention
 from jaxcpt.errors import UserError
-from jaxcpt.operations import einsum, find_platform, take_rows
+from jaxcpt.operations import einsum, find_platform, gelu, take_rows
 from jaxcpt.packing import CellArrays
 from jaxcpt.rotary import rotate
 from jaxcpt.sharding import constrain, fetch, find_misfit
@@ -192,7 +192,7 @@ class Block(nn.Module):
         elif m.mlp == "relu":
             inner_rlf = nn.relu(inner_rlf)
         else:
-            inner_rlf = nn.gelu(inner_rlf, approximate=m.mlp == "gelu")
+            inner_rlf = gelu(inner_rlf, approximate=m.mlp == "gelu")
         out_rld = self.multiply("rlf,fd->rld", inner_rlf, "down", (f, d), branch_end(m))
         return self.add_bias(out_rld, "down_bias", "d", (d,)) if m.biases else out_rld
 

@@ -1,6 +1,6 @@
 """Operations on arrays for which JAX's own form or gradient is slow or not exact enough.
 
-In: arrays. Out: their product, or rows of a table. The module knows no model.
+In: arrays. Out: their product, GELU of them, or rows of a table. The module knows no model.
 """
 
 from functools import partial
@@ -57,6 +57,15 @@ def _product_backward(
 
 
 _multiply_and_round.defvjp(_product_forward, _product_backward)
+
+
+def gelu(x: jax.Array, approximate: bool) -> jax.Array:
+    """GELU in the dtype of x. approximate: by tanh instead of erf.
+
+    On a CPU it is computed in float32, because XLA converts bfloat16 values in each of its steps.
+    """
+    wide = x.astype(jnp.float32) if find_platform() == "cpu" else x
+    return jax.nn.gelu(wide, approximate=approximate).astype(x.dtype)
 
 
 @jax.custom_vjp

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcpt.operations import einsum
+from jaxcpt.operations import einsum, gelu
 
 SIZES = dict(zip("rldfhkjgqa", (3, 40, 24, 96, 2, 12, 2, 3, 40, 4), strict=True))
 
@@ -54,3 +54,10 @@ def test_a_cpu_computes_bfloat16_products_with_float32_results():
     assert all(
         line.rstrip().endswith("f32>") or "xf32>" in line.split("->")[-1] for line in products
     )
+
+
+@pytest.mark.parametrize("approximate", [True, False])
+def test_gelu_is_that_in_float32_rounded(approximate):
+    x = jnp.linspace(-4, 4, 101, dtype=jnp.bfloat16)
+    expected = jax.nn.gelu(x.astype(jnp.float32), approximate=approximate)
+    np.testing.assert_array_equal(gelu(x, approximate), expected.astype(jnp.bfloat16))
