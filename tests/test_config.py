@@ -427,7 +427,7 @@ def test_a_command_says_one_line(capsys):
         (press_ctrl_c, 130, "jaxcpt: interrupted\n"),
     ):
         with pytest.raises(SystemExit) as left:
-            run_command(main)
+            run_command(main, [])
         assert left.value.code == code
         assert capsys.readouterr() == ("", line)
 

@@ -263,10 +263,9 @@ def test_the_command_prints_where_the_page_is(tmp_path):
     assert result.stdout == f"{tmp_path / 'report.html'}\n"
 
 
-def test_the_command_refuses_what_is_no_run_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["report", "--run-dir", str(tmp_path)])
+def test_the_command_refuses_what_is_no_run_folder(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        run_command(main)
+        run_command(main, ["--run-dir", str(tmp_path)])
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
         f"jaxcpt: {tmp_path}: not a run folder: it has no experiment.json; "

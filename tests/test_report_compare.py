@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 from planted_run import Page, charts, headings, plant
@@ -176,8 +175,7 @@ def test_several_runs_go_into_one_page(two, tmp_path, monkeypatch, capsys, optio
 )
 def test_the_command_refuses(two, tmp_path, monkeypatch, capsys, arguments, line):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["report", *arguments])
     with pytest.raises(SystemExit) as ended:
-        run_command(main)
+        run_command(main, arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"jaxcpt: {line}")
