@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import difflib
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,7 +72,11 @@ def run_command(
     if argv is None:
         use_huge_pages()
     try:
-        main(argv)
+        try:
+            main(argv)
+        except SystemExit:  # after --help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except (UserError, OSError) as error:
         if isinstance(error, BrokenPipeError) and not _is_read():
@@ -88,12 +93,12 @@ def run_command(
 
 def _is_read() -> bool:
     """Whether standard output still has a reader. If not, what is left of it goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+    watch = select.poll()
+    watch.register(1, 0)
+    if not any(event & select.POLLERR for _, event in watch.poll(0)):
+        return True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return False
 
 
 def use_huge_pages() -> None:

@@ -121,14 +121,22 @@ def test_ctrl_c_during_imports_is_one_line():
     assert (done.returncode, done.stderr) == (130, "jaxcpt: interrupted\n")
 
 
-@pytest.mark.parametrize("lines", [1, 100_000])
-def test_output_that_nobody_reads_ends_without_a_word(lines):
-    program = (
-        "from jaxcpt.errors import run_command\n"
-        f"run_command(lambda _: [print('a line') for _ in range({lines})])"
-    )
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from jaxcpt.errors import run_command; run_command(lambda _: print('a line'))",
+        "from jaxcpt.errors import run_command; run_command(lambda _: print('a line\\n' * 100_000))",
+        "import sys; from jaxcpt import cli; sys.argv = ['jaxcpt', 'search', '--help']; cli.run()",
+    ],
+)
+def test_output_that_nobody_reads_ends_without_a_word(program, unbuffered):
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     process.stdout.close()
     assert process.stderr.read() == ""
