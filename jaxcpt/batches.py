@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxcpt.config import Batching, Experiment
 from jaxcpt.errors import UserError
-from jaxcpt.model import Array, Cells, make_cells
+from jaxcpt.model import Cells, make_cells
+from jaxcpt.operations import Array
 from jaxcpt.order import make_homogeneous_order, make_order, share_out
 from jaxcpt.packing import CellArrays, Packing, pack_pairs
 from jaxcpt.pairs import EncodedPairs

@@ -14,18 +14,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxcpt import config
 from jaxcpt.attention import SAVED, attention
 from jaxcpt.errors import UserError
-from jaxcpt.operations import einsum, find_platform, gelu, take_rows
+from jaxcpt.operations import Array, einsum, find_platform, gelu, take_rows
 from jaxcpt.packing import CellArrays
 from jaxcpt.rotary import rotate
 from jaxcpt.sharding import constrain, fetch, find_misfit
-
-Array = jax.Array | np.ndarray
 
 Params = Any
 """A nested dict of float32 arrays."""

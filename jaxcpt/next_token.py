@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcpt.model import Cells
+from jaxcpt.operations import einsum_in_float32
 from jaxcpt.sharding import fetch, partition_spec
 
 TOKENS_AT_ONCE = 2048
@@ -109,7 +110,7 @@ def _compare(block: Block, table_vd: jax.Array) -> tuple[jax.Array, jax.Array, j
     """Returns -log p(target) of each token; the probabilities of this device's part of the
     vocabulary [s, v]; and the index of the target in that part."""
     first = lax.axis_index("tensor") * len(table_vd)
-    logits_sv = _multiply("sd,vd->sv", block.hidden_sd, table_vd)
+    logits_sv = einsum_in_float32("sd,vd->sv", block.hidden_sd, table_vd)
     is_target_sv = jnp.arange(len(table_vd)) + first == block.targets_s[:, None]
     top_s = lax.pmax(jnp.max(logits_sv, axis=-1), "tensor")
     powers_sv = jnp.exp(logits_sv - top_s[:, None])
@@ -120,10 +121,6 @@ def _compare(block: Block, table_vd: jax.Array) -> tuple[jax.Array, jax.Array, j
     total_s, right_s = lax.psum(sums_2s, "tensor")
     nats_s = jnp.where(block.targets_s >= 0, top_s + jnp.log(total_s) - right_s, 0.0)
     return nats_s, powers_sv / total_s[:, None], is_target_sv
-
-
-def _multiply(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
 def _find_nats(hidden_gsd: jax.Array, table_vd: jax.Array, targets_gs: jax.Array) -> jax.Array:
@@ -145,8 +142,8 @@ def _find_gradient(
         counts_s = block.targets_s >= 0
         dlogits_sv = jnp.where(counts_s[:, None], share_sv - is_target_sv, 0.0)
         dlogits_sv = dlogits_sv.astype(block.hidden_sd.dtype)
-        dtable_vd += _multiply("sv,sd->vd", dlogits_sv, block.hidden_sd)
-        dhidden_sd = lax.psum(_multiply("sv,vd->sd", dlogits_sv, table_vd), "tensor")
+        dtable_vd += einsum_in_float32("sv,sd->vd", dlogits_sv, block.hidden_sd)
+        dhidden_sd = lax.psum(einsum_in_float32("sv,vd->sd", dlogits_sv, table_vd), "tensor")
         return dtable_vd, (nats_s, dhidden_sd.astype(block.hidden_sd.dtype))
 
     start = jnp.zeros(table_vd.shape, jnp.float32)

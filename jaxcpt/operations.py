@@ -1,6 +1,7 @@
 """Operations on arrays for which JAX's own form or gradient is slow or not exact enough.
 
-In: arrays. Out: their product, GELU of them, or rows of a table. The module knows no model.
+In: arrays. Out: their product, GELU of them, or rows of a table, as suits the platform. The module
+knows no model.
 """
 
 from functools import partial
@@ -30,9 +31,14 @@ def einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(spec, a, b)
 
 
+def einsum_in_float32(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The einsum `spec` of two arrays of any dtype, with sums and result in float32."""
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _multiply_and_round(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(a.dtype)
+    return einsum_in_float32(spec, a, b).astype(a.dtype)
 
 
 def _product_forward(

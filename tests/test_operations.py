@@ -42,7 +42,7 @@ def test_products_and_gradients_are_those_in_float32_rounded(spec, dtype):
 
 
 def test_a_cpu_computes_bfloat16_products_with_float32_results():
-    """Products with results in bfloat16 run at a fifth of their speed (docs/performance-log.md)."""
+    """Products with results in bfloat16 are slower (docs/performance-log.md)."""
     a, b = jnp.ones((3, 40, 24), jnp.bfloat16), jnp.ones((24, 96), jnp.bfloat16)
 
     def total(a, b):
@@ -51,9 +51,7 @@ def test_a_cpu_computes_bfloat16_products_with_float32_results():
     lowered = jax.jit(jax.grad(total, argnums=(0, 1))).lower(a, b).as_text()
     products = [line for line in lowered.splitlines() if "dot_general" in line]
     assert products
-    assert all(
-        line.rstrip().endswith("f32>") or "xf32>" in line.split("->")[-1] for line in products
-    )
+    assert all("xf32>" in line.split("->")[-1] for line in products)
 
 
 @pytest.mark.parametrize("approximate", [True, False])
