@@ -80,8 +80,8 @@ def experiment() -> Experiment:
         # Every other y of a batch is a negative, so larger batches teach more. If a batch does not
         # fit into memory, divide it by `chunks`, which does not change the gradient.
         batching=Batching(pairs_per_batch={batch}, chunks=1, row_tokens={row_tokens}),
-        # On a TPU, a GPU, or a CPU whose flags in `lscpu` have avx512_bf16, bfloat16 is faster.
-        # If memory is too small, use remat="everything".
+        # On a TPU or GPU use bfloat16. On some CPUs it is faster too; try both. If memory is too
+        # small, use remat="everything".
         model=Model(compute_dtype="float32", remat="nothing"),
         # A pretrained model needs a low learning rate. From random parameters, 1e-3 is usual.
         optimizer=Optimizer(learning_rate=5e-5, warmup_steps={warmup}, weight_decay=0.01),
