@@ -16,13 +16,14 @@ pairs of nearly equal length (a round is 4 of them, spread over all lengths), or
 order of length with mini-batches by a token budget; and a worker that loads. Both engines compute
 in float32 and in bfloat16; the processor decides which is faster. All engines have memory in huge
 pages where Linux gives them on request, as every command of jaxcpt. The rates of 2,048-cubed matrix
-products are measured in the same turns.
+products are measured in the same turns. Where a step takes many minutes, --rounds 0 times only the
+first step of each engine, from the start of its process.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,7 +37,7 @@ from bench_train_engines import (
     train_with_jaxcpt,
     train_with_library,
 )
-from bench_turns import Engine, take_turns
+from bench_turns import Course, Engine, take_turns
 
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.mining.python_packages import mine_packages
@@ -82,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--pairs", type=int, default=128, help="in a batch, or in a chunk of one")
     parser.add_argument("--chunks", type=int, default=32, help="of past_memory's batch")
-    parser.add_argument("--rounds", type=int, default=3, help="timed, each after one that is not")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="timed, each after one that is not; 0: the first step, with all before it",
+    )
     parser.add_argument(
         "--pairs-file", type=Path, help="JSONL; default: those of installed packages, as quickstart"
     )
@@ -148,28 +154,28 @@ def cut(texts: Iterable[str], tokenizer: object, longest: int) -> list[str]:
 
 
 def compare(name: str, case: Case, rounds: int) -> Table:
-    courses = take_turns(
-        {
-            "jaxcpt, float32": Engine(train_with_jaxcpt, (case, "float32")),
-            "jaxcpt, bfloat16": Engine(train_with_jaxcpt, (case, "bfloat16")),
-            "sentence-transformers, defaults": Engine(train_with_library, (case, False, False)),
-            "the same, grouped by length": Engine(train_with_library, (case, True, False)),
-            "the same, grouped, bfloat16": Engine(train_with_library, (case, True, True)),
-            "products, JAX float32": Engine(multiply_with_jax, ("float32",)),
-            "products, JAX bfloat16": Engine(multiply_with_jax, ("bfloat16",)),
-            "products, torch float32": Engine(multiply_with_torch, ("float32",)),
-            "products, torch bfloat16": Engine(multiply_with_torch, ("bfloat16",)),
-        },
-        rounds,
-        warm=1,
-    )
+    """Trains with all engines in turns, and multiplies matrices where steps are timed alone."""
+    training = {
+        "jaxcpt, float32": Engine(train_with_jaxcpt, (case, "float32")),
+        "jaxcpt, bfloat16": Engine(train_with_jaxcpt, (case, "bfloat16")),
+        "sentence-transformers, defaults": Engine(train_with_library, (case, False, False)),
+        "the same, grouped by length": Engine(train_with_library, (case, True, False)),
+        "the same, grouped, bfloat16": Engine(train_with_library, (case, True, True)),
+    }
+    products = {
+        "JAX float32": Engine(multiply_with_jax, ("float32",)),
+        "JAX bfloat16": Engine(multiply_with_jax, ("bfloat16",)),
+        "torch float32": Engine(multiply_with_torch, ("float32",)),
+        "torch bfloat16": Engine(multiply_with_torch, ("bfloat16",)),
+    }
+    courses = take_turns(training | (products if rounds else {}), rounds, warm=1)
     failures = [f"{key}: {course.failure}" for key, course in courses.items() if course.failure]
     if failures:
         raise UserError("; ".join(failures))
-    products = {key: courses.pop(key) for key in list(courses) if key.startswith("products")}
     ours = {dtype: courses[f"jaxcpt, {dtype}"] for dtype in ("float32", "bfloat16")}
     rows: list[list[Value]] = []
-    for engine, course in courses.items():
+    for engine in training:
+        course = courses[engine]
         rates = course.rates("pairs")
         rows.append(
             [
@@ -186,20 +192,30 @@ def compare(name: str, case: Case, rounds: int) -> Table:
                 ),
             ]
         )
-    peaks = {key.removeprefix("products, "): c.rate("flops") / 1e9 for key, c in products.items()}
-    spoken = ", ".join(f"{rate:.0f} in {key}" for key, rate in peaks.items())
-    shares = [
-        f"{own.rate('flops') / 1e9:.0f} GFLOP/s in {dtype}, "
-        f"{100 * own.rate('flops') / 1e9 / peaks[f'JAX {dtype}']:.0f} % of its products' rate"
-        for dtype, own in ours.items()
-    ]
     first = ours["float32"]
     note = (
         f"{case.pairs:,} pairs of {first.count('tokens') / first.count('pairs'):.0f} tokens on "
-        f"average; medians of {rounds} rounds. Products of 2,048-cubed matrices, GFLOP/s: "
-        f"{spoken}. jaxcpt: {first.counts[0]['flops'] / 1e9:.0f} GFLOP a step; {'; '.join(shares)}."
+        f"average; jaxcpt: {first.counts[0]['flops'] / 1e9:.0f} GFLOP a step. "
     )
+    if rounds:
+        note += f"Medians of {rounds} rounds. {describe_rates(ours, courses, list(products))}"
+    else:
+        note += "The rates are those of the first step, from the start of each process."
     return Table(name=name, columns=COLUMNS, rows=rows, note=note, plot=["pairs/s"])
+
+
+def describe_rates(
+    ours: Mapping[str, Course], courses: Mapping[str, Course], products: Sequence[str]
+) -> str:
+    """The rates of products, and which part of them a step reaches."""
+    peaks = {key: courses[key].rate("flops") / 1e9 for key in products}
+    spoken = ", ".join(f"{rate:.0f} in {key}" for key, rate in peaks.items())
+    shares = []
+    for dtype, own in ours.items():
+        rate = own.rate("flops") / 1e9
+        share = 100 * rate / peaks[f"JAX {dtype}"]
+        shares.append(f"{rate:.0f} GFLOP/s in {dtype}, {share:.0f} % of its products' rate")
+    return f"Products of 2,048-cubed matrices, GFLOP/s: {spoken}. A step: {'; '.join(shares)}."
 
 
 if __name__ == "__main__":
