@@ -222,7 +222,8 @@ class Optimizer:
     """Peak learning rate of the token and position tables and of their weights in the mean. None:
     `learning_rate`."""
     warmup_steps: int = 0
-    """Steps in which the learning rate rises linearly from 0 to its peak."""
+    """Steps in which the learning rate rises linearly to its peak. The first step has
+    learning_rate / (warmup_steps + 1)."""
     final_share: float = 0.1
     """Learning rate at the last step, as a share of its peak."""
     weight_decay: float = 0.1
@@ -254,8 +255,9 @@ class InitFrom:
     """Another model, whose parameters and tokenizer the run starts from.
 
     Fields of `model` and `tokenizer` that keep their defaults are taken from that model. Other
-    fields must agree with it, except x_tokens and y_tokens, which are free. compute_dtype, remat
-    and cut_residual say how this run computes, and are never taken from that model.
+    fields must agree with it, except x_tokens and y_tokens, and after a generative run pooling.
+    compute_dtype, remat and cut_residual say how this run computes, and are never taken from that
+    model.
     """
 
     run: str
@@ -333,7 +335,7 @@ class Baseline:
     """A cheaper run for comparison. All settings that are not listed here are those of the run."""
 
     name: str
-    """Name of the baseline in tables and in its folder."""
+    """Name of the baseline in tables. Its folder in the run folder is always `baseline`."""
     train_steps: int
     """Steps of training."""
     batching: Batching

@@ -71,11 +71,12 @@ def experiment() -> Experiment:
         # A run folder, a Hugging Face folder, or a folder in an installed package.
         init_from=InitFrom({start}),
         # x is the text that searches, such as a question; y is what is found, such as its answer.
+        # Some models need a prefix before each text. Give it to both sources: x_prefix="query: ".
         data=Data(
             train=({train},),
             heldout={heldout},
         ),
-        # Longer texts are cut. Some models need a prefix before each text: x_prefix, y_prefix.
+        # Longer texts are cut.
         tokenizer=Tokenizer(x_tokens={x_tokens}, y_tokens={y_tokens}),
         # Every other y of a batch is a negative, so larger batches teach more. If a batch does not
         # fit into memory, divide it by `chunks`, which does not change the gradient.
