@@ -59,8 +59,8 @@ BENCHMARKS = {
     ),
     "past_memory": Benchmark(
         "train",
-        "--pairs-file {pairs} --only past_memory --rounds 0",
-        "--pairs 8 --chunks 2",
+        "--pairs-file {pairs} --only past_memory --rounds 1 --warm 0 --engines grouped_bfloat16",
+        f"{SMALL_TRAINING} --chunks 2",
     ),
     "minilm": Benchmark("minilm", "--data {data} --backends {python}", "--texts 8 --rounds 1"),
     "embed": Benchmark(

@@ -10,20 +10,20 @@ past_memory  the model and texts of gpt2 and a batch that is encoded in parts: c
              in jaxcpt, the cached loss with its 32 texts in sentence-transformers
 
 Both engines read one model folder and one JSONL file, use AdamW and the loss in both directions,
-and have a process each. They take turns, and the second of the two rounds of a turn is timed.
+and have a process each. They take turns, and the second of the two rounds of a turn is timed. Where
+a round takes minutes, it needs no other one before it: --warm 0.
 sentence-transformers runs at its defaults and grouped by length, which is its best: batches of
 pairs of nearly equal length (a round is 4 of them, spread over all lengths), or a batch in the
 order of length with mini-batches by a token budget; and a worker that loads. Both engines compute
 in float32 and in bfloat16; the processor decides which is faster. All engines have memory in huge
 pages where Linux gives them on request, as every command of jaxcpt. The rates of 2,048-cubed matrix
-products are measured in the same turns. Where a step takes many minutes, --rounds 0 times only the
-first step of each engine, from the start of its process.
+products are measured in the same turns.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,7 @@ from bench_train_engines import (
     train_with_jaxcpt,
     train_with_library,
 )
-from bench_turns import Course, Engine, take_turns
+from bench_turns import Engine, take_turns
 
 from jaxcpt.errors import UserError, run_command
 from jaxcpt.mining.python_packages import mine_packages
@@ -63,6 +63,13 @@ PLANS = {
     "minilm": Plan(model="minilm", x_tokens=64, y_tokens=128, row_tokens=128),
     "past_memory": Plan(model="gpt2", x_tokens=512, y_tokens=512, row_tokens=512, past_memory=True),
 }
+ENGINES = {
+    "defaults": ("sentence-transformers, defaults", False, False),
+    "grouped": ("sentence-transformers, grouped by length", True, False),
+    "grouped_bfloat16": ("sentence-transformers, grouped, bfloat16", True, True),
+}
+"""Those of sentence-transformers: each with its name in the tables, whether it is grouped by
+length, and whether it computes in bfloat16. jaxcpt always takes part."""
 COLUMNS = [
     "",
     "pairs/s",
@@ -83,12 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--pairs", type=int, default=128, help="in a batch, or in a chunk of one")
     parser.add_argument("--chunks", type=int, default=32, help="of past_memory's batch")
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=3,
-        help="timed, each after one that is not; 0: the first step, with all before it",
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, each after --warm")
+    parser.add_argument("--warm", type=int, default=1, help="rounds of a turn that are not timed")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument(
         "--pairs-file", type=Path, help="JSONL; default: those of installed packages, as quickstart"
     )
@@ -108,11 +112,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 y_tokens=plan.y_tokens,
                 row_tokens=plan.row_tokens,
                 chunks=chunks,
-                rounds=2 * arguments.rounds,
+                rounds=(1 + arguments.warm) * arguments.rounds,
             )
             write_inputs(case, plan, mined)
             print(f"{name}, {case.pairs:,} pairs", flush=True)
-            tables.append(compare(f"train_{name}", case, arguments.rounds))
+            tables.append(compare(f"train_{name}", case, arguments))
     report(tables, arguments.json)
 
 
@@ -153,29 +157,32 @@ def cut(texts: Iterable[str], tokenizer: object, longest: int) -> list[str]:
     return cut_texts
 
 
-def compare(name: str, case: Case, rounds: int) -> Table:
-    """Trains with all engines in turns, and multiplies matrices where steps are timed alone."""
+def compare(name: str, case: Case, arguments: argparse.Namespace) -> Table:
     training = {
-        "jaxcpt, float32": Engine(train_with_jaxcpt, (case, "float32")),
-        "jaxcpt, bfloat16": Engine(train_with_jaxcpt, (case, "bfloat16")),
-        "sentence-transformers, defaults": Engine(train_with_library, (case, False, False)),
-        "the same, grouped by length": Engine(train_with_library, (case, True, False)),
-        "the same, grouped, bfloat16": Engine(train_with_library, (case, True, True)),
+        f"jaxcpt, {dtype}": Engine(train_with_jaxcpt, (case, dtype))
+        for dtype in ("float32", "bfloat16")
+    } | {
+        ENGINES[key][0]: Engine(train_with_library, (case, *ENGINES[key][1:]))
+        for key in arguments.engines
     }
-    products = {
-        "JAX float32": Engine(multiply_with_jax, ("float32",)),
-        "JAX bfloat16": Engine(multiply_with_jax, ("bfloat16",)),
-        "torch float32": Engine(multiply_with_torch, ("float32",)),
-        "torch bfloat16": Engine(multiply_with_torch, ("bfloat16",)),
-    }
-    courses = take_turns(training | (products if rounds else {}), rounds, warm=1)
+    courses = take_turns(
+        training
+        | {
+            "products, JAX float32": Engine(multiply_with_jax, ("float32",)),
+            "products, JAX bfloat16": Engine(multiply_with_jax, ("bfloat16",)),
+            "products, torch float32": Engine(multiply_with_torch, ("float32",)),
+            "products, torch bfloat16": Engine(multiply_with_torch, ("bfloat16",)),
+        },
+        arguments.rounds,
+        warm=arguments.warm,
+    )
     failures = [f"{key}: {course.failure}" for key, course in courses.items() if course.failure]
     if failures:
         raise UserError("; ".join(failures))
+    products = {key: courses.pop(key) for key in list(courses) if key.startswith("products")}
     ours = {dtype: courses[f"jaxcpt, {dtype}"] for dtype in ("float32", "bfloat16")}
     rows: list[list[Value]] = []
-    for engine in training:
-        course = courses[engine]
+    for engine, course in courses.items():
         rates = course.rates("pairs")
         rows.append(
             [
@@ -192,30 +199,21 @@ def compare(name: str, case: Case, rounds: int) -> Table:
                 ),
             ]
         )
+    peaks = {key.removeprefix("products, "): c.rate("flops") / 1e9 for key, c in products.items()}
+    spoken = ", ".join(f"{rate:.0f} in {key}" for key, rate in peaks.items())
+    shares = [
+        f"{own.rate('flops') / 1e9:.0f} GFLOP/s in {dtype}, "
+        f"{100 * own.rate('flops') / 1e9 / peaks[f'JAX {dtype}']:.0f} % of its products' rate"
+        for dtype, own in ours.items()
+    ]
     first = ours["float32"]
     note = (
         f"{case.pairs:,} pairs of {first.count('tokens') / first.count('pairs'):.0f} tokens on "
-        f"average; jaxcpt: {first.counts[0]['flops'] / 1e9:.0f} GFLOP a step. "
+        f"average; medians of {arguments.rounds} rounds. Products of 2,048-cubed matrices, "
+        f"GFLOP/s: {spoken}. jaxcpt: {first.counts[0]['flops'] / 1e9:.0f} GFLOP a step; "
+        f"{'; '.join(shares)}."
     )
-    if rounds:
-        note += f"Medians of {rounds} rounds. {describe_rates(ours, courses, list(products))}"
-    else:
-        note += "The rates are those of the first step, from the start of each process."
     return Table(name=name, columns=COLUMNS, rows=rows, note=note, plot=["pairs/s"])
-
-
-def describe_rates(
-    ours: Mapping[str, Course], courses: Mapping[str, Course], products: Sequence[str]
-) -> str:
-    """The rates of products, and which part of them a step reaches."""
-    peaks = {key: courses[key].rate("flops") / 1e9 for key in products}
-    spoken = ", ".join(f"{rate:.0f} in {key}" for key, rate in peaks.items())
-    shares = []
-    for dtype, own in ours.items():
-        rate = own.rate("flops") / 1e9
-        share = 100 * rate / peaks[f"JAX {dtype}"]
-        shares.append(f"{rate:.0f} GFLOP/s in {dtype}, {share:.0f} % of its products' rate")
-    return f"Products of 2,048-cubed matrices, GFLOP/s: {spoken}. A step: {'; '.join(shares)}."
 
 
 if __name__ == "__main__":

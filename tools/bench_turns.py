@@ -50,8 +50,7 @@ class Turns:
 
 @dataclass
 class Course:
-    """What one engine did, without its first round, which compiles. Without other rounds, its first
-    one, from the start of the process."""
+    """What one engine did, without its first round, which compiles."""
 
     first_seconds: float = 0.0
     """From the start of the process to the end of the first round."""
@@ -87,14 +86,10 @@ def take_turns(engines: Mapping[str, Engine], rounds: int, *, warm: int = 0) -> 
     for name, engine in engines.items():
         start = time.perf_counter()
         process, connection = _start(engine)
-        counts = _receive(courses[name], connection)
-        if counts is None:
+        if _receive(courses[name], connection) is None:
             process.wait()
             continue
         courses[name].first_seconds = time.perf_counter() - start
-        if not rounds:
-            courses[name].seconds.append(courses[name].first_seconds)
-            courses[name].counts.append(counts)
         working[name] = process, connection
         print(f"  {name}: first round after {courses[name].first_seconds:.1f} s", flush=True)
     for _ in range(rounds):
