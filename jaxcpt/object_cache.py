@@ -9,6 +9,7 @@ hold.
     JAXCPT_CACHE_GB     its limit in GB; default: 200
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from jaxcpt.objects import ObjectPath
 
 DOWNLOADS_AT_ONCE = 8
-LOCK, FILES = "lock", "files"
+LOCK, FILL_LOCK, FILES = "lock", "fill_lock", "files"
 
 _held: dict[Path, IO[bytes]] = {}
 """The open lock files of the copies in use. The system unlocks them when the process ends."""
@@ -65,30 +66,32 @@ def fetch(path: Path) -> Path:
         Wanted(file, place / file.relative_to(path), found.st_size, found.st_mtime)
         for file, found in path.list_files().items()
     ]
-    lock = _lock(entry)
+    _hold(entry)
     try:
-        missing = [file for file in wanted if not file.is_there]
-        _make_room(cache, sum(file.size for file in missing), path)
-        with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-            list(pool.map(_download, missing))
+        with open(entry / FILL_LOCK, "a+b") as fill_lock:
+            fcntl.flock(fill_lock, fcntl.LOCK_EX)  # waits while another process fills the entry
+            if missing := [file for file in wanted if not file.is_there]:
+                _make_room(cache, sum(file.size for file in missing), path)
+            with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+                list(pool.map(_download, missing))
     except OSError as error:
         raise UserError(f"{entry}: the copy of {path} cannot be written: {error}") from None
-    finally:
-        fcntl.flock(lock, fcntl.LOCK_SH)
     return place
 
 
-def _lock(entry: Path) -> IO[bytes]:
-    """Locks an entry of the cache. If another process is filling it, waits until that is done."""
+def _hold(entry: Path) -> None:
+    """Keeps other processes from deleting an entry of the cache until this process ends.
+
+    Any number of processes hold an entry at the same time.
+    """
     try:
         entry.mkdir(parents=True, exist_ok=True)
         if entry not in _held:
-            _held[entry] = open(entry / LOCK, "ab")  # noqa: SIM115 - held until the end
-        fcntl.flock(_held[entry], fcntl.LOCK_EX)
+            _held[entry] = open(entry / LOCK, "a+b")  # noqa: SIM115 - held until the end
+        fcntl.flock(_held[entry], fcntl.LOCK_SH)
         os.utime(entry / LOCK)
     except OSError as error:
         raise UserError(f"{entry}: cannot be written: {error.strerror}; set JAXCPT_CACHE") from None
-    return _held[entry]
 
 
 def _download(file: Wanted) -> None:
@@ -103,7 +106,8 @@ def _download(file: Wanted) -> None:
 def _make_room(cache: Path, needed: int, path: Path) -> None:
     """Deletes unused copies until `needed` bytes fit. Raises UserError if they cannot fit."""
     limit = float(os.environ.get("JAXCPT_CACHE_GB") or 200) * 1e9
-    entries = sorted(cache.iterdir(), key=lambda entry: (entry / LOCK).stat().st_mtime)
+    locks = [entry / LOCK for entry in cache.iterdir() if (entry / LOCK).is_file()]
+    entries = [lock.parent for lock in sorted(locks, key=lambda lock: lock.stat().st_mtime)]
     held = {entry: _measure(entry) for entry in entries}
 
     def room() -> float:
@@ -112,7 +116,7 @@ def _make_room(cache: Path, needed: int, path: Path) -> None:
     for entry in entries:
         if needed <= room():
             return
-        with open(entry / LOCK, "ab") as lock:
+        with open(entry / LOCK, "a+b") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -129,4 +133,10 @@ def _make_room(cache: Path, needed: int, path: Path) -> None:
 
 
 def _measure(entry: Path) -> int:
-    return sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
+    """The bytes of an entry, in which another process may be replacing files."""
+    size = 0
+    for folder, _, names in os.walk(entry):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(os.path.join(folder, name)).st_size
+    return size

@@ -283,6 +283,7 @@ def test_folders_of_array_records_and_parquet_are_read(folder, tmp_path):
 
 def test_the_cache_keeps_to_its_limit(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXCPT_CACHE_GB", "0.0000025")  # 2,500 bytes
+    (tmp_path / "cache" / "lost+found").mkdir(parents=True)  # as in the root of a disk
     for number in range(3):
         write_file(folder / str(number), "x" * 1000)
     first = object_cache.fetch(folder / "0")
@@ -296,6 +297,17 @@ def test_the_cache_keeps_to_its_limit(folder, tmp_path, monkeypatch):
     object_cache._held.clear()
     third = object_cache.fetch(folder / "2")
     assert (first.exists(), second.exists(), third.exists()) == (False, True, True)
+
+
+def test_two_processes_use_a_copy_at_the_same_time(folder):
+    write_file(folder / "a.txt", "old")
+    assert object_cache.fetch(folder / "a.txt").read_text() == "old"
+    write_file(folder / "a.txt", "newer")
+    code = "import sys; from jaxcpt.files import to_path; from jaxcpt.object_cache import fetch; "
+    code += "print(fetch(to_path(sys.argv[1])).read_text())"
+    command = [sys.executable, "-c", code, str(folder / "a.txt")]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert output.stdout == "newer\n"  # although this process still uses the copy
 
 
 def test_a_tokenizer_is_kept_in_a_store(folder, tokenizer):
