@@ -25,7 +25,7 @@ from jaxcpt.config import Experiment
 from jaxcpt.errors import UserError, find_nearest
 from jaxcpt.files import is_object
 
-EXPERIMENT_FILE = "experiment.json"
+EXPERIMENT_FILE, BASELINE = "experiment.json", "baseline"
 LARGEST_INTEGER = (1 << 63) - 1
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -250,6 +250,13 @@ def read_experiment(run_dir: Path) -> Experiment:
         return from_json(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; the file is damaged") from None
+
+
+def find_shared_folder(run_dir: Path) -> Path:
+    """The folder with the mined pairs of a run: its own, or for a baseline that of its run."""
+    parent = run_dir.parent
+    is_baseline = run_dir.name == BASELINE and (parent / EXPERIMENT_FILE).is_file()
+    return parent if is_baseline else run_dir
 
 
 def describe_no_run(run_dir: Path) -> str:

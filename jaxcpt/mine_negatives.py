@@ -16,6 +16,7 @@ continues with these vectors. It needs about 60 bytes of memory for each pair.
 
 import argparse
 import hashlib
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ import numpy as np
 
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.experiments import read_experiment
+from jaxcpt.experiments import find_shared_folder, read_experiment
 from jaxcpt.files import remove_tree, to_path
 from jaxcpt.mining.words import digest, fold_words
 from jaxcpt.pair import Pair
@@ -40,6 +41,7 @@ from jaxcpt.vectors import TEXTS_PER_SHARD, Storage, TextWithId, cut_into_blocks
 Shards = list[np.ndarray]
 KNOWN_POSITIVE = "passed over: known to be right"
 WITHIN_MARGIN = "passed over: within the margin"
+OWN = "left out: the pair's own negatives over --negatives"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def add_negatives(
     shards: Shards,
     options: argparse.Namespace,
 ) -> Iterator[tuple[Pair, Counter[str]]]:
-    """Yields each pair with its negatives, and the number of candidates passed over by reason.
+    """Yields each pair with its negatives, and the number of texts that are none, by reason.
 
     prefixed, bare: the same pairs with and without the prefixes of their sources. The model embeds
     the prefixed texts. The negatives are written without a prefix.
@@ -174,6 +176,7 @@ def add_negatives(
         first_pairs = bare.read(known.first_m[needed].tolist())
         texts = {candidate: pair.y for candidate, pair in zip(needed, first_pairs, strict=True)}
         for pair, (chosen, passed_over) in zip(bare.read(block), choices, strict=True):
+            passed_over[OWN] += max(len(set(pair.negatives)) - options.negatives, 0)
             negatives = dict.fromkeys((*pair.negatives, *(texts[at] for at in chosen)))
             yield replace(pair, negatives=tuple(negatives)[: options.negatives]), passed_over
 
@@ -184,15 +187,23 @@ def open_pairs(arguments: argparse.Namespace) -> tuple[Pairs, Pairs, list[str]]:
     The pairs are those that the options name, or else the run's own training pairs.
     """
     run = read_experiment(arguments.run_dir)
-    sources = list(run.data.train)
-    if arguments.pairs or arguments.experiment:
-        sources, _ = name_sources(arguments)
+    with tempfile.TemporaryDirectory() as folder:  # where pairs of installed packages are mined to
+        if arguments.pairs or arguments.experiment:
+            sources, experiment = name_sources(arguments)
+            place, seed = Path(folder), experiment.seed if experiment else 0
+        else:
+            sources, seed = list(run.data.train), run.seed
+            place = find_shared_folder(arguments.run_dir)
 
-    def open_all(sources: Sequence[Source]) -> Pairs:
-        return JoinedPairs([open_source(s, arguments.run_dir, run.seed) for s in sources])
+        def open_all(sources: Sequence[Source]) -> Pairs:
+            return JoinedPairs([open_source(source, place, seed) for source in sources])
 
-    bare = [replace(s, x_prefix="", y_prefix="") if isinstance(s, Prefixes) else s for s in sources]
-    return open_all(sources), open_all(bare), [getattr(s, "y_prefix", "") for s in sources]
+        y_prefixes = [getattr(source, "y_prefix", "") for source in sources]
+        bare = [
+            replace(source, x_prefix="", y_prefix="") if isinstance(source, Prefixes) else source
+            for source in sources
+        ]
+        return open_all(sources), open_all(bare), y_prefixes
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -271,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with show_progress("searching", len(bare), True) as advance:
         write_pairs(output, count(advance))
     remove_tree(unfinished)
-    for what in ("negatives", too_few, KNOWN_POSITIVE, WITHIN_MARGIN):
+    for what in ("negatives", too_few, KNOWN_POSITIVE, WITHIN_MARGIN, OWN):
         print(f"{totals[what]:>12,}  {what}")
     print(f"{output}: {len(bare):,} pairs, {totals['negatives'] / len(bare):.2f} negatives each")
 

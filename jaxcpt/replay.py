@@ -25,7 +25,7 @@ from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.config import Experiment
 from jaxcpt.embed import choose_mesh
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.experiments import EXPERIMENT_FILE, read_experiment
+from jaxcpt.experiments import find_shared_folder, read_experiment
 from jaxcpt.files import to_path
 from jaxcpt.fingerprints import check_model, describe_model
 from jaxcpt.model import encode, make_encoder
@@ -121,10 +121,7 @@ def replay(run_dir: Path) -> None:
             f"{run_dir}: has no folder {FOLDER}; a run has one if it stopped after "
             "safety.max_bad_steps steps in a row that were not finite"
         )
-    is_baseline = (run_dir.parent / EXPERIMENT_FILE).is_file()  # it uses the mined pairs of its run
-    sources = open_training(
-        experiment.data, run_dir.parent if is_baseline else run_dir, experiment.seed
-    )
+    sources = open_training(experiment.data, find_shared_folder(run_dir), experiment.seed)
     tokenizer, mesh = Tokenizer.load(run_dir / "tokenizer"), choose_mesh(experiment)
     with jax.set_mesh(mesh), CheckpointStore(run_dir / FOLDER) as kept:
         before = kept.choose(None)

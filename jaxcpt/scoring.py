@@ -20,6 +20,7 @@ from jaxcpt.embed import Embedder, describe_file
 from jaxcpt.evals import CorpusFn, EmbedFn, collect, note, pair_search
 from jaxcpt.evals.suites import run_suites, score_words
 from jaxcpt.evals.table import tabulate
+from jaxcpt.experiments import BASELINE, find_shared_folder
 from jaxcpt.files import to_path, write_file
 from jaxcpt.lines import find_file
 from jaxcpt.metrics import EVALS_FILE, find_row
@@ -62,7 +63,7 @@ def read_heldout(
         return []
     bare: Any = {f"{side}_prefix": "" for side in given or ()}
     source = dataclasses.replace(experiment.data.heldout, **bare)
-    pairs = open_source(source, run_dir, experiment.seed)
+    pairs = open_source(source, find_shared_folder(run_dir), experiment.seed)
     return pairs.read(range(len(pairs)))
 
 
@@ -166,8 +167,8 @@ def compare_heldout(
     scores = {"this run": pair_search.run(embed_fn, heldout)}
     if first := find_heldout(before or {}):
         scores["before training"] = first
-    if (run_dir / "baseline").is_dir():
-        baseline = Embedder.load(run_dir / "baseline", prefixes=given).of_sources
+    if (run_dir / BASELINE).is_dir():
+        baseline = Embedder.load(run_dir / BASELINE, prefixes=given).of_sources
         scores[baseline.experiment.name] = pair_search.run(baseline.embed, heldout)
     scores["BM25"] = pair_search.bm25(heldout)
     counts = pair_search.count(heldout)
@@ -272,7 +273,8 @@ def keep_corpora(folder: Path, embedder: Embedder, storage: Storage) -> CorpusFn
         assert file is not None  # its ids have been read
         about = describe_file(embedder, "y", file)
         embed_shard = functools.partial(embedder.embed, side="y", progress=True)
-        vectors = fill(folder / path.parent.name, about, documents, embed_shard, storage)
+        name = "-".join(path.parent.parts[-2:])  # nested sets may have the same last name
+        vectors = fill(folder / name, about, documents, embed_shard, storage)
         return vectors.shards()
 
     return embed

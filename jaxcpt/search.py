@@ -15,6 +15,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -27,7 +28,7 @@ from jaxcpt.config import TokenizedPairs
 from jaxcpt.documents import read_documents
 from jaxcpt.embed import Embedder, add_arguments, describe, load_embedder
 from jaxcpt.errors import CommandParser, UserError, run_command
-from jaxcpt.experiments import read_experiment
+from jaxcpt.experiments import find_shared_folder, read_experiment
 from jaxcpt.files import hash_file, remove_tree, to_path
 from jaxcpt.lines import read_lines
 from jaxcpt.pairs import JoinedPairs, open_source, read_all
@@ -55,7 +56,8 @@ def read_own_texts(run_dir: Path) -> list[TextWithId]:
     if any(isinstance(source, TokenizedPairs) for source in sources):
         raise UserError(f"{run_dir}: trained on token ids, which are not texts; add --corpus")
     bare = [replace(source, x_prefix="", y_prefix="") for source in sources]
-    pairs = JoinedPairs([open_source(source, run_dir, experiment.seed) for source in bare])
+    home = find_shared_folder(run_dir)
+    pairs = JoinedPairs([open_source(source, home, experiment.seed) for source in bare])
     if len(pairs) > MOST_OWN_PAIRS:
         raise UserError(
             f"{run_dir}: {len(pairs):,} pairs, too many to search at once; add --corpus"
@@ -120,9 +122,8 @@ def search_folder(
     place = str(folder.resolve())
     home = run_dir / "search" / f"{kind}-{digest_text(place)[:16]}"
     about = {"checkpoint": embedder.fingerprint, "step": embedder.step, "path": place}
-    about |= {"prefix": embedder.prefixes["y"]}
     documents = [TextWithId(f"{digest_text(text.text)} {text.id}", text.text) for text in found]
-    about["input"] = digest_text(json.dumps(documents))
+    about |= {"prefix": embedder.prefixes["y"], "input": digest_text(json.dumps(documents))}
     kept = home / digest_text(json.dumps([about, dataclasses.astuple(storage)]))[:16]
     known = {} if kept.is_dir() else _read_known(home, about, storage)
     vectors = fill(kept, about, documents, _reuse(known, _embed_y(embedder)), storage)
@@ -362,8 +363,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _make_parser().parse_args(argv)
-    for name in ("top", "lines"):
-        least = 1 if name == "top" else 0
+    for name, least in (("top", 1), ("lines", 0)):
         if (number := getattr(arguments, name)) < least:
             raise UserError(f"--{name} {number}: must be at least {least}")
     if arguments.vectors and Storage(arguments.width, arguments.int8) != Storage():
@@ -376,8 +376,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     queries = read_queries(arguments)
     use_cpu_cores()
-    embedder = load_embedder(arguments)
-    corpus = open_corpus(arguments, embedder)
+    with redirect_stdout(sys.stderr if arguments.json else sys.stdout):  # only JSON goes there
+        embedder = load_embedder(arguments)
+        corpus = open_corpus(arguments, embedder)
 
     def answer(asked: Sequence[str]) -> None:
         for query, hits in find(embedder, corpus, asked, arguments.top):

@@ -23,7 +23,7 @@ from jaxcpt.config import Experiment, derive_baseline
 from jaxcpt.embed import Embedder
 from jaxcpt.errors import CommandParser, Stopped, ending_at_once, run_command
 from jaxcpt.evals.suites import check_suites
-from jaxcpt.experiments import EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
+from jaxcpt.experiments import BASELINE, EXPERIMENT_FILE, apply_overrides, load_experiment, to_json
 from jaxcpt.files import to_path, write_file
 from jaxcpt.fingerprints import check_data, check_model, describe_data, describe_model
 from jaxcpt.hang_watch import HangWatch
@@ -176,7 +176,7 @@ def train_in(run: Prepared, shared_dir: Path, profile_steps: int, live: Sequence
     """Does the work of `train`, once the run folder is claimed and locked."""
     run_dir, experiment = run.run_dir, run.experiment
     if (baseline := derive_baseline(experiment)) is not None:
-        train(baseline, run_dir / "baseline", shared_dir, run.accept_changed_data)
+        train(baseline, run_dir / BASELINE, shared_dir, run.accept_changed_data)
     if is_first():
         print_table(experiment.name, list(run.derived.items()))
         for line in describe_differences(experiment, {}) if experiment.evals.suites else ():

@@ -1,22 +1,25 @@
 """`jaxcpt mine-negatives` finds texts that rank high, without known and likely positives."""
 
+import argparse
 import json
+import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import PAIRS
 from test_tokenized import run_tool
-from tiny_run import tiny_run
+from tiny_run import copy_run, tiny_experiment, tiny_run
 
 from jaxcpt import mine_negatives
-from jaxcpt.config import JsonlPairs
+from jaxcpt.config import Data, JsonlPairs, PythonPackages
 from jaxcpt.embed import Embedder
-from jaxcpt.errors import UserError
-from jaxcpt.mine_negatives import Known, Margins, choose_negatives
+from jaxcpt.errors import UserError, run_command
+from jaxcpt.mine_negatives import Known, Margins, choose_negatives, open_pairs
 from jaxcpt.pair import Pair
-from jaxcpt.pairs import PairList, open_source, read_pairs, write_pairs
+from jaxcpt.pairs import PairList, open_source, read_all, read_pairs, write_pairs
 
 
 def test_the_limit_of_negatives_is_below_the_positive():
@@ -100,6 +103,28 @@ def test_a_larger_margin_leaves_out_more_and_a_pairs_own_negatives_come_first(mi
         assert after.negatives[: len(before.negatives)] == before.negatives
         assert before.y not in after.negatives
         assert len(set(after.negatives)) == len(after.negatives) <= 8
+
+
+def test_counts_own_negatives_that_are_left_out(tmp_path, capsys, as_many_cores_as_devices):
+    arguments = ["--run-dir", str(tiny_run()), "--output", str(tmp_path / "out.jsonl")]
+    run_command(mine_negatives.main, [*arguments, "--negatives", "1"])
+    over = sum(max(len(set(pair.negatives)) - 1, 0) for pair in PAIRS)
+    said = capsys.readouterr().out
+    assert re.search(rf"\b{over}  left out: the pair's own negatives over --negatives", said)
+
+
+def test_pairs_of_another_experiment_are_mined_for_it(tmp_path, monkeypatch):
+    """The pairs that the run's folder keeps are not those of the experiment."""
+    run_dir = copy_run(tmp_path)
+    (run_dir / "pairs").mkdir()
+    for split in ("train", "heldout"):
+        write_pairs(run_dir / "pairs" / f"{split}.jsonl", PAIRS)
+    arguments = argparse.Namespace(run_dir=run_dir, pairs=None, split=None, experiment="other.py")
+    source = PythonPackages(packages=("json",), heldout_functions=2)
+    other = replace(tiny_experiment(), data=Data((source,)))
+    monkeypatch.setattr("jaxcpt.pairs.command.load_experiment", lambda path: other)
+    _, bare, _ = open_pairs(arguments)
+    assert {pair.source.partition(".")[0] for pair in read_all(bare)} == {"json"}
 
 
 def test_the_model_embeds_prefixes_and_the_file_has_none(mined, tmp_path, monkeypatch):
