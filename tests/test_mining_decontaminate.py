@@ -224,7 +224,7 @@ def test_a_set_of_which_a_part_would_not_be_read_is_refused(tmp_path, files, tol
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.tsv", b"label\tsentence\n1\tb\n", "a.tsv:1: found no text; expected a column"),
+        ("a.tsv", b"label\tphrase\n1\tb\n", "a.tsv:1: found no text; expected a column"),
         ("a.tsv", b"5\tred cat\tblue sky\n", "a.tsv:1: found no text; expected a column"),
         ("a.jsonl", b'{"text": "b"}\n{"label": 1}\n', "a.jsonl:2: found no text; expected"),
         ("a.jsonl", b'{"text": {"en": "b"}}\n', "a.jsonl:1: 'text' must be a text, found dict"),
@@ -240,6 +240,16 @@ def test_a_file_that_would_not_be_read_is_refused(folder, name, content, told):
     with pytest.raises(UserError) as caught:
         list(read_evaluations(str(folder)))
     assert str(caught.value).startswith(f"--decontaminate: {folder}/sts/s/{told}")
+
+
+def test_sick_is_read_as_it_is_distributed(tmp_path):
+    header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
+    for name in ("SICK_train.txt", "SICK_test_annotated.txt"):
+        path = tmp_path / "sts" / "sick-r" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{header}1\ta of {name}\tb of {name}\t4.5\tNEUTRAL\n")
+    texts = [text for _, text in read_evaluations(str(tmp_path))]
+    assert texts == ["a of SICK_test_annotated.txt", "b of SICK_test_annotated.txt"]
 
 
 def test_a_byte_order_mark_hides_no_column(tmp_path):

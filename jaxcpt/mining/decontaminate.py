@@ -22,8 +22,9 @@ from jaxcpt.files import write_file
 from jaxcpt.lines import read_jsonl, read_lines, read_quoted, require_file
 from jaxcpt.mining.words import fold_words
 
-FIELDS = ("text", "title", "code", "intent", "docstring")
-"""Columns whose names start with one of these hold texts. CodeSearchNet's query is `docstring`."""
+FIELDS = ("text", "title", "code", "intent", "docstring", "sentence")
+"""Columns whose names start with one of these hold texts. CodeSearchNet's query is `docstring`, and
+SICK-R and GLUE have `sentence_A` and `sentence1`."""
 FAMILIES = ("linear_probe", "sts", "retrieval", "code_search", "dpr")
 """The folders of evaluation sets. Folders beside them may hold training text and are not read."""
 TRAIN = re.compile(r"(?i)(?<![a-z])train(?![a-z])")
@@ -33,6 +34,8 @@ JUDGED = {"queries.jsonl": "query-id", "corpus.jsonl": "corpus-id"}
 QUESTIONS, OTHER_QUESTIONS = "qas/*-test.csv", "qas/*.csv"
 PASSAGES = "wikipedia_split/*"
 """Files of the DPR download. Its passages are not read, because they are all of Wikipedia."""
+SICK = "SICK*.txt"
+"""Files of SICK-R, with columns that are divided by tabs."""
 UNREAD = re.compile(r"(?i)\.(tsv|jsonl|ndjson|json|csv|parquet|arrow)(\.\w+)?$")
 """Matches the name of a file with data. If it is not read, the set is not decontaminated."""
 WHOLE_WORDS = 8
@@ -84,7 +87,7 @@ def _read_texts(path: Path) -> Iterator[str]:
     elif (path.parent / "qrels").is_dir():
         if plain.name in JUDGED:
             yield from _read_judged_texts(path, JUDGED[plain.name])
-    elif plain.suffix in (".tsv", ".jsonl") or plain.match(QUESTIONS):
+    elif plain.suffix in (".tsv", ".jsonl") or plain.match(SICK) or plain.match(QUESTIONS):
         for where, row in _read_rows(path):
             yield from _list_texts(where, row)
     elif UNREAD.search(path.name) and not plain.match(OTHER_QUESTIONS):
