@@ -39,7 +39,8 @@ def export_run(
     """
     if output.exists():
         raise UserError(f"{output}: exists; name an output folder that does not exist")
-    embedder = Embedder.load(run_dir, step, prefixes=prefixes)
+    for_library = form == "sentence-transformers"
+    embedder = Embedder.load(run_dir, step, prefixes=prefixes, embeds=for_library)
     experiment, params = embedder.experiment, embedder.params
     if experiment.adapter is not None:
         params = merge_adapters(params, experiment.adapter)
@@ -57,6 +58,7 @@ def export_run(
             output.name,
             scores,
             read_data_cards(embedder.experiment),
+            for_library,
         ),
     )
     with new_folder(output) as folder:

@@ -200,6 +200,9 @@ def test_a_bag_becomes_a_static_embedding(tmp_path, token_weights):
     short = [text for text in draw_texts() if len(embedder.tokenizer.encode([text], "x")[0]) < 24]
     assert len(short) > 30
     assert compare(embedder, tmp_path / "out", short) > 0.99999
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: sentence-transformers\n" in card
+    assert 'SentenceTransformer("out")' in card
 
 
 def test_any_run_is_written_as_arrays(tmp_path):
@@ -226,8 +229,10 @@ def test_the_card_has_scores_and_configuration(tmp_path, capsys):
     )
     assert capsys.readouterr().out.endswith("out: safetensors, float32\n")
     card = (tmp_path / "out" / "README.md").read_text()
-    for text in ("library_name: sentence-transformers", "heldout/mrr", '"train_steps": 6'):
+    for text in ("tags: [jaxcpt]", "library loads this folder", "heldout/mrr"):
         assert text in card
+    assert '"train_steps": 6' in card
+    assert "sentence-transformers" not in card
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path):
@@ -237,6 +242,10 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path):
         model__weighted_mean=WeightedMean(position_weights=True),
     )
     write_run(tmp_path / "bag", bag)
+    normed = make_experiment(
+        model__layers=0, model__pooling="mean", model__embedding_norm=True, tokenizer__x_tokens=24
+    )
+    write_run(tmp_path / "normed", normed)
     write_run(tmp_path / "both", make_experiment(model__causal=False))
     qwen2 = {f"model__{name}": value for name, value in FAMILIES["qwen2"].items()}
     write_run(tmp_path / "qwen2", make_experiment(**qwen2))
@@ -244,12 +253,15 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path):
     for run, out, text in (
         ("both", "out", r"the nearest, gpt2, differs in model.causal \(False here\); export "),
         ("qwen2", "out", "reads the tokenizer of a qwen2 model as Qwen2's own kind"),
-        ("bag", "out", "only with pooling mean and without position_weights"),
+        ("bag", "out", "only with pooling mean and without position_weights and embedding_norm"),
+        ("normed", "out", "only with pooling mean and without position_weights and embedding_norm"),
         ("bag", "full", "full: exists; name an output folder that does not exist"),
     ):
         with pytest.raises(UserError, match=text):
             export_run(tmp_path / run, tmp_path / out, None, "float32", "sentence-transformers")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bag", "both", "full", "qwen2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("bag", "both", "full", "normed", "qwen2")
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -282,7 +294,7 @@ def test_the_card_shows_where_mined_pairs_come_from(tmp_path):
     experiment = tiny_experiment()
     sources = (TfdsPairs(str(tmp_path / "mined")), JsonlPairs("own.jsonl"))
     experiment = replace(experiment, data=replace(experiment.data, train=sources))
-    text = write_card(experiment, 1, "made", {}, read_data_cards(experiment))
+    text = write_card(experiment, 1, "made", {}, read_data_cards(experiment), True)
     for line in (
         "### prose 1.0.0",
         "| pairs: train | 70 |",

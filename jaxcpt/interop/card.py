@@ -18,34 +18,46 @@ LIBRARY_EXAMPLE = """    from sentence_transformers import SentenceTransformer
 """
 
 
+LIBRARY_TAGS = [
+    "library_name: sentence-transformers",
+    "pipeline_tag: sentence-similarity",
+    "tags: [sentence-transformers, feature-extraction, sentence-similarity, jaxcpt]",
+]
+ARRAYS = """`shapes.json` lists the arrays of `model.safetensors` under jaxcpt's own names. No other
+library loads this folder.
+"""
+
+
 def write_card(
     experiment: Experiment,
     step: int,
     name: str,
     scores: Mapping[str, float],
     cards: Mapping[str, DataCard],
+    for_library: bool,
 ) -> str:
     """The text of README.md, with the front matter that model hubs read.
 
     scores: the step's row of evals.jsonl; empty if the step was not evaluated. cards: the data
-    cards of mined training data, from `read_data_cards`.
+    cards of mined training data, from `read_data_cards`. for_library: whether sentence-transformers
+    loads the folder.
     """
     m, t = experiment.model, experiment.tokenizer
+    what = f"Text embeddings of {m.width} dimensions, compared by the cosine."
+    if experiment.objective == "generative":
+        what = f"A model of width {m.width} that predicts the next token."
     lines = [
         "---",
-        "library_name: sentence-transformers",
-        "pipeline_tag: sentence-similarity",
-        "tags: [sentence-transformers, feature-extraction, sentence-similarity, jaxcpt]",
+        *(LIBRARY_TAGS if for_library else ["tags: [jaxcpt]"]),
         "---",
         "",
         f"# {name}",
         "",
-        f"Text embeddings of {m.width} dimensions, compared by the cosine. Made by jaxcpt from the "
-        f"run `{experiment.name}`, step {step:,}.",
+        f"{what} Made by jaxcpt from the run `{experiment.name}`, step {step:,}.",
         "",
         "## Use",
         "",
-        LIBRARY_EXAMPLE.format(name=name),
+        LIBRARY_EXAMPLE.format(name=name) if for_library else ARRAYS,
         "## Model",
         "",
         "| | |",

@@ -111,10 +111,11 @@ def export_bag(run: ExportedRun, output: Path, dtype: str) -> list[str]:
     to the ids of the delimiters.
     """
     model, params = run.experiment.model, run.params
-    if model.pooling != "mean" or model.weighted_mean.position_weights:
+    weights = model.weighted_mean.position_weights
+    if model.pooling != "mean" or weights or model.embedding_norm:
         raise UserError(
             "a bag of tokens is a StaticEmbedding only with pooling mean and without "
-            "position_weights; export with --format safetensors"
+            "position_weights and embedding_norm; export with --format safetensors"
         )
     table_vd = params["tokens"]
     if model.weighted_mean.token_weights:
