@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.errors import UserError
-from jaxcpt.files import write_file
-from jaxcpt.processes import any_process
+from jaxcpt.files import remove_tree, write_file
+from jaxcpt.processes import any_process, first_goes_first, is_first
 from jaxcpt.update import TrainState
 
 FILE, FOLDER = "bad_steps.jsonl", "bad_step"
@@ -94,6 +94,9 @@ def stop_at(
     bad_steps = int(state.bad_steps)
     first = step - bad_steps + 1
     before = replace(state, step=jnp.int32(first - 1), bad_steps=0)
+    with first_goes_first("remove an earlier stop"):
+        if is_first():
+            remove_tree(run_dir / FOLDER)
     with CheckpointStore(run_dir / FOLDER, keep=1) as kept:
         kept.save(before, dict(meta))
     any_process(True)  # every process waits here until the first one has verified the save

@@ -56,7 +56,8 @@ def count_budget(experiment: Experiment, sizes: Sizes) -> Budget:
     table_parameters = sum(jax.tree.leaves(tables))
     frozen = max(_count(state.base) - table_parameters, 0)  # all tables are frozen too
     tokens = sizes.tokens_per_batch
-    attention = 4 * m.layers * m.width * sizes.row_tokens / (2 if m.causal else 1)
+    keys = sizes.row_tokens / (2 if m.causal else 1)
+    attention = 4 * m.layers * m.heads * m.head_size * keys
     forward = tokens * (2 * (parameters - table_parameters) + attention)
     pairs = experiment.batching.pairs_per_batch
     candidates = pairs * (1 + experiment.batching.negatives)

@@ -38,7 +38,8 @@ class Tokenizer:
     split_digits: bool = False
     """Make each digit a token of its own."""
     x_tokens: int = 512
-    """Most tokens of an x, with its delimiters. A longer text is cut; it keeps its closing one."""
+    """Most tokens of an x, with its delimiters. A longer text is cut; it keeps its closing one.
+    With `init_from`, 512 counts as left out, and stands for the limit of that model."""
     y_tokens: int = 512
     """Most tokens of a y, counted like x_tokens."""
     model_file: str | None = None

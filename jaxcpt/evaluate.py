@@ -143,9 +143,9 @@ def score_mteb(arguments: argparse.Namespace, embedder: Embedder, storage: Stora
     )
     print_table("MTEB, main scores", list(by_task.items()), ("task", "this run"))
     scores = {f"mteb/{name}": value for name, value in by_task.items()}
+    write_json(arguments.json, {"step": embedder.step, "scores": scores})
     if is_own(embedder, storage):
         record(run_dir, embedder.step, scores)
-    write_json(arguments.json, {"step": embedder.step, "scores": scores})
 
 
 def is_own(embedder: Embedder, storage: Storage) -> bool:

@@ -29,6 +29,7 @@ from jaxcpt.sharding import count_data_shards, named
 from jaxcpt.tokenizer import Tokenizer
 
 UNLIMITED_TOKENS = 1 << 30
+LARGEST_EXPONENT = 709.0  # e to a higher power does not fit into a float
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Likelihood:
     bytes: int
 
     def score(self) -> dict[str, float]:
+        per_token = min(self.nats / self.tokens, LARGEST_EXPONENT)  # a diverged model has more
         return {
             "bits_per_byte": self.nats / math.log(2) / self.bytes,
-            "perplexity": math.exp(self.nats / self.tokens),
+            "perplexity": math.exp(per_token),
         }
 
 

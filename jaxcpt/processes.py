@@ -115,8 +115,9 @@ def _call_the_roll(coordinator: str, count: int, process: int, wait: int) -> Non
     Otherwise JAX would abort a process that waited too long, without naming the missing processes.
     """
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator {coordinator}: must be HOST:PORT")
+    failure = "connected, but not all processes are there"
     deadline = time.monotonic() + wait
     if process == 0:
         _await_others(int(port), count, wait, deadline)
@@ -128,11 +129,12 @@ def _call_the_roll(coordinator: str, count: int, process: int, wait: int) -> Non
                 line.sendall(process.to_bytes(4, "big"))
                 if line.recv(1) == b"+":
                     return
-        except OSError:
-            pass
+        except OSError as error:
+            failure = str(error)
         if left <= 0:
             raise UserError(
-                f"process {process}: waited {wait} s for process 0 at {coordinator} and the others"
+                f"process {process}: waited {wait} s for process 0 at {coordinator} and the "
+                f"others: {failure}"
             )
         time.sleep(0.2)
 

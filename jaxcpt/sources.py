@@ -121,8 +121,8 @@ class BeirPairs(Prefixes):
     """Which qrels file is read."""
     negatives: str = ""
     """A file of hard negatives in the directory, such as `hard_negatives.tsv`. Like the qrels, it
-    has the columns `query-id`, `corpus-id` and `score`. The hardest come first; the score is not
-    read."""
+    has the columns `query-id`, `corpus-id` and `score`. The hardest come first; the score
+    must be a number, and is not used."""
 
 
 @dataclass(frozen=True)

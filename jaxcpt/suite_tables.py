@@ -17,7 +17,7 @@ from jaxcpt.metrics import record_evals
 from jaxcpt.report import write_report
 from jaxcpt.report.inputs import SUITES as SUITES_SHAPE
 from jaxcpt.report.inputs import read_object
-from jaxcpt.run_lock import FolderInUse, RunLock
+from jaxcpt.run_lock import RunLock
 from jaxcpt.terminal import print_table
 
 
@@ -106,9 +106,10 @@ def record(
     scores: dict[str, float],
     tables: dict[str, list[Line]] | None = None,
 ) -> None:
-    """Records scores in the run folder. If a run trains there, prints that they are not recorded.
+    """Records scores in the run folder. If that is impossible, prints a line that says why.
 
-    Otherwise both would write evals.jsonl, and one would remove the rows of the other.
+    It is impossible in a folder that cannot be written, and in one where a run trains: both would
+    write evals.jsonl, and one would remove the rows of the other.
     """
     try:
         with RunLock(run_dir):
@@ -117,5 +118,5 @@ def record(
                 write_report(run_dir)
             else:
                 record_tables(run_dir, step, tables)
-    except FolderInUse as refusal:
+    except (UserError, OSError) as refusal:  # hours of scoring must not be lost
         print(f"these scores are shown and not recorded; evaluate again for that: {refusal}")

@@ -269,14 +269,21 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
     """Makes the folder. Raises UserError if it holds other files or other vectors."""
     found = _read_about(folder)
     if found is None:
-        if folder.is_dir() and any(path.suffix != ".partial" for path in folder.iterdir()):
+        # Another machine may have begun another part since.
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        if any(name != ABOUT and not name.endswith(".partial") for name in names):
             raise UserError(f"{folder}: holds other files than vectors; choose a new folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
-        write_file(folder / ABOUT, json.dumps(about, indent=1))
-        return
+        try:
+            write_file(folder / ABOUT, json.dumps(about, indent=1))
+            return
+        except UserError:
+            found = _read_about(folder)  # another machine may have written it at the same moment
+            if found is None:
+                raise
     changed = [
         f"{name}: {found.get(name)} -> {about.get(name)}"
         for name in {**found, **about}

@@ -191,7 +191,8 @@ def test_says_who_did_not_come():
 
 def test_says_that_the_coordinator_did_not_come():
     port = find_port()
-    with pytest.raises(UserError, match=f"process 2: waited 1 s for process 0 at localhost:{port}"):
+    waited = f"process 2: waited 1 s for process 0 at localhost:{port} and the others: .*refused"
+    with pytest.raises(UserError, match=waited):
         join(f"localhost:{port}", 3, 2, wait=1)
 
 
@@ -202,6 +203,8 @@ def test_says_that_the_coordinator_did_not_come():
         (("localhost:1", None, 0), "--coordinator needs --num-processes and --process-id"),
         (("localhost:1", 2, 2), "--process-id 2: must be from 0 to 1"),
         (("localhost", 2, 0), "--coordinator localhost: must be HOST:PORT"),
+        (("localhost:99999", 2, 0), "--coordinator localhost:99999: must be HOST:PORT"),
+        (("localhost:\u00b2", 2, 0), "--coordinator localhost:\u00b2: must be HOST:PORT"),
     ],
 )
 def test_refuses_half_an_address(arguments, message):

@@ -166,8 +166,6 @@ class Tokenizer:
     def load(folder: Path) -> "Tokenizer":
         """Reads a folder that `save` wrote. Raises UserError if it is missing or damaged."""
         limits_file = folder / LIMITS_FILE
-        if not limits_file.is_file() and has_tokenizer(folder):
-            limits_file = folder / _OLD_LIMITS_FILE
         try:
             limits = json.loads(limits_file.read_text(encoding="utf-8"))
             template = limits.pop("template", None)
@@ -195,15 +193,9 @@ class Tokenizer:
         return tokenizer
 
 
-# Old runs, from before Hugging Face tokenizers were supported, have the limits in this file, beside
-# a SentencePiece model.
-_OLD_LIMITS_FILE = "tokenizer.json"
-
-
 def has_tokenizer(folder: Path) -> bool:
     """Whether `Tokenizer.save` finished in this folder."""
-    old = (folder / _OLD_LIMITS_FILE, folder / SENTENCEPIECE_FILE)
-    return (folder / LIMITS_FILE).is_file() or all(file.is_file() for file in old)
+    return (folder / LIMITS_FILE).is_file()
 
 
 @lru_cache(maxsize=4)  # a model of 250,000 pieces takes seconds to parse
