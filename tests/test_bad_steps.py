@@ -130,8 +130,11 @@ def test_bad_steps_in_a_row_are_counted_across_a_restart(tmp_path, monkeypatch):
     # `safety` may differ from the run's. With a larger limit the run goes on and stops later.
     patient = replace(diverging(), safety=Safety(max_bad_steps=4))
     monkeypatch.undo()
+    (run_dir / "bad_step" / "1").rename(run_dir / "bad_step" / "499")
     with pytest.raises(UserError, match=r"stopped at step 5: .* the first bad step is 2; "):
         train(patient, run_dir, run_dir)
+    with CheckpointStore(run_dir / "bad_step") as kept:
+        assert kept.steps() == [1]  # so replay does not repeat a step of an earlier stop
 
 
 def test_a_parameter_that_is_not_finite_is_named(tmp_path, capsys, monkeypatch):

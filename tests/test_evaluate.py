@@ -225,6 +225,18 @@ def test_what_was_done_before_a_refusal_is_kept(tmp_path, data, call, capsys):
     assert list(json.loads((run_dir / "suites.json").read_text())["suites"]) == ["retrieval"]
 
 
+def test_scores_that_cannot_be_recorded_are_shown(tmp_path, data, call):
+    needs_evals()
+    run_dir = copy_run(tmp_path)
+    (run_dir / "evals.jsonl").write_text("damaged\n")
+    said, written = call("--run-dir", run_dir, "--data", data, "--suite", "sts")
+    line = (
+        f"these scores are shown and not recorded; evaluate again for that: {run_dir}/evals.jsonl"
+    )
+    assert line in said
+    assert "sts/sts14/mean/spearman" in written["scores"]
+
+
 def test_a_set_that_does_not_fit_leaves_all_other_scores(tmp_path, data, call, capsys):
     """The other scores of its suite and of later suites are kept, also those of word matching."""
     needs_evals()

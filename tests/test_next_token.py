@@ -239,6 +239,16 @@ def test_a_contrastive_run_starts_from_it(run_dir, tmp_path):
     assert Embedder.load(folder).embed(["w1 w2"], "x").shape == (1, 16)
 
 
+def test_its_arrays_are_exported(run_dir, tmp_path):
+    assert export_run(run_dir, tmp_path / "out", None, "float32", "safetensors") == []
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "A model of width 16 that predicts the next token." in card
+
+
+def test_a_diverged_model_has_a_perplexity():
+    assert likelihood.Likelihood(nats=1e9, tokens=10, bytes=10).score()["perplexity"] > 1e307
+
+
 def test_a_generative_run_goes_on_from_another(run_dir, tmp_path):
     again = replace(on_eight_devices(), init_from=InitFrom(str(run_dir)))
     folder = tmp_path / "again"

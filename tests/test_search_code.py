@@ -6,7 +6,7 @@ import json
 import pytest
 from tiny_run import copy_run, tiny_run
 
-from jaxcpt import search
+from jaxcpt import embed, search
 from jaxcpt.embed import Embedder
 
 pytest.importorskip("tree_sitter", reason="needs pip install 'jaxcpt[mining]'")
@@ -70,6 +70,16 @@ def test_a_folder_without_functions_is_refused(tmp_path):
         read_functions(tmp_path)
     with pytest.raises(UserError, match=r"--code .*gone: no such folder"):
         read_functions(tmp_path / "gone")
+
+
+def test_only_json_is_printed_where_it_is_asked_for(tmp_path, code, capsys, monkeypatch):
+    monkeypatch.setattr(embed, "describe_differences", lambda *_: ["note: several prefixes"])
+    arguments = ["--run-dir", copy_run(tmp_path), "--code", code, "--json", "w5"]
+    capsys.readouterr()
+    search.main(list(map(str, arguments)))
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["query"] == "w5"
+    assert "note: several prefixes\n" in printed.err
 
 
 def run(capsys, *arguments):

@@ -382,13 +382,12 @@ def test_survives_the_disk(byte_level_file, byte_level, tmp_path):
     )
 
 
-def test_a_folder_of_an_older_run_is_read(tokenizer, tmp_path):
-    limits = {"vocabulary": 400, "x_tokens": 12, "y_tokens": 24}
-    (tmp_path / "tokenizer").mkdir()
-    write(tmp_path / "tokenizer", limits)
-    (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(tokenizer.model)
-    assert Tokenizer.load(tmp_path / "tokenizer") == tokenizer
-    assert obtain_tokenizer(make_experiment(), tmp_path, []) == tokenizer
+def test_of_a_folder_with_both_kinds_the_json_is_read(byte_level_file, tokenizer, tmp_path):
+    """The folders of Llama and Mistral have a SentencePiece model as well."""
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "tokenizer.json").write_bytes(Path(byte_level_file).read_bytes())
+    (tmp_path / "both" / "tokenizer.model").write_bytes(tokenizer.model)
+    assert read_model(str(tmp_path / "both"), 12, 24) == read_model(byte_level_file, 12, 24)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from jaxcpt.checkpoint import CheckpointStore
 from jaxcpt.config import Baseline, Checkpoints, Evals, JsonlPairs, Mesh
 from jaxcpt.errors import Stopped, UserError, run_command
 from jaxcpt.evals import pair_search
-from jaxcpt.experiments import read_experiment, to_json
+from jaxcpt.experiments import find_shared_folder, read_experiment, to_json
 from jaxcpt.metrics import read_rows
 from jaxcpt.pairs import write_pairs
 from jaxcpt.report import write_report
@@ -355,6 +355,8 @@ def test_a_baseline_is_trained_beside_and_shown(tmp_path):
         (d / "tokenizer" / "tokenizer.model").read_bytes() for d in (run_dir, run_dir / "baseline")
     ]
     assert tokenizers[0] == tokenizers[1]
+    # Its held-out pairs are those that its run keeps.
+    assert find_shared_folder(run_dir / "baseline") == find_shared_folder(run_dir) == run_dir
 
 
 def test_without_heldout_pairs(tmp_path, capsys):
