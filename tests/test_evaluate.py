@@ -163,12 +163,12 @@ def test_corpora_are_kept_in_shards_and_gone_on_with(tmp_path, data, call, monke
     monkeypatch.setattr(Embedder, "embed", embed_some)
     with pytest.raises(SystemExit, match="130"):
         call(*arguments, "--vectors", kept)
-    assert len(list((kept / "made").glob("*.npy"))) == 2
+    assert len(list((kept / "retrieval-made").glob("*.npy"))) == 2
     _, resumed = call(*arguments, "--vectors", kept)
     assert calls.count(16) == 4  # three shards, one of them twice
     assert resumed["scores"] == pytest.approx(whole["scores"], abs=1e-6)
-    assert len(VectorFolder.open(kept / "made")) == 60
-    assert list(VectorFolder.open(kept / "made").ids())[:2] == ["d0", "d1"]
+    assert len(VectorFolder.open(kept / "retrieval-made")) == 60
+    assert list(VectorFolder.open(kept / "retrieval-made").ids())[:2] == ["d0", "d1"]
 
 
 @pytest.mark.parametrize("options", [["--width", "8"], ["--int8"], ["--width", "8", "--int8"]])
@@ -188,7 +188,7 @@ def test_scores_of_cut_and_rounded_vectors(tmp_path, data, call, options):
     _, from_shards = call("--run-dir", run_dir, "--data", data, *options, *kept)
     # int8 vectors may tie.
     assert from_shards["scores"] == pytest.approx(written["scores"], abs=0.02)
-    assert VectorFolder.open(tmp_path / "kept" / "made").storage == storage
+    assert VectorFolder.open(tmp_path / "kept" / "retrieval-made").storage == storage
 
 
 def test_heldout_alone(tmp_path, call):
