@@ -256,7 +256,7 @@ class InitFrom:
     """Another model, whose parameters and tokenizer the run starts from.
 
     Fields of `model` and `tokenizer` that keep their defaults are taken from that model. Other
-    fields must agree with it, except x_tokens and y_tokens, and after a generative run pooling.
+    fields must agree with it, except x_tokens, y_tokens, and pooling after a generative run.
     compute_dtype, remat and cut_residual say how this run computes, and are never taken from that
     model.
     """

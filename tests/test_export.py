@@ -259,9 +259,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path):
     ):
         with pytest.raises(UserError, match=text):
             export_run(tmp_path / run, tmp_path / out, None, "float32", "sentence-transformers")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("bag", "both", "full", "normed", "qwen2")
-    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"bag", "both", "full", "normed", "qwen2"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,8 +16,6 @@ LIBRARY_EXAMPLE = """    from sentence_transformers import SentenceTransformer
     documents = model.encode_document(["a document that it searches for"])
     print(model.similarity(queries, documents))
 """
-
-
 LIBRARY_TAGS = [
     "library_name: sentence-transformers",
     "pipeline_tag: sentence-similarity",
